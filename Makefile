@@ -1,0 +1,31 @@
+# Each target does all of its own set-up: a fresh machine needs only Python 3.10 or newer and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint types unit clean
+
+demo: $(READY)
+	$(BIN)/stepcache demo
+
+test: lint types unit
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# One thread a process: two processes with two OpenMP threads each fight over two cores.
+unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info stepcache-demo.png

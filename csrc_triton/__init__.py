@@ -1,0 +1,1 @@
+"""Triton kernels, one folder an op; installed as `stepcache.kernels`."""

@@ -1,0 +1,26 @@
+"""stepcache makes U-Net diffusion pipelines of diffusers fast: deep features are reused between denoising steps.
+
+>>> from stepcache import accelerate, restore
+>>> accelerate(pipe, interval=3, branch=0)
+>>> image = pipe("a photo of an astronaut").images[0]
+>>> restore(pipe)
+"""
+
+from ._version import __version__
+from .api import accelerate, denoising, last_run, restore
+from .compat import DeepCacheSDHelper
+from .errors import StepCacheError
+from .schedule import Schedule
+from .session import RunRecord
+
+__all__ = [
+    "DeepCacheSDHelper",
+    "RunRecord",
+    "Schedule",
+    "StepCacheError",
+    "__version__",
+    "accelerate",
+    "denoising",
+    "last_run",
+    "restore",
+]

@@ -1,0 +1,81 @@
+"""The public calls: checks and wiring, no tensor work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from .attach import attach, detach, require, scheduled_steps
+from .schedule import Schedule, positive_int
+from .session import RunRecord, Session
+from .settings import Settings
+
+Pipe = TypeVar("Pipe")
+
+
+def accelerate(
+    pipe: Pipe, interval: int = 3, branch: int = 0, *, schedule: Schedule | None = None, max_buckets: int = 4
+) -> Pipe:
+    """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
+
+    Important arguments:
+        interval: the whole U-Net runs at steps 0, interval, 2 * interval, ...; the steps between run only its shallow
+            part. Default 3; 1 gives the original's images bit for bit (fp32). More is faster and less faithful:
+            2 to 5 at 50 steps, 2 at 20. Few-step models (LCM, Turbo at 1 to 8 steps) gain little.
+        branch: how much of the U-Net a partial step runs, 0 (default, least) to the number of up-path ResNets - 1
+            (11 for SD 1.x and 2.x, 8 for SDXL). `stepcache inspect` prints what each costs. Same numbering as
+            DeepCache's cache_branch_id.
+
+    Further arguments:
+        schedule: a `Schedule`, instead of `interval`.
+        max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
+            used one is dropped. Default 4.
+
+    Price: one buffer a bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance, fp16),
+    held until `restore(pipe)`; and the images change, since reused features are not the exact ones.
+
+    Calling it again replaces the settings. Raises StepCacheError, and leaves the pipe as it was, for a setting no
+    pipeline can take (InvalidSetting), a branch that this U-Net does not have (BranchOutOfRange), an object that is no
+    pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose forward is not known (UnsupportedUNet), and
+    a U-Net that another cache or torch.compile already wraps (AlreadyCached).
+
+    Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
+    """
+    attach(pipe, Settings.check(interval, branch, schedule, max_buckets))
+    return pipe
+
+
+def restore(pipe: Pipe) -> Pipe:
+    """Undo `accelerate`: the pipe is what it was, the buffers are freed. Harmless where there is nothing to undo."""
+    detach(pipe)
+    return pipe
+
+
+def last_run(pipe: object) -> RunRecord | None:
+    """What happened in the pipe's last run (or happens in the present one); None before the first.
+
+    Raises NotAccelerated for a pipe that is not accelerated.
+    """
+    return require(pipe, "last_run()").last
+
+
+@contextmanager
+def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
+    """A hand-written denoising loop with an accelerated pipe's U-Net.
+
+        with denoising(pipe):
+            for t in pipe.scheduler.timesteps:
+                noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
+                latents = pipe.scheduler.step(noise, t, latents).prev_sample
+
+    One block is one run: its first step is full. Calls of `pipe.scheduler.step` count its steps; a loop that steps
+    otherwise calls `advance()` of the yielded session at the end of each step. `steps` is the number of steps, for
+    schedules with `last=`; default: what the scheduler is set to at the first U-Net call. Outside of the block the
+    U-Net is the original one. Raises NotAccelerated for a pipe that is not accelerated.
+    """
+    attachment = require(pipe, "denoising()")
+    if steps is not None:
+        steps = positive_int("steps", steps)
+    with attachment.run(pipe, lambda: scheduled_steps(pipe) if steps is None else steps) as session:
+        yield session

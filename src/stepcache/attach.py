@@ -1,0 +1,269 @@
+"""The one file that changes an object of the user's.
+
+An accelerated pipe is an instance of a subclass of its own class, with the same name, made for that one pipe; its
+settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed at all. During a
+run (a pipeline call or a `denoising` block) the U-Net's forward and the scheduler's `step` are instance attributes that
+ask which run the calling thread is in, and behave as the original where it is in none.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from .buffers import Buckets
+from .errors import AlreadyCached, NotAccelerated, UnsupportedPipeline
+from .forwards import family_of
+from .graphs import EagerGraphs
+from .session import Core, RunRecord, Session, current
+from .settings import Settings
+
+_ATTACHMENT = "_stepcache_attachment"
+
+
+class _Interception:
+    """A function put in the place of `owner.name`, for as long as at least one run needs it."""
+
+    _lock = threading.Lock()
+    _installed: dict[tuple[int, str], _Interception] = {}  # noqa: RUF012  # all of them, shared on purpose
+
+    def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.owner, self.name, self.users = owner, name, 0
+        self.missing = name not in vars(owner)
+        self.original = getattr(owner, name)
+        self.replacement = functools.wraps(self.original)(wrap(self.original))
+        self.replacement._stepcache_original = self.original  # type: ignore[attr-defined]
+
+    @classmethod
+    @contextmanager
+    def on(cls, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+        """`owner.name` replaced by `wrap(original)`, once for all threads that ask for it; undone by the last."""
+        key = (id(owner), name)
+        with cls._lock:
+            here = cls._installed.get(key)
+            if here is None:
+                here = cls._installed[key] = cls(owner, name, wrap)
+                vars(owner)[name] = here.replacement
+            here.users += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                here.users -= 1
+                if not here.users:
+                    del cls._installed[key]
+                    here._undo()
+
+    def _undo(self) -> None:
+        # Somebody who replaced it in the meantime (an offload hook put on in a callback) keeps his own.
+        if vars(self.owner).get(self.name) is not self.replacement:
+            return
+        if self.missing:
+            del vars(self.owner)[self.name]
+        else:
+            vars(self.owner)[self.name] = self.original
+
+
+def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        if session is None or session.unet is not unet:
+            return stock(*args, **kwargs)
+        return session.call(stock, args, kwargs)
+
+    return forward
+
+
+def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        session = current.get()
+        if session is not None and session.scheduler is scheduler:
+            session.advance()
+        return result
+
+    return step
+
+
+def _seat(unet: nn.Module) -> tuple[object, str]:
+    """Where the U-Net's own forward hangs: under the offloading hooks of diffusers or accelerate, if any."""
+    registry = getattr(unet, "_diffusers_hook", None)
+    if registry is not None and registry._fn_refs:
+        return registry._fn_refs[0], "forward"
+    return (unet, "_old_forward") if hasattr(unet, "_old_forward") else (unet, "forward")
+
+
+def _check_unwrapped(unet: nn.Module) -> None:
+    """Raise AlreadyCached where somebody else already stands in the place of the U-Net's forward."""
+    if type(unet).__name__ == "OptimizedModule" or getattr(unet, "_compiled_call_impl", None) is not None:
+        raise AlreadyCached(
+            "pipe.unet is compiled already, which hides its layers. Give stepcache the plain U-Net "
+            "(pipe.unet = pipe.unet._orig_mod after torch.compile)."
+        )
+    owner, name = _seat(unet)
+    forward = getattr(owner, name)
+    forward = getattr(forward, "_stepcache_original", forward)
+    if getattr(forward, "__func__", None) is not type(unet).forward:
+        who = getattr(forward, "__qualname__", repr(forward))
+        raise AlreadyCached(
+            f"The U-Net's forward is replaced by {who}: another cache or wrapper is on it. Two of them give wrong "
+            "images; take the other one off first (DeepCache: helper.disable())."
+        )
+
+
+def _check_no_cache_hooks(unet: nn.Module) -> None:
+    """Raise AlreadyCached where one of diffusers' own caches has put its hooks on the U-Net's layers."""
+    for path, module in unet.named_modules():
+        names = getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
+        caches = [hook for hook in names if "cache" in hook or "attention_broadcast" in hook]
+        if caches:
+            raise AlreadyCached(
+                f"diffusers' {caches[0]} hook is on the U-Net ({path or 'itself'}). Two caches give wrong images; "
+                "disable that one first."
+            )
+
+
+def _unet_of(pipe: object) -> nn.Module:
+    """The pipe's U-Net. UnsupportedPipeline, with the type and the way out, where the pipe cannot be accelerated."""
+    name = type(pipe).__name__
+    unet = getattr(pipe, "unet", None)
+    if unet is None and getattr(pipe, "transformer", None) is not None:
+        raise UnsupportedPipeline(
+            f"{name} denoises with a transformer ({type(pipe.transformer).__name__}). stepcache is for U-Nets; "  # type: ignore[attr-defined]
+            "for diffusion transformers see cache-dit or diffusers' own enable_cache."
+        )
+    if unet is None or not callable(pipe) or not hasattr(getattr(pipe, "scheduler", None), "step"):
+        hint = " That is the U-Net itself; pass the pipeline that holds it." if hasattr(pipe, "up_blocks") else ""
+        raise UnsupportedPipeline(
+            f"accelerate() takes a diffusers pipeline with .unet and .scheduler, got {name}: {pipe!r:.80}.{hint}"
+        )
+    return unet
+
+
+class Attachment:
+    """What stepcache holds for one pipe: its settings, and between runs the buffers and graphs of its U-Net."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.last: RunRecord | None = None
+        # The U-Net that the idle core belongs to, weakly: the pipe may drop it or take another one.
+        self._unet: weakref.ref[nn.Module] | None = None
+        self._idle: Core | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self, pipe: object) -> tuple[nn.Module, Core]:
+        """The pipe's U-Net, checked, and the core for it, which the caller now has for itself."""
+        unet = _unet_of(pipe)
+        _check_unwrapped(unet)
+        with self._lock:
+            core, self._idle = self._idle, None
+            same = self._unet is not None and self._unet() is unet
+        if core is None or not same:
+            _check_no_cache_hooks(unet)
+            family = family_of(unet)
+            graphs = EagerGraphs(family, family.layout(unet).cut(self.settings.branch))
+            core = Core(family, graphs, Buckets(self.settings.max_buckets))
+        return unet, core
+
+    def park(self, unet: nn.Module, core: Core) -> None:
+        """Take the core back after a run. A second one (two threads ran this pipe at once) is dropped."""
+        with self._lock:
+            self._unet, self._idle = weakref.ref(unet), core
+
+    @contextmanager
+    def run(self, pipe: Any, count_steps: Callable[[], int | None]) -> Iterator[Session]:
+        """One run of `pipe`: everything is in place inside, and as it was afterwards."""
+        unet, core = self.prepare(pipe)
+        scheduler = pipe.scheduler
+        session = Session(unet, scheduler, self.settings.schedule, core, count_steps)
+        self.last = session.record
+        owner, name = _seat(unet)
+        with (
+            _Interception.on(owner, name, functools.partial(_unet_in_session, unet)),
+            _Interception.on(scheduler, "step", functools.partial(_step_in_session, scheduler)),
+        ):
+            token = current.set(session)
+            try:
+                yield session
+            finally:
+                current.reset(token)
+                session.close()
+                self.park(unet, core)
+
+    def free(self) -> None:
+        """Drop the buffers."""
+        with self._lock:
+            self._idle = self._unet = None
+
+
+def attachment_of(pipe: object) -> Attachment | None:
+    """The pipe's attachment, or None where it is not accelerated."""
+    return vars(type(pipe)).get(_ATTACHMENT)
+
+
+def attach(pipe: object, settings: Settings) -> None:
+    """Accelerate `pipe` with `settings`, in the place of any it had. Raises before it changes anything."""
+    attachment = Attachment(settings)
+    attachment.park(*attachment.prepare(pipe))
+    detach(pipe)
+    _enter(pipe, attachment)
+
+
+def detach(pipe: object) -> None:
+    """Give the pipe its own class back and free the buffers. Nothing happens where it is not accelerated."""
+    attachment = attachment_of(pipe)
+    if attachment is not None:
+        pipe.__class__ = type(pipe).__base__  # type: ignore[assignment]
+        attachment.free()
+
+
+def require(pipe: object, what: str) -> Attachment:
+    """The pipe's attachment; NotAccelerated where it has none."""
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        raise NotAccelerated(f"{what} needs an accelerated pipe; call accelerate(pipe) on this {type(pipe).__name__}.")
+    return attachment
+
+
+def _enter(pipe: object, attachment: Attachment) -> None:
+    """Make `pipe` an instance of a subclass of its class, made for it alone, that runs each call in a session."""
+    base: Any = type(pipe)
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with attachment.run(self, functools.partial(_planned_steps, self)):
+            return base.__call__(self, *args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: int) -> Any:
+        # A class made for one object cannot be found by name. A copy gets one of its own, and buffers of its own.
+        return _revive, (base, attachment.settings), vars(self)
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
+    pipe.__class__ = type(base)(base.__name__, (base,), {**names, **methods, _ATTACHMENT: attachment})
+    # The class is part of a reference cycle, as all classes are: free the buffers with the pipe, not with the cycle.
+    weakref.finalize(pipe, attachment.free).atexit = False
+
+
+def _revive(base: Any, settings: Settings) -> object:
+    pipe = base.__new__(base)
+    _enter(pipe, Attachment(settings))
+    return pipe
+
+
+def _planned_steps(pipe: Any) -> int | None:
+    """Steps of the current pipeline call; diffusers' pipelines note them right before their loop."""
+    noted = getattr(pipe, "_num_timesteps", None)
+    return noted if noted is not None else scheduled_steps(pipe)
+
+
+def scheduled_steps(pipe: Any) -> int | None:
+    """Steps that the pipe's scheduler is set to, or None where it has no timesteps."""
+    timesteps = getattr(pipe.scheduler, "timesteps", None)
+    return None if timesteps is None else len(timesteps)

@@ -1,0 +1,94 @@
+"""Buffers of the cached feature: allocated once, at one address for as long as their bucket lives."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+
+class Feature:
+    """The feature of one slot of one bucket: a tensor [B, C, H, W] and which run wrote it.
+
+    The tensor is allocated at the first write, with the value's shape, dtype, device and strides, and kept. A write of
+    another shape (the feature depends on more than the bucket's key: autocast switched on, for example) allocates anew.
+    """
+
+    __slots__ = ("run", "tensor")
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+        self.run: object | None = None
+
+    def write(self, value: Tensor, run: object) -> None:
+        """Copy `value` in, as the feature of `run` (any object that stands for the run; compared by identity)."""
+        self.reserve(value).copy_(value.detach())
+        self.run = run
+
+    def reserve(self, like: Tensor) -> Tensor:
+        """The tensor, allocated where there is none of this shape, dtype, device and strides yet."""
+        held = self.tensor
+        if held is None or _spec(held) != _spec(like):
+            # Not an inference tensor even under torch.inference_mode(): the next run, outside of it, writes it too.
+            with torch.inference_mode(False):
+                held = self.tensor = torch.empty_strided(
+                    like.shape, like.stride(), dtype=like.dtype, device=like.device
+                )
+            self.run = None
+        return held
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return 0 if self.tensor is None else self.tensor.untyped_storage().nbytes()
+
+
+def _spec(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
+
+
+class Bucket:
+    """One set of static shapes: a feature for each slot (U-Net call of a step)."""
+
+    def __init__(self) -> None:
+        self.features: list[Feature] = []
+
+    def feature(self, slot: int) -> Feature:
+        """The feature of `slot`, counted from 0."""
+        while len(self.features) <= slot:
+            self.features.append(Feature())
+        return self.features[slot]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of features held."""
+        return sum(feature.nbytes for feature in self.features)
+
+
+class Buckets:
+    """Up to `limit` buckets by key; beyond it the least recently used one is dropped, with its memory."""
+
+    def __init__(self, limit: int, make: Callable[[], Bucket] = Bucket) -> None:
+        self.limit, self.make = limit, make
+        self.held: OrderedDict[Hashable, Bucket] = OrderedDict()
+
+    def get(self, key: Hashable) -> Bucket:
+        """The bucket of `key`, made where there is none, now the most recently used."""
+        bucket = self.held.get(key)
+        if bucket is None:
+            while len(self.held) >= self.limit:
+                self.held.popitem(last=False)
+            bucket = self.held[key] = self.make()
+        self.held.move_to_end(key)
+        return bucket
+
+    def clear(self) -> None:
+        """Drop all buckets."""
+        self.held.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of features held in all buckets."""
+        return sum(bucket.nbytes for bucket in self.held.values())

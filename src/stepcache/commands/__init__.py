@@ -1,0 +1,1 @@
+"""The `stepcache` command, one file a subcommand."""

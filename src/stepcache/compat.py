@@ -1,0 +1,57 @@
+"""`DeepCacheSDHelper` of the DeepCache package, on top of stepcache: names translated, no caching here.
+
+Same arguments and defaults. The original's quirks, and what happens here instead:
+
+| original | here |
+|---|---|
+| finds the step by looking the timestep up in `scheduler.timesteps` (waits for the GPU; wrong for Heun, PNDM, Karras tails, a changed strength) | counts calls of `scheduler.step` in this pipeline call |
+| state lives from enable() to disable(), over all runs | each pipeline call starts anew |
+| also caches in a hand-written loop, at any time | inside `with stepcache.denoising(pipe):` only |
+| a cache_branch_id that the U-Net does not have runs something else, silently (12 and more: all but the mid block; -1: only conv_in and conv_out) | BranchOutOfRange |
+| layers_per_block other than 2 cuts in the wrong place; mid_block=None fails | cut derived from the U-Net's own blocks |
+| any skip_mode but "uniform" fails with KeyError at the first step | InvalidSetting at set_params |
+| cache_interval=0 fails with ZeroDivisionError in the first step | InvalidSetting at set_params |
+| enable() before set_params() fails at the first step | the defaults of set_params hold (interval 1) |
+| enable(pipe) ignores its argument | accelerates that pipe |
+| enable() twice breaks the U-Net; disable() before enable() fails | both harmless |
+| disable() leaves `forward` attributes on every block | nothing is left |
+| keeps every wrapped layer's output (108 MB for SD 1.5 at 512 px with guidance) | keeps one feature (5 MB) |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .api import accelerate, restore
+from .errors import InvalidSetting, UnsupportedPipeline
+from .settings import Settings
+
+
+class DeepCacheSDHelper:
+    """Drop-in for `DeepCache.DeepCacheSDHelper`: set_params, enable, disable. Differences: see the module."""
+
+    def __init__(self, pipe: Any = None) -> None:
+        self.pipe = pipe
+        self.set_params()
+
+    def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
+        """Interval (default 1: no reuse) and branch (default 0), for the next enable(). skip_mode: "uniform" only."""
+        if skip_mode != "uniform":
+            raise InvalidSetting(
+                f'skip_mode={skip_mode!r}: DeepCache knows "uniform" only. For other schedules call '
+                "stepcache.accelerate(pipe, schedule=...)."
+            )
+        Settings.check(cache_interval, cache_branch_id, None, 1)
+        self.params: dict[str, Any] = {"interval": cache_interval, "branch": cache_branch_id}
+
+    def enable(self, pipe: Any = None) -> None:
+        """Accelerate the pipe given here or at construction. Errors as `stepcache.accelerate`."""
+        self.pipe = pipe if pipe is not None else self.pipe
+        if self.pipe is None:
+            raise UnsupportedPipeline("There is no pipe: DeepCacheSDHelper(pipe) or enable(pipe).")
+        accelerate(self.pipe, **self.params)
+
+    def disable(self) -> None:
+        """Restore the pipe."""
+        if self.pipe is not None:
+            restore(self.pipe)

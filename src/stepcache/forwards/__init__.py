@@ -1,0 +1,61 @@
+"""Full and partial forwards, one file per family of U-Net, and the choice among them.
+
+A family is a module with:
+- `check(unet)`: raises UnsupportedUNet, naming the block, where a forward is not the one this file follows;
+- `layout(unet)`: its `cut.Layout`;
+- `bind(*args, **kwargs)`: the arguments of one U-Net call, as `Call`;
+- `full(unet, cut, **inputs) -> (output, feature)` and `partial(unet, cut, feature, **inputs) -> output`: functions of
+  tensors, without side effects, at the granularity of ResNets and attentions;
+- `wrap(output, return_dict)`: the output as the stock forward returns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ..errors import UnsupportedUNet
+
+
+class Call(NamedTuple):
+    """One U-Net call. `inputs` go to full and partial; the rest is settled outside of them."""
+
+    inputs: dict[str, Any]
+    lora_scale: float
+    return_dict: bool
+
+
+# U-Net class -> the file here that holds its forwards.
+FAMILIES = {"UNet2DConditionModel": "unet_2d_condition"}
+
+
+def family_of(unet: object) -> ModuleType:
+    """The module in this folder for `unet`, found by class name. UnsupportedUNet where there is none."""
+    from importlib import import_module
+
+    for cls in type(unet).__mro__:
+        if cls.__name__ in FAMILIES:
+            family = import_module(f"{__name__}.{FAMILIES[cls.__name__]}")
+            family.check(unet)
+            return family
+    raise UnsupportedUNet(
+        f"{type(unet).__name__} is not a U-Net that stepcache knows. Supported: {', '.join(sorted(FAMILIES))}."
+    )
+
+
+@contextmanager
+def lora_scaled(unet: Any, scale: float) -> Iterator[None]:
+    """LoRA layers of `unet` at `scale` for one call, as the stock forward's decorator does it, then back."""
+    from diffusers.utils import USE_PEFT_BACKEND, logging, scale_lora_layers, unscale_lora_layers
+
+    if not USE_PEFT_BACKEND:
+        logging.get_logger(__name__).warning(f"A LoRA scale of {scale} has no effect without peft installed.")
+        yield
+        return
+    scale_lora_layers(unet, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, scale)

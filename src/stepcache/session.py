@@ -1,0 +1,142 @@
+"""One run: counts its steps and slots on the host, and sends each U-Net call to the full or the partial graph.
+
+Nothing here reads a device tensor, so the host never waits for the device. A session lives for one pipeline call (or
+one `denoising` block); what an earlier run wrote is never read, since a feature is valid for the run that wrote it
+only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .buffers import Buckets
+from .forwards import lora_scaled
+from .graphs import EagerGraphs
+from .schedule import Schedule
+
+logger = logging.getLogger("stepcache")
+
+# The run that this thread (or task) is in. Other threads have none, or one of their own.
+current: ContextVar[Session | None] = ContextVar("stepcache_session", default=None)
+
+# Slots of one step that get a buffer. A loop that never calls scheduler.step looks like one endless step: it must not
+# fill the memory with features that no partial step will read.
+MAX_SLOTS = 64
+
+
+@dataclass
+class RunRecord:
+    """What happened in one run.
+
+    letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients).
+    steps: scheduler steps taken. buckets: sizes met, in order: (batch, channels, height, width) of the U-Net's input.
+    buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe.
+    """
+
+    letters: list[str] = field(default_factory=list, repr=False)
+    steps: int = 0
+    buckets: list[tuple[int, ...]] = field(default_factory=list)
+    buffer_bytes: int = 0
+
+    @property
+    def kinds(self) -> str:
+        """The letters as a string, "FPPFPP" for example."""
+        return "".join(self.letters)
+
+    def __str__(self) -> str:
+        sizes = ", ".join("x".join(map(str, size)) for size in self.buckets)
+        return f"{self.kinds}: {self.steps} steps, sizes {sizes or 'none'}, {self.buffer_bytes} bytes of features held"
+
+
+@dataclass
+class Core:
+    """What a run works with: a U-Net's family of forwards, its two graphs, and the buckets with the features."""
+
+    family: ModuleType
+    graphs: EagerGraphs
+    buckets: Buckets
+
+
+class Session:
+    """The run of one pipeline call on `unet`, stepped by `scheduler`.
+
+    count_steps gives the number of steps of the run, or None where nobody knows it; it is asked at the first U-Net
+    call, when the pipeline has set its timesteps.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: object,
+        schedule: Schedule,
+        core: Core,
+        count_steps: Callable[[], int | None],
+    ) -> None:
+        self.unet, self.scheduler = unet, scheduler
+        self.record = RunRecord()
+        self._schedule, self._core, self._count_steps = schedule, core, count_steps
+        # Stands for this run in the features that it writes; the session itself would keep the U-Net alive there.
+        self._token = object()
+        self._step, self._slot = 0, 0
+        self._steps: int | None = None
+        self._full = True
+        self._last_key: object = None
+
+    def advance(self) -> None:
+        """The end of a step. The watched `scheduler.step` calls it; a loop without a scheduler calls it by hand."""
+        self._step += 1
+        self._slot = 0
+
+    def call(self, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One U-Net call with the stock forward's arguments; returns what `stock` would, from one of the two graphs."""
+        core = self._core
+        inputs, lora_scale, return_dict = core.family.bind(*args, **kwargs)
+        if inputs["sample"].requires_grad and torch.is_grad_enabled():
+            # A gradient through a partial step would miss the deep layers.
+            self.record.letters.append("S")
+            return stock(*args, **kwargs)
+        if lora_scale == 1.0:
+            output = self._run(inputs)
+        else:
+            with lora_scaled(self.unet, lora_scale):
+                output = self._run(inputs)
+        return core.family.wrap(output, return_dict)
+
+    def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
+        core, record = self._core, self.record
+        if self._slot == 0:
+            if self._steps is None:
+                self._steps = self._count_steps()
+            self._full = self._schedule.is_full(self._step, self._steps)
+        key = core.graphs.key(inputs)
+        bucket = core.buckets.get(key)
+        if key != self._last_key:
+            self._last_key = key
+            record.buckets.append(tuple(inputs["sample"].shape))
+        # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
+        slot, self._slot = min(self._slot, MAX_SLOTS), self._slot + 1
+        feature = bucket.feature(slot)
+        if self._full or slot == MAX_SLOTS or feature.run is not self._token:
+            record.letters.append("F")
+            return core.graphs.full(self.unet, inputs, feature, self._token)
+        record.letters.append("P")
+        return core.graphs.partial(self.unet, inputs, feature)
+
+    def close(self) -> None:
+        """The end of the run: fill in the record."""
+        record = self.record
+        record.steps, record.buffer_bytes = self._step, self._core.buckets.nbytes
+        if len(record.letters) > 1 and not self._step:
+            logger.warning(
+                "%d U-Net calls without one scheduler.step: every call ran full. "
+                "A loop that steps without pipe.scheduler must call advance() of the denoising block.",
+                len(record.letters),
+            )
