@@ -95,7 +95,7 @@ class Schedule:
             exponent -= 0.02
         raise InvalidSetting(
             f"No schedule of {count} full steps in {total} with center={center} and power={power}: the power was "
-            "lowered to 1 without reaching it. Take a larger power, a center nearer to the middle, or a uniform schedule."
+            "lowered to 1 without reaching it. Take a larger power, a center nearer the middle, or a uniform one."
         )
 
     def is_full(self, step: int, steps: int | None = None) -> bool:
