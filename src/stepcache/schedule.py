@@ -131,10 +131,11 @@ class Schedule:
         return text[:-1] + ends + ")"
 
 
-def _power_spaced(total: int, count: int, center: float, power: float) -> set[int]:
+def _power_spaced(total: int, count: int, center: float, power: float) -> list[int]:
     """Steps whose 1/power-th powers, measured from the center, are evenly spaced (complex below it, as published)."""
+    import numpy as np  # its rounding decides borderline steps, so its arithmetic is part of the definition
+
     start, stop = complex(-center) ** (1 / power), complex(total - center) ** (1 / power)
-    points = (start + (stop - start) * (i / count) for i in range(count + 1))
-    # int() cuts towards zero, as the published code's int32 does; its two ends are dropped and step 0 put in.
-    distinct = sorted({int((point**power).real) for point in points})
-    return {0, *(value + int(center) for value in distinct[1:-1])}
+    points = np.linspace(start, stop, count + 1) ** power
+    # int32 cuts towards zero; the published code drops the two ends and puts step 0 in.
+    return [0, *(int(value) + int(center) for value in np.unique(np.int32(points.real))[1:-1])]

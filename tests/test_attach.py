@@ -1,0 +1,327 @@
+"""What accelerate changes, and that restore, copies and saves know nothing of it."""
+
+import copy
+import gc
+import inspect
+import json
+import pickle
+import weakref
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, sdxl_pipe, state_of
+
+from stepcache import StepCacheError, accelerate, denoising, last_run, restore
+from stepcache.errors import AlreadyCached, BranchOutOfRange, InvalidSetting, NotAccelerated, UnsupportedPipeline
+
+
+def test_returns_the_same_pipe_of_the_same_name():
+    pipe = demo_pipe()
+    assert accelerate(pipe) is pipe
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert type(pipe).__name__ == "StableDiffusionPipeline"
+    assert inspect.signature(pipe.__call__) == inspect.signature(demo_pipe().__call__)
+    assert restore(pipe) is pipe
+    assert type(pipe) is StableDiffusionPipeline
+
+
+@pytest.mark.parametrize("make", [demo_pipe, sdxl_pipe])
+def test_restore_leaves_everything_as_it_was(make):
+    pipe = make()
+    want = generate(pipe)
+    before = state_of(pipe)
+    accelerate(pipe, interval=3, branch=2)
+    during = state_of(pipe)
+    assert (during.pipe, during.modules, during.classes) == (before.pipe, before.modules, before.classes)
+    assert not torch.equal(generate(pipe), want)
+    restore(pipe)
+    after = state_of(pipe)
+    # What the pipeline itself notes in a call (steps, guidance) is no matter of ours: the same call noted it before.
+    assert after == before
+    assert torch.equal(generate(pipe), want)
+    assert restore(restore(pipe)) is pipe
+    assert state_of(pipe) == before
+
+
+def test_interval_1_is_the_original_bit_for_bit():
+    pipe = demo_pipe()
+    want = generate(pipe, output_type="np")
+    assert (generate(accelerate(pipe, interval=1), output_type="np") == want).all()
+
+
+def test_accelerating_twice_replaces():
+    pipe = demo_pipe()
+    accelerate(pipe, interval=2)
+    generate(pipe)
+    accelerate(accelerate(pipe, interval=3), interval=4, branch=1)
+    assert type(pipe).__base__ is StableDiffusionPipeline
+    generate(pipe)
+    assert last_run(pipe).kinds == "FPPPFP"
+    restore(pipe)
+    assert type(pipe) is StableDiffusionPipeline
+
+
+def test_outside_a_run_the_unet_is_the_original():
+    pipe = accelerate(loop_pipe(), interval=2)
+    pipe(4)
+    assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
+    inputs = make_inputs(pipe.unet)
+    with torch.no_grad():
+        first, second = pipe.unet(**inputs).sample, pipe.unet(**inputs).sample
+    assert torch.equal(first, second)
+    assert last_run(pipe).kinds == "FPFP"
+
+
+def test_the_watched_step_keeps_its_signature():
+    """Pipelines look at it to decide whether to pass eta and generator."""
+    pipe = accelerate(loop_pipe(), interval=2)
+    want = inspect.signature(pipe.scheduler.step)
+    with denoising(pipe):
+        assert "step" in vars(pipe.scheduler)
+        assert inspect.signature(pipe.scheduler.step) == want
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_swapped_scheduler():
+    pipe = accelerate(loop_pipe(), interval=2)
+    pipe(4)
+    first = pipe.scheduler
+    pipe.scheduler = EulerDiscreteScheduler(**BETAS)
+    got = pipe(5)
+    assert last_run(pipe).kinds == "FPFPF"
+    assert "step" not in vars(first) and "step" not in vars(pipe.scheduler)
+    assert torch.equal(got, accelerate(loop_pipe(scheduler=EulerDiscreteScheduler(**BETAS)), interval=2)(5))
+
+
+def test_another_unet_put_into_the_pipe():
+    pipe = accelerate(loop_pipe("sd"), interval=2, branch=0)
+    pipe(4)
+    pipe.unet = make_unet("one layer")
+    got = pipe(4)
+    assert torch.equal(got, accelerate(loop_pipe("one layer"), interval=2)(4))
+    accelerate(pipe, interval=2, branch=5)
+    pipe.unet = make_unet("inpaint", in_channels=4)
+    accelerate(pipe, interval=2, branch=5)
+    pipe.unet = make_unet(
+        "no mid block", block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    )
+    with pytest.raises(BranchOutOfRange, match="branch=5"):
+        pipe(4)
+
+
+def test_deepcopy_is_an_accelerated_pipe_of_its_own():
+    pipe = accelerate(loop_pipe(), interval=3)
+    want = pipe(6)
+    copied = copy.deepcopy(pipe)
+    assert type(copied) is not type(pipe) and type(copied).__base__ is LoopPipe
+    assert copied.unet is not pipe.unet
+    assert torch.equal(copied(6), want)
+    assert last_run(copied).kinds == "FPPFPP"
+    restore(copied)
+    assert torch.equal(pipe(6), want)
+    assert not torch.equal(copied(6), want)
+
+
+def test_deepcopy_of_a_diffusers_pipeline():
+    pipe = accelerate(demo_pipe(), interval=3)
+    want = generate(pipe)
+    copied = copy.deepcopy(pipe)
+    assert torch.equal(generate(copied), want)
+    assert last_run(copied).kinds == "FPPFPP"
+
+
+def test_pickle_keeps_the_settings():
+    pipe = accelerate(loop_pipe(), interval=3)
+    want = pipe(6)
+    copied = pickle.loads(pickle.dumps(pipe))
+    assert torch.equal(copied(6), want)
+    assert last_run(copied).kinds == "FPPFPP"
+
+
+def test_save_pretrained_saves_what_the_original_would(tmp_path):
+    pipe = demo_pipe()
+    pipe.save_pretrained(tmp_path / "plain")
+    accelerate(pipe, interval=3)
+    generate(pipe)
+    pipe.save_pretrained(tmp_path / "fast")
+    names = sorted(p.relative_to(tmp_path / "plain") for p in (tmp_path / "plain").rglob("*") if p.is_file())
+    assert len(names) > 8
+    for name in names:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "fast" / name).read_bytes(), name
+    index = json.loads((tmp_path / "fast" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert len(list((tmp_path / "fast").rglob("*"))) == len(list((tmp_path / "plain").rglob("*")))
+
+
+def test_to_another_dtype_after_accelerate():
+    pipe = accelerate(sdxl_pipe(), interval=2)
+    generate(pipe, steps=4)
+    pipe.unet.to(torch.bfloat16), pipe.text_encoder.to(torch.bfloat16), pipe.text_encoder_2.to(torch.bfloat16)
+    latents = generate(pipe, steps=4)
+    assert last_run(pipe).kinds == "FPFP"
+    assert latents.dtype == torch.bfloat16 and latents.isfinite().all()
+
+
+def test_restore_and_the_pipes_end_free_the_buffers():
+    from stepcache.attach import attachment_of
+
+    for end in (restore, lambda pipe: None):
+        pipe = accelerate(loop_pipe(), interval=2)
+        pipe(4)
+        (bucket,) = attachment_of(pipe)._idle.buckets.held.values()
+        feature, unet = weakref.ref(bucket.features[0].tensor), weakref.ref(pipe.unet)
+        del bucket
+        gc.disable()  # reference counting alone must do it: nobody waits for the collector to get his memory back
+        try:
+            end(pipe)
+            if end is restore:
+                assert feature() is None
+            del pipe
+            assert feature() is None and unet() is None
+        finally:
+            gc.enable()
+
+
+def test_offloading_hooks_stay_on_the_outside():
+    """accelerate's hooks stand in the place of forward; stepcache takes the seat under them, and gives it back."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Count(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    for order in ("before", "after"):
+        pipe, hook = loop_pipe(), Count()
+        if order == "before":
+            add_hook_to_module(pipe.unet, hook)
+        accelerate(pipe, interval=2)
+        if order == "after":
+            add_hook_to_module(pipe.unet, hook)
+        pipe(4)
+        assert last_run(pipe).kinds == "FPFP" and hook.calls == 4
+        assert pipe.unet._old_forward.__func__ is type(pipe.unet).forward
+        remove_hook_from_module(pipe.unet)
+        pipe(4)
+        assert last_run(pipe).kinds == "FPFP" and hook.calls == 4
+
+
+BAD_SETTINGS = [
+    ({"interval": 0}, InvalidSetting, "interval.* got 0"),
+    ({"interval": -1}, InvalidSetting, "got -1"),
+    ({"interval": 2.5}, InvalidSetting, "got 2.5"),
+    ({"interval": True}, InvalidSetting, "got True"),
+    ({"branch": 12}, BranchOutOfRange, r"branch=12 is out of range.* 0 to 11"),
+    ({"branch": -1}, BranchOutOfRange, r"branch=-1.*"),
+    ({"branch": 1.0}, InvalidSetting, "got 1.0"),
+    ({"branch": "0"}, InvalidSetting, "got '0'"),
+    ({"schedule": "FPP"}, InvalidSetting, "schedule must be a stepcache.Schedule, got 'FPP'"),
+    ({"max_buckets": 0}, InvalidSetting, "max_buckets .*got 0"),
+]
+
+
+@pytest.mark.parametrize("settings, error, message", BAD_SETTINGS, ids=lambda v: str(v) if isinstance(v, dict) else "")
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_bad_settings_leave_the_pipe_untouched(settings, error, message, accelerated):
+    pipe = loop_pipe()
+    if accelerated:
+        accelerate(pipe, interval=2)
+    before = state_of(pipe)
+    with pytest.raises(error, match=message) as caught:
+        accelerate(pipe, **settings)
+    assert isinstance(caught.value, StepCacheError)
+    assert state_of(pipe) == before
+    if accelerated:
+        pipe(4)
+        assert last_run(pipe).kinds == "FPFP"
+
+
+class TransformerPipe:
+    def __init__(self):
+        self.transformer, self.scheduler = torch.nn.Linear(1, 1), DDIMScheduler()
+
+    def __call__(self):
+        raise AssertionError
+
+
+class NoUNet(TransformerPipe):
+    def __init__(self):
+        self.scheduler = DDIMScheduler()
+
+
+@pytest.mark.parametrize(
+    "pipe, message",
+    [
+        (lambda: 3, "got int: 3"),
+        (lambda: None, "got NoneType"),
+        (lambda: make_unet("inpaint"), "pass the pipeline that holds it"),
+        (TransformerPipe, r"transformer \(Linear\).*stepcache is for U-Nets"),
+        (NoUNet, "got NoUNet"),
+    ],
+)
+def test_not_a_pipeline(pipe, message):
+    pipe = pipe()
+    kind = type(pipe)
+    with pytest.raises(UnsupportedPipeline, match=message):
+        accelerate(pipe)
+    assert type(pipe) is kind
+
+
+def test_deepcaches_own_helper_is_on():
+    from DeepCache import DeepCacheSDHelper
+
+    pipe = loop_pipe()
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    before = state_of(pipe)
+    with pytest.raises(AlreadyCached, match=r"DeepCacheSDHelper.*helper.disable\(\)"):
+        accelerate(pipe)
+    assert state_of(pipe) == before
+    helper.disable()  # leaves bound methods in vars(), which do no harm
+    accelerate(pipe, interval=2)(4)
+    assert last_run(pipe).kinds == "FPFP"
+    helper.enable()
+    with pytest.raises(AlreadyCached, match="DeepCacheSDHelper"):
+        pipe(4)
+
+
+def test_diffusers_own_cache_is_on():
+    from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+
+    pipe = loop_pipe()
+    config = PyramidAttentionBroadcastConfig(
+        cross_attention_block_skip_range=2,
+        cross_attention_block_identifiers=("attentions",),
+        current_timestep_callback=lambda: 500,
+    )
+    apply_pyramid_attention_broadcast(pipe.unet, config)
+    with pytest.raises(AlreadyCached, match="pyramid_attention_broadcast"):
+        accelerate(pipe)
+
+
+def test_a_compiled_unet_is_refused():
+    pipe = loop_pipe()
+    plain = pipe.unet
+    pipe.unet = torch.compile(plain, backend="eager")
+    with pytest.raises(AlreadyCached, match="_orig_mod"):
+        accelerate(pipe)
+    pipe.unet = plain
+    plain.compile(backend="eager")
+    with pytest.raises(AlreadyCached, match="compiled already"):
+        accelerate(pipe)
+
+
+def test_calls_that_need_an_accelerated_pipe():
+    pipe = loop_pipe()
+    with pytest.raises(NotAccelerated, match=r"last_run.*LoopPipe"):
+        last_run(pipe)
+    with pytest.raises(NotAccelerated, match="denoising"), denoising(pipe):
+        pass
+    accelerate(pipe)
+    assert last_run(pipe) is None
+    with pytest.raises(InvalidSetting, match="got 0"), denoising(pipe, steps=0):
+        pass
