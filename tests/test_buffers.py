@@ -44,15 +44,22 @@ def test_a_buffer_allocated_in_inference_mode_can_be_written_outside():
 
 
 def test_the_least_recently_used_bucket_goes():
-    buckets = Buckets(2)
-    a, b = buckets.get("a"), buckets.get("b")
+    buckets, freed = Buckets(2), []
+
+    class Graphs:
+        nbytes = 3
+
+        def free(self):
+            freed.append(self)
+
+    a, b = buckets.get("a", Graphs), buckets.get("b", Graphs)
     for bucket in (a, b):
         bucket.feature(0).write(torch.zeros(1, 4), "run")
-    assert buckets.get("a") is a
-    c = buckets.get("c")
-    assert list(buckets.held) == ["a", "c"]
-    assert buckets.get("a") is a and buckets.get("c") is c
-    assert buckets.get("b") is not b
-    assert buckets.nbytes == 0 and isinstance(c, Bucket)
+    assert buckets.nbytes == 32 and buckets.static_nbytes == 6
+    assert buckets.get("a", Graphs) is a
+    c = buckets.get("c", Graphs)
+    assert list(buckets.held) == ["a", "c"] and freed == [b.graphs]
+    assert buckets.get("a", Graphs) is a and buckets.get("c", Graphs) is c
+    assert buckets.nbytes == 16 and isinstance(c, Bucket)
     buckets.clear()
-    assert not buckets.held
+    assert not buckets.held and len(freed) == 3

@@ -7,7 +7,7 @@
 """
 
 from ._version import __version__
-from .api import accelerate, denoising, last_run, restore
+from .api import accelerate, denoising, last_run, restore, save_compiled, warmup
 from .compat import DeepCacheSDHelper
 from .errors import StepCacheError
 from .schedule import Schedule
@@ -23,4 +23,6 @@ __all__ = [
     "denoising",
     "last_run",
     "restore",
+    "save_compiled",
+    "warmup",
 ]

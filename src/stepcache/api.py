@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .attach import attach, detach, require, scheduled_steps
+from .graphs import artifacts
 from .schedule import Schedule, positive_int
 from .session import RunRecord, Session
 from .settings import Settings
@@ -15,7 +17,15 @@ Pipe = TypeVar("Pipe")
 
 
 def accelerate(
-    pipe: Pipe, interval: int = 3, branch: int = 0, *, schedule: Schedule | None = None, max_buckets: int = 4
+    pipe: Pipe,
+    interval: int = 3,
+    branch: int = 0,
+    *,
+    schedule: Schedule | None = None,
+    compile: bool | str | dict[str, Any] = "auto",
+    cuda_graphs: bool | str | Callable[[], Any] = "auto",
+    max_buckets: int = 4,
+    compiled: str | os.PathLike[str] | None = None,
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
 
@@ -29,8 +39,16 @@ def accelerate(
 
     Further arguments:
         schedule: a `Schedule`, instead of `interval`.
+        compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True and False do so anywhere. A dict of
+            torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the repeated
+            transformer blocks once each: a short cold start, with more launches that are left to CUDA graphs.
+            Price: the first call at each size compiles two graphs (minutes for SDXL); see `warmup`, `save_compiled`.
+        cuda_graphs: "auto" (default) captures both graphs on CUDA; False does not. Price: the graphs' pool, about the
+            activations of one full step a bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
         max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
             used one is dropped. Default 4.
+        compiled: a file that `save_compiled` wrote: what it holds is not compiled again. Made by another torch, device
+            or Python, it is passed over with a warning. It holds pickles; load only what you trust.
 
     Price: one buffer a bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance, fp16),
     held until `restore(pipe)`; and the images change, since reused features are not the exact ones.
@@ -42,7 +60,10 @@ def accelerate(
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
-    attach(pipe, Settings.check(interval, branch, schedule, max_buckets))
+    settings = Settings.check(interval, branch, schedule, compile, cuda_graphs, max_buckets)
+    if compiled is not None:
+        artifacts.load(compiled)
+    attach(pipe, settings)
     return pipe
 
 
@@ -58,6 +79,43 @@ def last_run(pipe: object) -> RunRecord | None:
     Raises NotAccelerated for a pipe that is not accelerated.
     """
     return require(pipe, "last_run()").last
+
+
+def warmup(
+    pipe: object,
+    height: int,
+    width: int,
+    batch_size: int = 1,
+    guidance: bool = True,
+    *,
+    progress: bool = True,
+    **call: Any,
+) -> RunRecord:
+    """Compile and capture the graphs of one size ahead of the first request; returns the record of doing so.
+
+    The pipe itself is called for two steps, one full and one partial, with empty prompts (and gray images, where it
+    takes images), so the graphs are those that a real call will ask for. height, width: pixels of the image.
+    batch_size: prompts of a call. guidance: whether calls use classifier-free guidance, which doubles the U-Net's
+    batch. call: further arguments of the pipeline that change what the U-Net is given (a ControlNet's image,
+    ip_adapter_image, ...). progress: a bar that says what is being compiled or captured.
+
+    One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that
+    the pipeline cannot make or an argument that it does not take, NotAccelerated for a pipe that is not accelerated.
+    """
+    from .warmup import rehearse
+
+    return rehearse(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, call)
+
+
+def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:
+    """Write what has been compiled to `path`, for accelerate(..., compiled=path) in the next process.
+
+    Returns the file's size in bytes. torch keeps its artifacts by process, not by pipe: what else this process has
+    compiled is in the file too. Raises NothingCompiled where there is nothing to save, NotAccelerated for a pipe that
+    is not accelerated.
+    """
+    require(pipe, "save_compiled()")
+    return artifacts.save(path)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -20,11 +21,15 @@ from torch import nn
 from .buffers import Buckets
 from .errors import AlreadyCached, NotAccelerated, UnsupportedPipeline
 from .forwards import family_of
-from .graphs import EagerGraphs
+from .graphs import Plan
+from .schedule import Schedule
 from .session import Core, RunRecord, Session, current
 from .settings import Settings
 
 _ATTACHMENT = "_stepcache_attachment"
+
+# The schedule of a warm-up, in the place of the pipe's own.
+rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
 
 
 class _Interception:
@@ -76,6 +81,14 @@ def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[...
         if session is None or session.unet is not unet:
             return stock(*args, **kwargs)
         return session.call(stock, args, kwargs)
+
+    return forward
+
+
+def _block_in_session(block: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        return stock(*args, **kwargs) if session is None else session.core.plan.run_block(block, stock, args, kwargs)
 
     return forward
 
@@ -167,8 +180,8 @@ class Attachment:
         if core is None or not same:
             _check_no_cache_hooks(unet)
             family = family_of(unet)
-            graphs = EagerGraphs(family, family.layout(unet).cut(self.settings.branch))
-            core = Core(family, graphs, Buckets(self.settings.max_buckets))
+            plan = Plan(family, family.layout(unet).cut(self.settings.branch), self.settings.graphs)
+            core = Core(family, plan, Buckets(self.settings.max_buckets))
         return unet, core
 
     def park(self, unet: nn.Module, core: Core) -> None:
@@ -181,13 +194,14 @@ class Attachment:
         """One run of `pipe`: everything is in place inside, and as it was afterwards."""
         unet, core = self.prepare(pipe)
         scheduler = pipe.scheduler
-        session = Session(unet, scheduler, self.settings.schedule, core, count_steps)
+        session = Session(unet, scheduler, rehearsal.get() or self.settings.schedule, core, count_steps)
         self.last = session.record
         owner, name = _seat(unet)
-        with (
-            _Interception.on(owner, name, functools.partial(_unet_in_session, unet)),
-            _Interception.on(scheduler, "step", functools.partial(_step_in_session, scheduler)),
-        ):
+        with ExitStack() as places:
+            places.enter_context(_Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
+            places.enter_context(_Interception.on(scheduler, "step", functools.partial(_step_in_session, scheduler)))
+            for block in core.plan.blocks(unet):
+                places.enter_context(_Interception.on(block, "forward", functools.partial(_block_in_session, block)))
             token = current.set(session)
             try:
                 yield session
@@ -197,9 +211,11 @@ class Attachment:
                 self.park(unet, core)
 
     def free(self) -> None:
-        """Drop the buffers."""
+        """Drop graphs and buffers."""
         with self._lock:
-            self._idle = self._unet = None
+            core, self._idle, self._unet = self._idle, None, None
+        if core is not None:
+            core.buckets.clear()
 
 
 def attachment_of(pipe: object) -> Attachment | None:

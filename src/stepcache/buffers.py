@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,10 +50,25 @@ def _spec(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
 
 
-class Bucket:
-    """One set of static shapes: a feature for each slot (U-Net call of a step)."""
+class Graphs(Protocol):
+    """What a bucket's graphs must answer here."""
 
-    def __init__(self) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the features."""
+
+    def free(self) -> None:
+        """Give their memory back."""
+
+
+G = TypeVar("G", bound=Graphs)
+
+
+class Bucket(Generic[G]):
+    """One set of static shapes: its pair of graphs, and a feature for each slot (U-Net call of a step)."""
+
+    def __init__(self, graphs: G) -> None:
+        self.graphs = graphs
         self.features: list[Feature] = []
 
     def feature(self, slot: int) -> Feature:
@@ -67,28 +83,34 @@ class Bucket:
         return sum(feature.nbytes for feature in self.features)
 
 
-class Buckets:
+class Buckets(Generic[G]):
     """Up to `limit` buckets by key; beyond it the least recently used one is dropped, with its memory."""
 
-    def __init__(self, limit: int, make: Callable[[], Bucket] = Bucket) -> None:
-        self.limit, self.make = limit, make
-        self.held: OrderedDict[Hashable, Bucket] = OrderedDict()
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held: OrderedDict[Hashable, Bucket[G]] = OrderedDict()
 
-    def get(self, key: Hashable) -> Bucket:
-        """The bucket of `key`, made where there is none, now the most recently used."""
+    def get(self, key: Hashable, make_graphs: Callable[[], G]) -> Bucket[G]:
+        """The bucket of `key`, made with new graphs where there is none, now the most recently used."""
         bucket = self.held.get(key)
         if bucket is None:
             while len(self.held) >= self.limit:
-                self.held.popitem(last=False)
-            bucket = self.held[key] = self.make()
+                self.held.popitem(last=False)[1].graphs.free()
+            bucket = self.held[key] = Bucket(make_graphs())
         self.held.move_to_end(key)
         return bucket
 
     def clear(self) -> None:
         """Drop all buckets."""
-        self.held.clear()
+        while self.held:
+            self.held.popitem()[1].graphs.free()
 
     @property
     def nbytes(self) -> int:
         """Bytes of features held in all buckets."""
         return sum(bucket.nbytes for bucket in self.held.values())
+
+    @property
+    def static_nbytes(self) -> int:
+        """Bytes of static inputs and outputs of captured graphs in all buckets."""
+        return sum(bucket.graphs.nbytes for bucket in self.held.values())

@@ -41,7 +41,7 @@ class DeepCacheSDHelper:
                 f'skip_mode={skip_mode!r}: DeepCache knows "uniform" only. For other schedules call '
                 "stepcache.accelerate(pipe, schedule=...)."
             )
-        Settings.check(cache_interval, cache_branch_id, None, 1)
+        Settings.check(cache_interval, cache_branch_id)
         self.params: dict[str, Any] = {"interval": cache_interval, "branch": cache_branch_id}
 
     def enable(self, pipe: Any = None) -> None:

@@ -25,5 +25,13 @@ class AlreadyCached(StepCacheError, RuntimeError):
     """The U-Net's forward is already replaced, by another cache or by a compiler."""
 
 
+class GraphCompileError(StepCacheError, RuntimeError):
+    """torch.compile failed on a graph; its own error follows, whole."""
+
+
+class NothingCompiled(StepCacheError, RuntimeError):
+    """There are no compiled artifacts to save."""
+
+
 class NotAccelerated(StepCacheError, RuntimeError):
     """A call that needs an accelerated pipe was given another one."""

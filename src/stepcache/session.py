@@ -7,10 +7,11 @@ only.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from .buffers import Buckets
 from .forwards import lora_scaled
-from .graphs import EagerGraphs
+from .graphs import BucketGraphs, Plan
 from .schedule import Schedule
 
 logger = logging.getLogger("stepcache")
@@ -38,13 +39,18 @@ class RunRecord:
 
     letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients).
     steps: scheduler steps taken. buckets: sizes met, in order: (batch, channels, height, width) of the U-Net's input.
-    buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe.
+    buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
+    captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
+    graphs it captured; 0 once everything is warm.
     """
 
     letters: list[str] = field(default_factory=list, repr=False)
     steps: int = 0
     buckets: list[tuple[int, ...]] = field(default_factory=list)
     buffer_bytes: int = 0
+    static_bytes: int = 0
+    compile_seconds: float = 0.0
+    captures: int = 0
 
     @property
     def kinds(self) -> str:
@@ -58,11 +64,11 @@ class RunRecord:
 
 @dataclass
 class Core:
-    """What a run works with: a U-Net's family of forwards, its two graphs, and the buckets with the features."""
+    """What a run works with: a U-Net's family of forwards, the plan of its graphs, and the buckets."""
 
     family: ModuleType
-    graphs: EagerGraphs
-    buckets: Buckets
+    plan: Plan
+    buckets: Buckets[BucketGraphs]
 
 
 class Session:
@@ -85,10 +91,16 @@ class Session:
         self._schedule, self._core, self._count_steps = schedule, core, count_steps
         # Stands for this run in the features that it writes; the session itself would keep the U-Net alive there.
         self._token = object()
+        self._before = replace(core.plan.costs)
         self._step, self._slot = 0, 0
         self._steps: int | None = None
         self._full = True
         self._last_key: object = None
+
+    @property
+    def core(self) -> Core:
+        """What this run works with."""
+        return self._core
 
     def advance(self) -> None:
         """The end of a step. The watched `scheduler.step` calls it; a loop without a scheduler calls it by hand."""
@@ -116,8 +128,8 @@ class Session:
             if self._steps is None:
                 self._steps = self._count_steps()
             self._full = self._schedule.is_full(self._step, self._steps)
-        key = core.graphs.key(inputs)
-        bucket = core.buckets.get(key)
+        key = core.plan.key(inputs)
+        bucket = core.buckets.get(key, functools.partial(core.plan.bucket_graphs, inputs))
         if key != self._last_key:
             self._last_key = key
             record.buckets.append(tuple(inputs["sample"].shape))
@@ -126,14 +138,17 @@ class Session:
         feature = bucket.feature(slot)
         if self._full or slot == MAX_SLOTS or feature.run is not self._token:
             record.letters.append("F")
-            return core.graphs.full(self.unet, inputs, feature, self._token)
+            return bucket.graphs.full(self.unet, inputs, feature, slot, self._token)
         record.letters.append("P")
-        return core.graphs.partial(self.unet, inputs, feature)
+        return bucket.graphs.partial(self.unet, inputs, feature, slot, self._token)
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
         record = self.record
-        record.steps, record.buffer_bytes = self._step, self._core.buckets.nbytes
+        record.steps = self._step
+        record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.buckets.static_nbytes
+        record.compile_seconds = self._core.plan.costs.compile_seconds - self._before.compile_seconds
+        record.captures = self._core.plan.costs.captures - self._before.captures
         if len(record.letters) > 1 and not self._step:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "

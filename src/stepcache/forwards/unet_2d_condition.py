@@ -51,6 +51,22 @@ def layout(unet: nn.Module) -> Layout:
     return layout_of(unet.down_blocks, unet.up_blocks)
 
 
+def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
+    """The modules that a partial step does not run."""
+    entry = unet.up_blocks[cut.block]
+    up = [*unet.up_blocks[: cut.block], *entry.resnets[: cut.layer], *getattr(entry, "attentions", [])[: cut.layer]]
+    down: list[nn.Module] = []
+    skips = 1  # conv_in's
+    for block in unet.down_blocks:
+        for layer in zip(block.resnets, getattr(block, "attentions", None) or block.resnets, strict=True):
+            down += layer if skips >= cut.skips else ()
+            skips += 1
+        if block.downsamplers is not None:
+            down += block.downsamplers if skips >= cut.skips else ()
+            skips += 1
+    return [module for module in (*up, *down, unet.mid_block) if module is not None]
+
+
 def bind(
     sample: Tensor,
     timestep: Any,  # a tensor, float or int

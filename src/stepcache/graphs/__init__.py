@@ -1,0 +1,220 @@
+"""The two graphs of each bucket, and how they are run: eager, compiled, captured.
+
+The only room that names torch.compile and CUDA graphs. A `Plan` belongs to one U-Net and one cut; it says which inputs
+share a bucket, and makes each bucket's `BucketGraphs`. Nothing here knows steps or schedules.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..buffers import Feature
+from ..cut import Cut
+from ..errors import InvalidSetting
+from .backends import CaptureBackend, CudaBackend
+from .captured import CapturedGraphs, Runner, tensors_of
+from .compiled import CUDA_OPTIONS, TREE_MODES, CompiledRunner, RegionalRunner, check_options
+from .costs import Costs
+from .eager import EagerRunner
+
+logger = logging.getLogger("stepcache")
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """How graphs are run.
+
+    compile: "auto" (on CUDA only), True, False, "regional", or a dict of torch.compile arguments.
+    cuda_graphs: "auto" and True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
+    """
+
+    compile: Any = "auto"
+    cuda_graphs: Any = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, dict):
+            check_options(dict(self.compile))
+        elif self.compile is True or self.compile == "regional":
+            check_options({})
+        elif self.compile is not False and self.compile != "auto":
+            raise InvalidSetting(
+                'compile must be "auto", True, False, "regional" or a dict of torch.compile arguments, '
+                f"got {self.compile!r}."
+            )
+        if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
+            raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
+        if self.cuda_graphs is True and not torch.cuda.is_available():
+            raise InvalidSetting('cuda_graphs=True, but torch sees no CUDA device here. Leave it at "auto".')
+
+    def compile_options(self, device: torch.device) -> dict[str, Any] | None:
+        """Arguments of torch.compile for graphs on `device`; None where they run eager."""
+        if self.compile is False or (self.compile == "auto" and device.type != "cuda"):
+            return None
+        options = dict(self.compile) if isinstance(self.compile, dict) else {}
+        inductor = options.get("backend", "inductor") == "inductor"
+        if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
+            options["options"] = dict(CUDA_OPTIONS)
+        if options.get("mode") == "max-autotune" and inductor and self.backend(device) is not None:
+            options["mode"] = "max-autotune-no-cudagraphs"  # ours are captured by hand
+        return options
+
+    def backend(self, device: torch.device) -> CaptureBackend | None:
+        """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
+        if callable(self.cuda_graphs):
+            return self.cuda_graphs()
+        by_trees = isinstance(self.compile, dict) and self.compile.get("mode") == TREE_MODES[0]
+        return None if self.cuda_graphs is False or by_trees or device.type != "cuda" else CudaBackend()
+
+
+class Plan:
+    """Graphs for one family of forwards and one cut."""
+
+    def __init__(self, family: ModuleType, cut: Cut, settings: GraphSettings) -> None:
+        self.family, self.cut, self.settings = family, cut, settings
+        self.costs = Costs()
+        self.active: RegionalRunner | None = None
+        self._said: set[str] = set()
+        self._plain: dict[torch.device, bool] = {}
+
+    def key(self, inputs: dict[str, Any]) -> Hashable:
+        """Inputs with equal keys share a bucket."""
+        sample: Tensor = inputs["sample"]
+        plain = self._plain.get(sample.device)
+        if plain is None:
+            plain = self.settings.compile_options(sample.device) is None
+            plain = self._plain[sample.device] = plain and self.settings.backend(sample.device) is None
+        if plain:
+            # Nothing is static but the feature, whose shape, dtype and device follow from the sample's.
+            return sample.shape, sample.dtype, sample.device, sample.stride()
+        return _signature(inputs), torch.is_inference_mode_enabled()
+
+    def bucket_graphs(self, inputs: dict[str, Any]) -> BucketGraphs:
+        """The graphs of a new bucket for such inputs."""
+        return BucketGraphs(self, inputs["sample"])
+
+    def blocks(self, unet: nn.Module) -> list[nn.Module]:
+        """The repeated blocks to be compiled one by one, where compile="regional"."""
+        if self.settings.compile != "regional":
+            return []
+        names = getattr(unet, "_repeated_blocks", None) or ()
+        return [module for module in unet.modules() if type(module).__name__ in names]
+
+    def run_block(self, block: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """One call of a repeated block: compiled inside of a graph that is run regionally, else stock."""
+        forward = getattr(stock, "__func__", None)
+        if self.active is None or forward is None:
+            return stock(*args, **kwargs)
+        return self.active.block(block, forward, args, kwargs)
+
+    def say_once(self, reason: str) -> None:
+        """Warn, once a pipe, that something is not run as asked."""
+        if reason not in self._said:
+            self._said.add(reason)
+            logger.warning(reason)
+
+
+class BucketGraphs:
+    """The full and the partial graph of one bucket."""
+
+    def __init__(self, plan: Plan, sample: Tensor) -> None:
+        self.plan, device = plan, sample.device
+        self.label = "x".join(map(str, sample.shape))
+        self.eager = EagerRunner(plan.family, plan.cut)
+        self.runner: Runner = self.eager
+        options = plan.settings.compile_options(device)
+        if plan.settings.compile == "regional" and options is not None:
+            self.runner = RegionalRunner(plan, options, self.label, plan.costs)
+        elif options is not None:
+            self.runner = CompiledRunner(plan.family, plan.cut, options, self.label, plan.costs)
+        backend = plan.settings.backend(device)
+        self.captured: CapturedGraphs | None = None
+        if backend is not None:
+            deep = functools.partial(plan.family.deep_modules, cut=plan.cut)
+            self.captured = CapturedGraphs(self.runner, backend, deep, device, self.label, plan.costs)
+        self._plain = self.captured is None and self.runner is self.eager
+        self._run: object = None
+        self._hooks = ""
+
+    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, run: object) -> Tensor:
+        """The whole U-Net; `feature`, of slot `slot`, is written for `run`. Returns the output."""
+        runner = self._runner(unet, run)
+        if runner is None:
+            assert self.captured is not None
+            return self.captured.full(unet, inputs, feature, slot, run)
+        output, value = runner.full(unet, inputs)
+        feature.write(value, run)
+        return output
+
+    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, run: object) -> Tensor:
+        """The shallow part on `feature`, of slot `slot`. Returns the output."""
+        runner = self._runner(unet, run)
+        if runner is None:
+            assert self.captured is not None
+            return self.captured.partial(unet, inputs, feature, slot)
+        assert feature.tensor is not None
+        return runner.partial(unet, feature.tensor, inputs)
+
+    def _runner(self, unet: nn.Module, run: object) -> Runner | None:
+        """Who runs this call; None for the captured graphs."""
+        if self._plain:
+            return self.eager
+        if unet.training:
+            self.plan.say_once("The U-Net is in training mode: its graphs run eager. Call pipe.unet.eval().")
+            return self.eager
+        if torch.is_grad_enabled():
+            self.plan.say_once("Gradients are enabled: graphs run eager. Use torch.no_grad() around the loop.")
+            return self.eager
+        if run is not self._run:
+            self._run, self._hooks = run, _offloading(unet)
+        if self._hooks == "inside":
+            self.plan.say_once("Offloading hooks sit on the U-Net's layers: graphs run eager.")
+            return self.eager
+        if self.captured is None or self.captured.failed:
+            return self.runner
+        if self._hooks:
+            self.plan.say_once("Offloading hooks move the U-Net between runs: graphs are not captured.")
+            return self.runner
+        return None
+
+    def free(self) -> None:
+        """Give the captured graphs' memory back."""
+        if self.captured is not None:
+            self.captured.free()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of static inputs and output."""
+        return 0 if self.captured is None else self.captured.nbytes
+
+
+def _offloading(unet: nn.Module) -> str:
+    """Where offloading hooks of accelerate or diffusers sit: "" nowhere, "outside" on the U-Net, "inside" on layers."""
+    where = ""
+    for module in unet.modules():
+        if hasattr(module, "_hf_hook") or getattr(getattr(module, "_diffusers_hook", None), "hooks", None):
+            if module is not unet:
+                return "inside"
+            where = "outside"
+    return where
+
+
+def _signature(value: Any) -> Hashable:
+    """Shapes, dtypes, devices and strides of all tensors in `value`, and all else as it is."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.stride()
+    if isinstance(value, dict):
+        return tuple((key, _signature(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_signature(item) for item in value)
+    return value
+
+
+__all__ = ["BucketGraphs", "GraphSettings", "Plan", "tensors_of"]

@@ -1,0 +1,410 @@
+"""The capture engine, through the stand-in backend, which is as hostile as CUDA graphs are."""
+
+import copy
+import logging
+import threading
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet
+
+from stepcache import accelerate, denoising, last_run, restore
+from stepcache.attach import attachment_of
+from stepcache.graphs import captured as engine
+from stepcache.graphs.standin import StandInBackend, StandInError, StandInGraph
+
+
+def graphs_of(pipe):
+    """The captured graphs of all buckets, oldest first."""
+    return [bucket.graphs.captured for bucket in attachment_of(pipe)._idle.buckets.held.values()]
+
+
+def captured(pipe, *args, **options):
+    return accelerate(pipe, *args, cuda_graphs=StandInBackend, **options)
+
+
+def test_the_demo_pipelines_images_are_the_uncaptured_ones():
+    pipe = demo_pipe()
+    for settings in ((1, 0), (3, 0), (2, 3), (3, 11)):
+        want = generate(accelerate(pipe, *settings), output_type="np")
+        got = generate(captured(pipe, *settings), output_type="np")
+        assert (got == want).all()
+        assert last_run(pipe).captures == (1 if settings[0] == 1 else 2)
+    restore(pipe)
+
+
+@pytest.mark.parametrize(
+    "scheduler, options",
+    [(PNDMScheduler, {"skip_prk_steps": True}), (HeunDiscreteScheduler, {}), (DPMSolverMultistepScheduler, {})],
+)
+def test_schedulers_that_keep_raw_outputs_across_steps(scheduler, options):
+    """PNDM appends the U-Net's output to a list: the next replay must not overwrite it."""
+    pipe = loop_pipe(scheduler=scheduler(**BETAS, **options))
+    want = accelerate(pipe, 3)(8)
+    assert torch.equal(captured(pipe, 3)(8), want)
+
+
+def test_two_captures_a_bucket_and_none_later():
+    pipe = captured(loop_pipe(), 3)
+    first = pipe(7)
+    assert last_run(pipe).captures == 2
+    for steps in (7, 4, 10):
+        pipe(steps)
+        assert last_run(pipe).captures == 0
+    assert torch.equal(pipe(7), first)
+    (graphs,) = graphs_of(pipe)
+    # F P P F and so on are one captured graph each, replayed.
+    assert [graph.replays for graph in graphs.backend.graphs] == [3 + 3 + 2 + 4 + 3, 4 + 4 + 2 + 6 + 4]
+
+
+def test_inputs_that_sit_in_their_slot_are_not_copied():
+    counts = []
+    load = engine.StaticInputs.load
+    pipe = captured(loop_pipe("sdxl"), 3)
+    try:
+        engine.StaticInputs.load = lambda self, inputs: counts.append(load(self, inputs)) or counts[-1]
+        pipe(4)
+        # sample, timestep, text, and two added conditions; later only sample and timestep.
+        assert counts == [5, 2, 2, 2]
+        counts.clear()
+        pipe(3)
+        assert counts == [5, 2, 2]  # the next run's prompt is another tensor
+    finally:
+        engine.StaticInputs.load = load
+
+
+def test_an_input_changed_in_place_is_copied_again():
+    pipe = loop_pipe()
+    inputs = make_inputs(pipe.unet)
+
+    def run():
+        text, latents = inputs["encoder_hidden_states"].clone(), inputs["sample"]
+        pipe.scheduler.set_timesteps(6)
+        with torch.no_grad(), denoising(pipe):
+            for t in pipe.scheduler.timesteps:
+                noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
+                latents = pipe.scheduler.step(noise, t, latents).prev_sample
+                text.mul_(-1)
+        return latents
+
+    accelerate(pipe, 3)
+    want = run()
+    captured(pipe, 3)
+    assert torch.equal(run(), want)
+
+
+def test_an_inference_tensor_is_copied_each_time():
+    """It has no version counter, so nobody can tell whether it has changed."""
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    captured(pipe, 3)
+    with torch.inference_mode():
+        assert torch.equal(pipe(6), want)
+    assert torch.equal(pipe(6), want)
+
+
+def test_addresses_are_stable_and_memory_is_stated():
+    pipe = captured(loop_pipe(), 3)
+    pipe(4)
+    (graphs,) = graphs_of(pipe)
+
+    def addresses(graphs):
+        return [tensor.data_ptr() for tensor in (*engine.tensors_of(graphs._static.inputs), graphs._output)]
+
+    before = addresses(graphs)
+    for _ in range(2):
+        pipe(4)
+        (again,) = graphs_of(pipe)
+        assert again is graphs and addresses(graphs) == before
+    latents, text = 2 * 4 * 16 * 16 * 4, 2 * 5 * 8 * 4
+    assert last_run(pipe).static_bytes == latents + text + 4 + latents
+    assert last_run(pipe).buffer_bytes == 2 * 8 * 16 * 16 * 4
+
+
+def test_the_least_recently_used_bucket_is_freed():
+    pipe = captured(loop_pipe(), 2, max_buckets=2)
+    pipe(4, batch=1), pipe(4, batch=2)
+    first, second = graphs_of(pipe)
+    pipe(4, batch=1)
+    pipe(4, batch=3)
+    assert second.backend.released == 1 and not second._graphs and second._static is None
+    assert all(graph._function is None for graph in second.backend.graphs)
+    assert first.backend.released == 0
+    assert len(graphs_of(pipe)) == 2
+    want = accelerate(loop_pipe(), 2)(4, batch=2)
+    assert torch.equal(pipe(4, batch=2), want)
+    kept = graphs_of(pipe)
+    restore(pipe)
+    assert all(graphs.backend.released == 1 and not graphs._graphs for graphs in kept)
+
+
+def test_several_slots_get_graphs_each_and_more_run_uncaptured():
+    def run(pipe, calls):
+        inputs = make_inputs(pipe.unet, batch=1)
+        pipe.scheduler.set_timesteps(5)
+        latents = inputs["sample"]
+        with torch.no_grad(), denoising(pipe):
+            for t in pipe.scheduler.timesteps:
+                outputs = [
+                    pipe.unet(latents, t, encoder_hidden_states=inputs["encoder_hidden_states"] * (i - 1)).sample
+                    for i in range(calls)
+                ]
+                latents = pipe.scheduler.step(sum(outputs) / calls, t, latents).prev_sample
+        return latents
+
+    pipe = loop_pipe()
+    for calls, captures in ((2, 4), (6, 2 * engine.MAX_CAPTURED_SLOTS)):
+        accelerate(pipe, 3, 1)
+        want = run(pipe, calls)
+        captured(pipe, 3, 1)
+        assert torch.equal(run(pipe, calls), want)
+        assert last_run(pipe).captures == captures
+        assert last_run(pipe).buffer_bytes == calls * 8 * 16 * 16 * 4
+
+
+def replace_a_weight(unet):
+    layer = unet.up_blocks[-1].resnets[-1].conv1
+    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
+
+
+def move_the_data(unet):
+    for parameter in unet.parameters():  # what pipe.to() does
+        parameter.data = parameter.data * 1.01
+
+
+def reload(unet):
+    unet.load_state_dict({k: v * 1.01 for k, v in unet.state_dict().items()}, assign=True)
+
+
+def freeu(unet):
+    unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+
+
+def other_processor(unet):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet.set_attn_processor(AttnProcessor())
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, move_the_data, reload, freeu, other_processor])
+def test_captured_anew_after(change):
+    pipe = captured(loop_pipe(), 3)
+    pipe(4)
+    change(pipe.unet)
+    got = pipe(6)
+    assert last_run(pipe).captures == 2
+    want = accelerate(LoopPipe(copy.deepcopy(pipe.unet), copy.deepcopy(pipe.scheduler)), 3)(6)
+    assert torch.equal(got, want)
+    pipe(6)
+    assert last_run(pipe).captures == 0
+
+
+def test_not_captured_anew_after_an_update_in_place():
+    pipe = captured(loop_pipe(), 3)
+    before = pipe(6)
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(1.1)
+    after = pipe(6)
+    assert last_run(pipe).captures == 0
+    assert not torch.equal(before, after)
+    assert torch.equal(after, accelerate(LoopPipe(pipe.unet, pipe.scheduler), 3)(6))
+
+
+def test_lora_load_scale_fuse_and_unload():
+    from peft import LoraConfig
+
+    pipe = demo_pipe(unet=copy.deepcopy(demo_pipe().unet))
+    plain = demo_pipe(unet=pipe.unet)
+    captured(pipe, 3), accelerate(plain, 3)
+
+    def check(captures):
+        assert torch.equal(generate(pipe), generate(plain))
+        assert last_run(pipe).captures == captures
+
+    check(2)
+    check(0)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "a")
+    check(2)
+    pipe.unet.set_adapters(["a"], weights=[0.3])
+    check(2)
+    check(0)
+    pipe.unet.fuse_lora()
+    check(2)
+    pipe.unet.unfuse_lora()
+    check(2)
+    pipe.unet.disable_adapters()
+    check(2)
+
+
+def replace_a_deep_weight(unet):
+    layer = unet.mid_block.resnets[0].conv1
+    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
+
+
+@pytest.mark.parametrize("change, captures", [(replace_a_weight, 4), (replace_a_deep_weight, 3)])
+def test_a_change_in_mid_run_is_seen_at_once(change, captures):
+    """Partial steps look at what they run; what they do not run is looked at by the next full one."""
+
+    def run(pipe):
+        result = pipe(9, on_step=lambda pipe, i: i == 3 and change(pipe.unet))
+        assert last_run(pipe).kinds == "FPPFPPFPP"
+        return result
+
+    pipe = captured(loop_pipe(), 3)
+    got = run(pipe)
+    assert last_run(pipe).captures == captures
+    assert torch.equal(got, run(accelerate(loop_pipe(), 3)))
+
+
+def test_threads_with_a_pipeline_each_on_one_unet():
+    unet = make_unet()
+    pipes = [captured(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n) for n in (2, 3)]
+    want = [accelerate(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n)(6) for n in (2, 3)]
+    failed = []
+
+    def work(pipe, latents):
+        for _ in range(3):
+            if not torch.equal(pipe(6), latents):
+                failed.append(pipe)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(pipes, want, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+class Failing(StandInBackend):
+    error = RuntimeError("operation not permitted")
+
+    def capture(self, function, pool, device):
+        if len(self.graphs) == self.works:
+            raise self.error
+        return super().capture(function, pool, device)
+
+
+@pytest.mark.parametrize("works", [0, 1], ids=["full", "partial"])
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted"), torch.OutOfMemoryError("17 GiB")])
+def test_a_failed_capture_runs_on_uncaptured(works, error, caplog):
+    backend = type("B", (Failing,), {"error": error, "works": works})
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(7)
+    accelerate(pipe, 3, cuda_graphs=backend)
+    for _ in range(2):
+        assert torch.equal(pipe(7), want)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and str(error) in warnings[0] and "2x4x16x16" in warnings[0]
+    (graphs,) = graphs_of(pipe)
+    assert graphs.failed and graphs.backend.released == 1 and not graphs._graphs
+
+
+def check_fallback(pipe, want, caplog, message):
+    for _ in range(2):
+        assert torch.equal(pipe(6), want)
+        assert last_run(pipe).captures == 0
+    assert [message in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [True]
+
+
+def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    captured(pipe, 3)
+    add_hook_to_module(pipe.unet, ModelHook())
+    check_fallback(pipe, want, caplog, "Offloading hooks move the U-Net")
+    remove_hook_from_module(pipe.unet)
+    pipe(6)
+    assert last_run(pipe).captures == 2
+
+
+def test_offloading_hooks_on_layers_are_not_captured(caplog):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    captured(pipe, 3)
+    add_hook_to_module(pipe.unet.conv_in, ModelHook())
+    check_fallback(pipe, want, caplog, "on the U-Net's layers")
+
+
+def test_training_mode_is_not_captured(caplog):
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    captured(pipe, 3)
+    pipe.unet.train()
+    check_fallback(pipe, want, caplog, "training mode")
+
+
+def test_gradients_on_is_not_captured(caplog):
+    class WithGrad(LoopPipe):
+        __call__ = LoopPipe.__call__.__wrapped__
+
+    pipe = WithGrad(make_unet(), loop_pipe().scheduler)
+    want = accelerate(pipe, 3)(6)
+    captured(pipe, 3)
+    check_fallback(pipe, want, caplog, "Gradients are enabled")
+
+
+# The stand-in itself: it must refuse what CUDA graphs refuse or get wrong.
+
+
+def graph_of(function):
+    return StandInBackend().capture(function, None, torch.device("cpu"))
+
+
+def test_standin_does_not_compute_at_capture():
+    x, out = torch.ones(3), torch.zeros(3)
+    graph = graph_of(lambda: out.copy_(x * 2))
+    assert out.isnan().all()
+    graph.replay()
+    assert out.tolist() == [2, 2, 2]
+    x.fill_(4)
+    graph.replay()
+    assert out.tolist() == [8, 8, 8]
+
+
+def test_standin_refuses_a_moved_input():
+    held = {"x": torch.ones(3)}
+    out = torch.zeros(3)
+    graph = graph_of(lambda: out.copy_(held["x"] * 2))
+    held["x"] = torch.ones(3)
+    with pytest.raises(StandInError, match="Captured"):
+        graph.replay()
+
+
+def test_standin_refuses_other_work_at_replay():
+    more, out = [], torch.zeros(3)
+
+    def work():
+        out.fill_(1)
+        for x in more:
+            out.add_(x)
+
+    graph = graph_of(work)
+    more.append(torch.ones(3))
+    with pytest.raises(StandInError, match="Captured 1 operations, replayed 2"):
+        graph.replay()
+
+
+def test_standin_refuses_a_sync():
+    x, out = torch.ones(1), torch.zeros(1)
+    with pytest.raises(StandInError, match="waits for a value"):
+        StandInGraph(lambda: out.fill_(x.item()))
+
+
+def test_standin_refuses_pool_memory_that_escapes():
+    kept = []
+    with pytest.raises(StandInError, match="outlives"):
+        StandInGraph(lambda: kept.append(torch.ones(3) * 2))
+
+
+def test_standin_refuses_a_graph_that_was_reset():
+    out = torch.zeros(3)
+    graph = graph_of(lambda: out.fill_(1))
+    graph.reset()
+    with pytest.raises(StandInError, match="reset"):
+        graph.replay()

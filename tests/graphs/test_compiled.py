@@ -1,0 +1,289 @@
+"""Each graph compiles alone, whole, once; and what torch.compile is asked for is checked before anything changes."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
+from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, state_of
+
+from stepcache import accelerate, denoising, last_run, restore
+from stepcache.errors import GraphCompileError, InvalidSetting
+from stepcache.graphs import GraphSettings
+from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.standin import StandInBackend
+
+
+class Counting:
+    """A torch.compile backend that runs the graph as it is and keeps it."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return graph.forward
+
+    @property
+    def compile(self):
+        return {"backend": self}
+
+
+def check(pipe, *args, count=2, steps=6, **call):
+    """Compiled equals eager bit for bit (the backend computes the same operations), in `count` compilations."""
+    options = {"interval": 3, "branch": args[0] if args else 1}
+    backend = Counting()
+    for options["compile"] in (False, backend.compile):
+        accelerate(pipe, **options)
+        result = pipe(steps, **call)
+        if options["compile"] is False:
+            want = result
+    assert torch.equal(result, want)
+    assert len(backend.graphs) == count
+    pipe(steps, **call)
+    assert len(backend.graphs) == count
+    restore(pipe)
+    return backend.graphs
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl", "refiner"])
+def test_every_layout_compiles_whole(name):
+    full, partial = check(loop_pipe(name))
+    convolutions = [sum("conv" in str(node.target) for node in g.graph.nodes) for g in (full, partial)]
+    assert convolutions[0] > convolutions[1] > 0
+
+
+def test_nine_channels():
+    unet = make_unet("inpaint")
+    pipe = LoopPipe(unet, loop_pipe().scheduler)
+    inputs = make_inputs(unet)
+    backend = Counting()
+    accelerate(pipe, 2, compile=backend.compile)
+    pipe.scheduler.set_timesteps(4)
+    with torch.no_grad(), denoising(pipe):
+        for t in pipe.scheduler.timesteps:
+            noise = pipe.unet(inputs["sample"], t, inputs["encoder_hidden_states"]).sample
+            pipe.scheduler.step(noise, t, inputs["sample"][:, :4])
+    assert last_run(pipe).kinds == "FPFP" and len(backend.graphs) == 2
+
+
+def run_calls(pipe, calls, steps=4):
+    """Outputs of `steps` U-Net calls with those arguments."""
+    outputs = []
+    pipe.scheduler.set_timesteps(steps)
+    with torch.no_grad(), denoising(pipe):
+        for t in pipe.scheduler.timesteps:
+            outputs.append(pipe.unet(**{**copy.deepcopy(calls), "timestep": t}).sample)
+            pipe.scheduler.step(outputs[-1], t, calls["sample"])
+    return torch.stack(outputs)
+
+
+def check_calls(pipe, calls, count=2):
+    accelerate(pipe, 2, 1)
+    want = run_calls(pipe, calls)
+    backend = Counting()
+    accelerate(pipe, 2, 1, compile=backend.compile)
+    assert torch.equal(run_calls(pipe, calls), want)
+    assert torch.equal(run_calls(pipe, calls), want)
+    assert len(backend.graphs) == count
+
+
+def test_controlnet_residuals():
+    pipe = loop_pipe("least")
+    calls = make_inputs(pipe.unet)
+    with torch.no_grad():
+        hidden = pipe.unet.conv_in(calls["sample"])
+    shapes = [hidden.shape, hidden.shape, (2, 8, 8, 8), (2, 16, 8, 8)]
+    calls["down_block_additional_residuals"] = tuple(torch.randn(s) for s in shapes)
+    calls["mid_block_additional_residual"] = torch.randn(2, 16, 8, 8)
+    check_calls(pipe, calls)
+
+
+def test_ip_adapter():
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+
+    pipe = loop_pipe("least")
+    unet = pipe.unet
+    processors = dict(unet.attn_processors)
+    for name in processors:
+        if "attn2" in name:
+            features = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+            processors[name] = IPAdapterAttnProcessor2_0(features, 8, num_tokens=(2,), scale=0.7)
+    unet.set_attn_processor(processors)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(6, 8, 2)])
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    unet.requires_grad_(False)
+    check_calls(pipe, {**make_inputs(unet), "added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 6)]}})
+
+
+def test_freeu():
+    pipe = loop_pipe("least")
+    pipe.unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    check(pipe, 3)
+
+
+def test_unfused_lora_and_its_scale():
+    from peft import LoraConfig
+
+    pipe = loop_pipe("least")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "a")
+    pipe.unet.requires_grad_(False)
+    calls = make_inputs(pipe.unet)
+    check_calls(pipe, calls)
+    check_calls(pipe, {**calls, "cross_attention_kwargs": {"scale": 0.5}})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype):
+    pipe = loop_pipe("least")
+    pipe.unet.to(dtype)
+    calls = make_inputs(pipe.unet, size=(8, 8))
+    check_calls(pipe, {k: v.to(dtype) if v.is_floating_point() else v for k, v in calls.items()})
+
+
+def test_channels_last():
+    pipe = loop_pipe("least")
+    pipe.unet.to(memory_format=torch.channels_last)
+    check(pipe)
+    calls = make_inputs(pipe.unet)
+    calls["sample"] = calls["sample"].to(memory_format=torch.channels_last)
+    check_calls(pipe, calls)
+
+
+def test_one_compilation_a_graph_whatever_changes_between_runs():
+    """50 steps, then ten runs with other prompts, seeds, step counts, schedulers and guidance scales."""
+    pipe = demo_pipe(unet=make_unet("least", cross_attention_dim=96))
+    backend = Counting()
+    accelerate(pipe, 3, compile=backend.compile)
+    generate(pipe, steps=50)
+    schedulers = [EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler]
+    for i in range(10):
+        options = {"skip_prk_steps": True} if i % 4 == 1 else {}
+        pipe.scheduler = schedulers[i % 4](**BETAS, **options)
+        generate(pipe, steps=4 + i, seed=i, prompt=f"animal number {i}", guidance_scale=2.0 + i)
+        assert set(last_run(pipe).kinds) == {"F", "P"}
+    assert len(backend.graphs) == 2
+    generate(pipe, height=48)  # another bucket
+    assert len(backend.graphs) == 4
+
+
+def test_more_sizes_than_dynamos_recompile_limit():
+    """Dynamo gives up on a function at its ninth size; each bucket has functions of its own."""
+    pipe = loop_pipe()
+    one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    pipe.unet = make_unet("least", block_out_channels=(8,), **one_level)
+    backend = Counting()
+    accelerate(pipe, 2, compile=backend.compile, max_buckets=2)
+    for batch in range(1, 11):
+        pipe(2, batch=batch)
+    assert len(backend.graphs) == 20
+
+
+def test_captured_and_compiled():
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, compile={"backend": "aot_eager"}, cuda_graphs=StandInBackend)
+    for captures in (2, 0):
+        assert torch.equal(pipe(6), want)
+        assert last_run(pipe).captures == captures
+    assert last_run(pipe).compile_seconds == 0
+
+
+def test_inductor():
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, compile=True)
+    got = pipe(6)
+    assert last_run(pipe).compile_seconds > 0
+    assert (got - want).abs().max() < 1e-4
+    assert torch.equal(pipe(6), got)
+    assert last_run(pipe).compile_seconds == 0
+
+
+def test_regional_compiles_each_shape_of_block_once(monkeypatch):
+    from stepcache.graphs import compiled
+
+    backend = Counting()
+    original = torch.compile
+    monkeypatch.setattr(compiled.torch, "compile", lambda f, **o: original(f, **{**o, "backend": backend}))
+    pipe = loop_pipe("sd")
+    want = accelerate(pipe, 3)(6)
+    before = state_of(pipe)
+    accelerate(pipe, 3, compile="regional")
+    assert torch.equal(pipe(6), want)
+    # 16 transformer blocks: 8 channels at 16x16, 16 at 8x8, 4x4, and the mid block's 2x2.
+    assert len(backend.graphs) == 4
+    pipe(6)
+    assert len(backend.graphs) == 4
+    inputs = make_inputs(pipe.unet)
+    with torch.no_grad():
+        pipe.unet(**inputs)  # outside of a run nothing is compiled
+    restore(pipe)
+    assert state_of(pipe).modules == before.modules
+
+
+def test_a_compile_error_names_the_graph_and_is_whole():
+    def broken(graph, inputs):
+        raise ValueError("no such instruction: frobnicate")
+
+    pipe = accelerate(loop_pipe("least"), 2, compile={"backend": broken})
+    with pytest.raises(GraphCompileError) as error:
+        pipe(4)
+    first, *rest = str(error.value).splitlines()
+    assert "full graph 2x4x16x16" in first and "compile=False" in first
+    assert "frobnicate" in "\n".join(rest)
+    assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"compile": "max"}, r'must be "auto", True, False, "regional" or a dict.*got \'max\''),
+        ({"compile": 3}, "got 3"),
+        ({"compile": {"mode": "fastest"}}, "'fastest' is unknown; torch has default"),
+        ({"compile": {"options": {"no_such_option": 1}}}, "no_such_option"),
+        ({"compile": {"backend": "no_such_backend"}}, "no_such_backend"),
+        ({"compile": {"fullgraph": False}}, r"\['fullgraph'\] \(fullgraph=True and dynamic=False are fixed\)"),
+        ({"compile": {"mood": 1}}, r"\['mood'\]"),
+        ({"compile": {"mode": "default", "options": {"max_autotune": True}}}, "both"),
+        ({"cuda_graphs": "yes"}, "cuda_graphs must be .*got 'yes'"),
+        ({"compiled": "no/such/file"}, "no/such/file"),
+    ],
+)
+def test_bad_settings(settings, message):
+    pipe = loop_pipe("least")
+    before = state_of(pipe)
+    with pytest.raises(InvalidSetting, match=message):
+        accelerate(pipe, **settings)
+    assert state_of(pipe) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_graphs_without_cuda():
+    with pytest.raises(InvalidSetting, match="no CUDA device"):
+        accelerate(loop_pipe("least"), cuda_graphs=True)
+
+
+def test_what_cuda_gets():
+    """Decided by device alone, so it can be looked at here."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    auto = GraphSettings()
+    assert auto.compile_options(cuda) == {"options": CUDA_OPTIONS} and auto.compile_options(cpu) is None
+    assert auto.backend(cuda) is not None and auto.backend(cpu) is None
+    assert GraphSettings(compile=False).compile_options(cuda) is None
+    assert GraphSettings(compile=True).compile_options(cpu) == {}
+    tuned = GraphSettings(compile={"mode": "max-autotune"})
+    assert tuned.compile_options(cuda) == {"mode": "max-autotune-no-cudagraphs"}
+    assert (
+        GraphSettings(compile={"mode": "max-autotune"}, cuda_graphs=False).compile_options(cuda)["mode"]
+        == "max-autotune"
+    )
+    trees = GraphSettings(compile={"mode": "reduce-overhead"})
+    assert trees.backend(cuda) is None and trees.compile_options(cuda) == {"mode": "reduce-overhead"}
+    assert GraphSettings(cuda_graphs=False).backend(cuda) is None

@@ -1,0 +1,119 @@
+"""Both graphs of the real architectures, traced on the meta device in fp16: no weights, no GPU."""
+
+import json
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stepcache.forwards import family_of
+
+COUNTED = {"aten::convolution": "conv", "aten::native_group_norm": "norm", "aten::cat": "cat"}
+
+
+class Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = COUNTED.get(func._schema.name)
+        if name:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def meta_unet(name):
+    config = json.loads((files("stepcache") / "assets" / "unets" / f"{name}.json").read_text())
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config).half().eval().requires_grad_(False)
+
+
+def meta_inputs(unet):
+    config, size = unet.config, unet.config.sample_size
+    with torch.device("meta"):
+        inputs = {
+            "sample": torch.empty(2, 4, size, size, dtype=torch.half),
+            "timestep": torch.empty(1),
+            "encoder_hidden_states": torch.empty(2, 77, config.cross_attention_dim, dtype=torch.half),
+        }
+        if config.addition_embed_type == "text_time":
+            embeds = {"text_embeds": torch.empty(2, 1280, dtype=torch.half), "time_ids": torch.empty(2, 6).half()}
+            inputs["added_cond_kwargs"] = embeds
+    return inputs
+
+
+def counted(function, *args, **kwargs):
+    with torch.no_grad(), Count() as mode:
+        result = function(*args, **kwargs)
+    return result, (mode.counts["conv"], mode.counts["norm"], mode.counts["cat"])
+
+
+# (convolutions, GroupNorms, concats) of the full graph, and of the partial graph of each branch. Two concats are in
+# the time embedding (SDXL: five), the others are joins: branch m has m + 1 of them. The last branch leaves out the mid
+# block alone: two ResNets and an attention, 6 convolutions (4 where its projections are linear) and 5 GroupNorms.
+EXPECTED = {
+    "sd15": {
+        "full": (98, 61, 14),
+        "partial": [
+            (7, 4, 3), (16, 10, 4), (25, 16, 5), (32, 19, 6), (42, 25, 7), (51, 31, 8),
+            (58, 34, 9), (68, 40, 10), (77, 46, 11), (82, 48, 12), (87, 52, 13), (92, 56, 14),
+        ],
+    },
+    "sd21": {
+        "full": (66, 61, 14),
+        "partial": [
+            (5, 4, 3), (10, 10, 4), (15, 16, 5), (20, 19, 6), (26, 25, 7), (31, 31, 8),
+            (36, 34, 9), (42, 40, 10), (47, 46, 11), (52, 48, 12), (57, 52, 13), (62, 56, 14),
+        ],
+    },
+    "sdxl": {
+        "full": (51, 46, 14),
+        "partial": [
+            (5, 3, 6), (10, 7, 7), (15, 11, 8), (20, 14, 9), (26, 20, 10), (31, 26, 11),
+            (36, 29, 12), (42, 35, 13), (47, 41, 14),
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_operations_of_each_graph(name):
+    unet = meta_unet(name)
+    family, inputs = family_of(unet), meta_inputs(unet)
+    layout = family.layout(unet)
+    partials = []
+    for branch in range(len(layout.joins)):
+        cut = layout.cut(branch)
+        if branch == 0:
+            (output, feature), full = counted(family.full, unet, cut, **inputs)
+            assert output.shape == inputs["sample"].shape and output.dtype == torch.half
+        else:
+            _, feature = family.full(unet, cut, **inputs)
+        output, counts = counted(family.partial, unet, cut, feature, **inputs)
+        assert output.shape == inputs["sample"].shape
+        partials.append(counts)
+    assert {"full": full, "partial": partials} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_dynamo_takes_both_graphs_whole(name):
+    """fullgraph=True on the real architecture; the graph that comes out holds as many convolutions as were counted."""
+    unet = meta_unet(name)
+    family, inputs = family_of(unet), meta_inputs(unet)
+    cut = family.layout(unet).cut(0)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        options = {"fullgraph": True, "dynamic": False, "backend": keep}
+        _, feature = torch.compile(lambda unet, inputs: family.full(unet, cut, **inputs), **options)(unet, inputs)
+        torch.compile(lambda unet, f, inputs: family.partial(unet, cut, f, **inputs), **options)(unet, feature, inputs)
+    convolutions = [sum("conv2d" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert convolutions == [EXPECTED[name]["full"][0], EXPECTED[name]["partial"][0][0]]
