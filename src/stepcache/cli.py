@@ -1,0 +1,70 @@
+"""The `stepcache` command: which subcommands there are, and how their errors reach the terminal.
+
+A subcommand is a file in `commands/` with `add_arguments(parser)` and `run(args) -> exit status`, and one line in
+COMMANDS. Its file is imported only where it is the one asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ._version import __version__
+from .errors import StepCacheError
+
+# Name -> one line for `stepcache --help`. The file is commands/<name>.py.
+COMMANDS = {
+    "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
+    "inspect": "what each branch of a U-Net runs, caches and costs, and the speed-up it allows",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `stepcache` with these arguments (default: the process's own); returns the exit status.
+
+    0: done. 2: what was asked for cannot be done, said in one line on stderr. Arguments that do not parse leave
+    through SystemExit(2), and --help and --version through SystemExit(0), as argparse does it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    args = _parser(asked).parse_args(arguments)
+    try:
+        status: int = import_module(f".commands.{args.command}", __package__).run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # `stepcache ... | head`: the reader has what it wants. Python would complain once more while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", status=130)
+    except StepCacheError as error:
+        return _fail(str(error))
+    except OSError as error:
+        # A file that cannot be read or written: its name and the system's reason.
+        named = error.filename is not None and error.strerror is not None
+        return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
+
+
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands; only the one asked for has its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="stepcache",
+        description="Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps.",
+        epilog="`stepcache COMMAND --help` explains a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == asked:
+            import_module(f".commands.{name}", __package__).add_arguments(command)
+    return parser
+
+
+def _fail(message: str, status: int = 2) -> int:
+    sys.stderr.write(f"stepcache: {message}\n")
+    return status

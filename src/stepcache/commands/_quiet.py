@@ -1,0 +1,28 @@
+"""Noise of the libraries around us, kept off the terminal while a command talks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+
+@contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """Errors only from the loggers of `libraries` ("diffusers", "transformers"), and none of their progress bars.
+
+    What was set before is set again afterwards. Import from those libraries inside of it, since they warn on import.
+    """
+    before = []
+    for library in libraries:
+        logging = import_module(f"{library}.utils.logging")
+        before.append((logging, logging.get_verbosity(), logging.is_progress_bar_enabled()))
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, verbosity, bars in before:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()

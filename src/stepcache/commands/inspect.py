@@ -1,0 +1,181 @@
+"""`stepcache inspect`: per branch of a U-Net, what a partial step runs, caches and costs. Needs no weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..cut import Layout
+from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
+from ..schedule import Schedule, positive_int
+from ._arguments import distinct, integers
+from ._quiet import quiet
+
+# Config files that come with the package, by name.
+BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
+
+# Pixels to a latent, each way. True of Stable Diffusion's VAEs; a U-Net's config does not know.
+PIXELS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `stepcache inspect`."""
+    parser.add_argument(
+        "unet",
+        metavar="UNET",
+        help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: " + ", ".join(BUNDLED),
+    )
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        help=f"image size, HEIGHTxWIDTH or one number, taken as the latent size times {PIXELS} whatever the pipeline's "
+        f"VAE does (default: the config's sample_size times {PIXELS})",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="batch of the U-Net call (default 1); guidance doubles the number of images",
+    )
+    parser.add_argument(
+        "--intervals",
+        metavar="N,N",
+        type=integers,
+        action="extend",
+        help="intervals to give the speed-up bound for (default 2,3,5)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what each branch costs. StepCacheError for a U-Net or a setting that it cannot be worked out for."""
+    from ..forwards import family_of
+    from ..macs import branch_macs, meta_unet
+
+    batch = positive_int("--batch", args.batch)
+    intervals = distinct(args.intervals, (2, 3, 5))
+    for interval in intervals:
+        Schedule.uniform(interval)
+    config = read_config(args.unet)
+    with quiet("diffusers"):
+        unet = meta_unet(config)
+    height, width = latent_size(args.size, config)
+    layout = family_of(unet).layout(unet)
+    rows = branch_macs(unet, height, width, batch)
+
+    parameters = sum(p.numel() for p in unet.parameters())
+    print(
+        f"{args.unet}: {type(unet).__name__}, {parameters / 1e6:.0f} M parameters\n"
+        f"One U-Net call of batch {batch} on latents of {height}x{width}, for an image of "
+        f"{PIXELS * height}x{PIXELS * width} px where the VAE's factor is {PIXELS}."
+    )
+    bounds = "".join(f"{f'I={interval}':>7}" for interval in intervals)
+    unit, name = 1e9, "GMACs"
+    for i, row in enumerate(rows):
+        if i == 0:  # the full step is counted together with the first branch
+            if row.full < 10e9:
+                unit, name = 1e6, "MMACs"
+            print(f"Full step: {row.full / unit:.1f} {name}.\n")
+            print(f"{'':7}{'partial step':>21}  {'speed-up bound at':^{len(bounds)}}  {'cached, in fp16':>21}")
+            print(f"{'branch':7}{name:>10}{'of full':>11}  {bounds}  {'CxHxW':>13}{'MB':>8}  a partial step runs")
+        _, *shape = row.feature
+        print(
+            f"{row.branch:<7}{row.partial / unit:10.1f}{100 * row.share:9.1f} %  "
+            + "".join(f"{row.bound(interval):6.2f}x" for interval in intervals)
+            + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:8.3g}  "
+            + in_words(unet, layout, row.branch),
+            flush=True,
+        )
+    print(
+        "\n+ is on top of the branch above. MACs: convolutions, linear layers and attention. The bound is\n"
+        "N / (1 + (N-1) * partial / full): what skipping work can give in the U-Net alone. MB: the feature of a U-Net\n"
+        "call, batch included, at 2 bytes a value."
+    )
+    return 0
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The U-Net config that `name` stands for: a bundled one, a file, or that of a pipeline's or U-Net's directory.
+
+    Raises StepCacheError, with the path and what is wrong there, and OSError for a file that cannot be read.
+    """
+    path = Path(name)
+    if name in BUNDLED:
+        text = (files("stepcache") / "assets" / "unets" / f"{name}.json").read_text(encoding="utf-8")
+    else:
+        if path.name == "model_index.json":
+            path = path.parent
+        if path.is_dir():
+            path = _config_in(path)
+        if not path.exists():
+            raise InvalidSetting(
+                f"There is no {name!r} here. Give the directory of a downloaded pipeline, a U-Net's config.json, or "
+                f"one of {', '.join(BUNDLED)}; nothing is downloaded."
+            )
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StepCacheError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise UnsupportedUNet(f"{path} is no config of a diffusers model: it has no _class_name.")
+    return config
+
+
+def _config_in(directory: Path) -> Path:
+    """The U-Net's config.json in a pipeline's directory, or in the U-Net's own."""
+    for path in (directory / "unet" / "config.json", directory / "config.json"):
+        if path.exists():
+            return path
+    if (directory / "transformer").is_dir():
+        raise UnsupportedPipeline(
+            f"{directory} is a pipeline with a transformer. stepcache is for U-Nets; for diffusion transformers see "
+            "cache-dit or diffusers' own enable_cache."
+        )
+    raise UnsupportedPipeline(
+        f"{directory} has no unet/config.json, so it is no diffusers pipeline with a U-Net. Give a directory that "
+        "pipe.save_pretrained wrote, or the config.json itself."
+    )
+
+
+def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of the latents for `size` in pixels, "512" or "512x768"; None: the config's sample_size."""
+    if size is None:
+        sample = config.get("sample_size")
+        if sample is None:
+            raise InvalidSetting("The config has no sample_size. Say the size of the image: --size 512 or 512x768.")
+        height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
+        return positive_int("sample_size", height), positive_int("sample_size", width)
+    parts = size.lower().split("x")
+    if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
+        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {size!r}.")
+    pixels = [int(part) for part in parts]
+    if any(n < PIXELS or n % PIXELS for n in pixels):
+        raise InvalidSetting(
+            f"--size must be multiples of {PIXELS} and not 0, since a latent is {PIXELS}x{PIXELS} pixels; got {size!r}."
+        )
+    return pixels[0] // PIXELS, pixels[-1] // PIXELS
+
+
+def in_words(unet: Any, layout: Layout, branch: int) -> str:
+    """What a partial step of `branch` runs on top of that of the branch before it; all of it for branch 0."""
+    skip, join = layout.skips[branch], layout.joins[branch]
+    if skip == "conv_in":
+        down = skip
+    else:
+        _, block, kind, layer = skip.split(".")
+        runs = "downsampler" if kind == "downsamplers" else _layer(unet.down_blocks[int(block)], layer)
+        down = f"down {block}: {runs}"
+    up = f"up {join.block}: {_layer(unet.up_blocks[join.block], join.layer)}"
+    resnets, upsamples = layout.up[join.block]
+    if upsamples and join.layer == resnets - 1:
+        up += ", upsampler"
+    return f"{down}; {up}; conv_out" if branch == 0 else f"+ {down}; {up}"
+
+
+def _layer(block: nn.Module, i: object) -> str:
+    return f"resnet {i}, attention {i}" if getattr(block, "has_cross_attention", False) else f"resnet {i}"

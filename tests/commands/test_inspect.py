@@ -1,0 +1,210 @@
+import json
+import re
+
+import pytest
+
+from stepcache import cli
+from stepcache.commands.inspect import BUNDLED, in_words, latent_size, read_config
+from stepcache.forwards import family_of
+from stepcache.macs import meta_unet
+
+TINY = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 12,
+    "attention_head_dim": 4,
+    "layers_per_block": 1,
+}
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return tmp_path
+
+
+def inspect(capsys, *arguments):
+    """(exit status, output, errors) of `stepcache inspect`."""
+    status = cli.main(["inspect", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def line_of(output, branch):
+    """The line of a branch, its columns separated by single blanks."""
+    (line,) = (line for line in output.splitlines() if re.match(rf"{branch}\s", line))
+    return " ".join(line.split())
+
+
+def test_stable_diffusion_15(capsys):
+    status, output, errors = inspect(capsys, "sd15")
+    assert (status, errors) == (0, "")
+    assert "860 M parameters" in output
+    assert "latents of 64x64, for an image of 512x512 px" in output
+    assert "Full step: 401.6 GMACs." in output
+    assert line_of(output, 0) == (
+        "0 31.6 7.9 % 1.85x 2.59x 3.80x 320x64x64 2.62 conv_in; up 3: resnet 2, attention 2; conv_out"
+    )
+    assert line_of(output, 1).startswith(
+        "1 90.1 22.4 % 1.63x 2.07x 2.64x 320x64x64 2.62 + down 0: resnet 0, attention 0;"
+    )
+    assert line_of(output, 11).endswith("1280x8x8 0.164 + down 3: resnet 1; up 0: resnet 0")
+
+
+def test_what_each_branch_of_sdxl_adds():
+    unet = meta_unet(read_config("sdxl"))
+    layout = family_of(unet).layout(unet)
+    assert [in_words(unet, layout, branch) for branch in range(4)] == [
+        "conv_in; up 2: resnet 2; conv_out",
+        "+ down 0: resnet 0; up 2: resnet 1",
+        "+ down 0: resnet 1; up 2: resnet 0",
+        "+ down 0: downsampler; up 1: resnet 2, attention 2, upsampler",
+    ]
+
+
+@pytest.mark.parametrize("branch", range(4))
+def test_the_words_are_what_a_partial_step_runs(branch):
+    """Every ResNet, attention and sampler that the words of branches 0..m name is called, and no other one."""
+    import torch
+
+    from stepcache.macs import example_inputs
+
+    unet = meta_unet({**TINY, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                      "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]})  # fmt: skip
+    family = family_of(unet)
+    layout, inputs = family.layout(unet), example_inputs(unet, 8, 8)
+    called = set()
+    for path, module in unet.named_modules():
+        if match := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnet|attention|downsampler|upsampler)s\.(\d)", path):
+            way, block, kind, i = match.groups()
+            name = f"{way} {block}: {kind}" + ("" if "sampler" in kind else f" {i}")
+            module.register_forward_hook(lambda *_, name=name: called.add(name))
+    with torch.no_grad():
+        _, feature = family.full(unet, layout.cut(branch), **inputs)
+        called.clear()
+        family.partial(unet, layout.cut(branch), feature, **inputs)
+    named = set()
+    for m in range(branch + 1):
+        for part in in_words(unet, layout, m).removeprefix("+ ").split("; "):
+            where, _, things = part.partition(": ")
+            named |= {f"{where}: {thing}" for thing in things.split(", ") if thing}
+    assert named == called
+
+
+def test_a_pipeline_directory_its_index_and_its_config_are_the_same(pipeline):
+    for path in (pipeline, pipeline / "model_index.json", pipeline / "unet", pipeline / "unet" / "config.json"):
+        assert read_config(str(path)) == TINY
+
+
+def test_size_batch_and_intervals(pipeline, capsys):
+    status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--intervals", "4,2")
+    assert status == 0
+    assert "batch 2 on latents of 16x8, for an image of 128x64 px" in output
+    assert re.search(r"I=4\s+I=2", output) and "I=3" not in output
+    assert "8x16x8" in line_of(output, 0)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_configs_are_read_and_have_a_size(name):
+    height, width = latent_size(None, read_config(name))
+    assert height == width == {"sd15": 64, "sd21": 96, "sdxl": 128, "sdxl-refiner": 128}[name]
+
+
+@pytest.mark.parametrize(
+    ("size", "latents"), [("512", (64, 64)), ("512x768", (64, 96)), ("768X512", (96, 64)), ("8", (1, 1))]
+)
+def test_size_is_eight_times_the_latents(size, latents):
+    assert latent_size(size, {}) == latents
+
+
+@pytest.mark.parametrize(("sample_size", "latents"), [(32, (32, 32)), ([32, 48], (32, 48))])
+def test_size_defaults_to_the_config(sample_size, latents):
+    assert latent_size(None, {"sample_size": sample_size}) == latents
+
+
+@pytest.mark.parametrize("size", ["500", "0", "-8", "8x8x8", "512x", "big", "512.0", "512x4"])
+def test_bad_sizes(size, capsys):
+    status, output, errors = inspect(capsys, "sd15", f"--size={size}")
+    assert (status, output) == (2, "")
+    assert repr(size) in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--batch", "0"], "--batch must be an integer of at least 1, got 0"), (["--intervals", "2,0"], "got 0")],
+)
+def test_bad_settings(arguments, words, capsys):
+    status, output, errors = inspect(capsys, "sd15", *arguments)
+    assert (status, output) == (2, "")
+    assert words in errors
+
+
+def test_no_size_anywhere(pipeline, capsys):
+    (pipeline / "unet" / "config.json").write_text(json.dumps({**TINY, "sample_size": None}))
+    assert inspect(capsys, pipeline)[0] == 2
+    assert inspect(capsys, pipeline, "--size", "64")[0] == 0
+
+
+def bad_places(tmp_path):
+    def config(name, content):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "config.json").write_text(content)
+        return tmp_path / name
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flux" / "transformer").mkdir(parents=True)
+    blocks = {**TINY, "up_block_types": ["AttnUpBlock2D", "CrossAttnUpBlock2D"]}
+    return {
+        "absent": (tmp_path / "absent", "nothing is downloaded"),
+        "empty": (tmp_path / "empty", "has no unet/config.json"),
+        "transformer": (tmp_path / "flux", "is a pipeline with a transformer. stepcache is for U-Nets"),
+        "broken": (config("broken", '{"sample_size": 8,'), "config.json is no JSON"),
+        "binary": (config("binary", "\x00\x01"), "config.json is no JSON"),
+        "list": (config("list", "[1, 2]"), "it has no _class_name"),
+        "nameless": (config("nameless", "{}"), "it has no _class_name"),
+        "vae": (config("vae", '{"_class_name": "AutoencoderKL"}'), "AutoencoderKL is not a U-Net that stepcache knows"),
+        "block": (config("block", json.dumps(blocks)), "up_blocks.0 is a AttnUpBlock2D"),
+        "wrong": (config("wrong", json.dumps({**TINY, "block_out_channels": [8]})), "diffusers cannot build"),
+        "size": (config("size", json.dumps({**TINY, "sample_size": "8"})), "sample_size must be an integer"),
+        "image": (
+            config("image", json.dumps({**TINY, "encoder_hid_dim": 4, "encoder_hid_dim_type": "image_proj"})),
+            "encoder_hid_dim_type='image_proj'",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "absent",
+        "empty",
+        "transformer",
+        "broken",
+        "binary",
+        "list",
+        "nameless",
+        "vae",
+        "block",
+        "wrong",
+        "size",
+        "image",
+    ],
+)
+def test_bad_unets_are_named_with_the_way_out(case, tmp_path, capsys):
+    path, words = bad_places(tmp_path)[case]
+    status, output, errors = inspect(capsys, path)
+    assert (status, output) == (2, "")
+    assert errors.startswith("stepcache: ") and words in errors
+
+
+def test_a_file_that_cannot_be_read(pipeline, capsys):
+    (pipeline / "unet" / "config.json").unlink()
+    (pipeline / "unet" / "config.json").mkdir()
+    status, _, errors = inspect(capsys, pipeline)
+    assert status == 2
+    assert "Is a directory" in errors
