@@ -24,6 +24,7 @@ def accelerate(
     schedule: Schedule | None = None,
     compile: bool | str | dict[str, Any] = "auto",
     cuda_graphs: bool | str | Callable[[], Any] = "auto",
+    kernels: bool | str = "auto",
     max_buckets: int = 4,
     compiled: str | os.PathLike[str] | None = None,
 ) -> Pipe:
@@ -45,6 +46,8 @@ def accelerate(
             Price: the first call at each size compiles two graphs (minutes for SDXL); see `warmup`, `save_compiled`.
         cuda_graphs: "auto" (default) captures both graphs on CUDA; False does not. Price: the graphs' pool, about the
             activations of one full step a bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
+        kernels: "auto" (default) joins hidden state and skip with the Triton kernels where a benchmark on this very GPU
+            found them faster than Inductor (csrc_triton/defaults.csv); True does so at every join, False at none.
         max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
             used one is dropped. Default 4.
         compiled: a file that `save_compiled` wrote: what it holds is not compiled again. Made by another torch, device
@@ -60,7 +63,7 @@ def accelerate(
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
-    settings = Settings.check(interval, branch, schedule, compile, cuda_graphs, max_buckets)
+    settings = Settings.check(interval, branch, schedule, compile, cuda_graphs, kernels, max_buckets)
     if compiled is not None:
         artifacts.load(compiled)
     attach(pipe, settings)

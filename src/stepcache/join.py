@@ -1,9 +1,22 @@
-"""One up-path layer's join: the hidden state meets its skip and goes through the ResNet."""
+"""One up-path layer's join: the hidden state meets its skip and goes through the ResNet.
+
+Two ways to the same result. `reference_join` calls the ResNet on the concat, as diffusers does, bit for bit.
+`fused_join` never writes the concat: concat -> GroupNorm -> SiLU is one op of two launches, the 1x1 shortcut is one
+two-input GEMM that also adds the residual (csrc_triton/README.md). Where a ResNet or its inputs are not what the ops
+are made for, it is the reference again. What decides is known when a graph is traced, so a graph holds one of the two.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+# (resnet, hidden [N, C1, H, W], skip [N, C2, H, W], temb [N, D]) -> [N, C, H, W]
+Join = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def freeu(block: nn.Module, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +34,74 @@ def freeu(block: nn.Module, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tenso
     return apply_freeu(block.resolution_idx, hidden.clone(), skip, **factors)
 
 
-def join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
+def reference_join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
     """`resnet` on the concat of `hidden` [N, C1, H, W] and `skip` [N, C2, H, W], with time embedding `temb` [N, D]."""
     return resnet(torch.cat([hidden, skip], dim=1), temb)
+
+
+def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
+    """A join on the Triton ops for the (dtype, C1, C2) that are `wanted`, and the reference for all others.
+
+    Imports Triton. On devices without it the ops run their own references, fp32 inside: the same up to rounding.
+    """
+    from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
+    from stepcache.kernels.dual_conv1x1 import dual_conv1x1
+
+    def join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
+        if not fusable(resnet, hidden, skip) or not wanted(hidden.dtype, hidden.shape[1], skip.shape[1]):
+            return reference_join(resnet, hidden, skip, temb)
+        norm, sampler = resnet.norm1, resnet.upsample or resnet.downsample
+        x = cat_group_norm_silu(hidden, skip, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        x = _after_first_norm(resnet, x if sampler is None else sampler(x), temb)
+        shortcut, scale = resnet.conv_shortcut, resnet.output_scale_factor
+        if sampler is None and type(shortcut) is nn.Conv2d:
+            y = dual_conv1x1(hidden, skip, shortcut.weight, shortcut.bias, x)
+        else:
+            # A resampled or an identity shortcut needs the concat itself, and so does one that an adapter wraps.
+            y = torch.cat([hidden, skip], dim=1)
+            y = y if sampler is None else sampler(y)
+            y = (y if shortcut is None else shortcut(y)) + x
+        return y if scale == 1.0 else y / scale
+
+    return join
+
+
+def fusable(resnet: nn.Module, hidden: Tensor, skip: Tensor) -> bool:
+    """Whether the ops compute what `resnet` would: a plain ResnetBlock2D with GroupNorm and SiLU, in evaluation."""
+    norm, shortcut = resnet.norm1, resnet.conv_shortcut
+    return (
+        type(resnet).forward.__qualname__ == "ResnetBlock2D.forward"
+        and type(norm) is nn.GroupNorm
+        and norm.affine
+        and isinstance(resnet.nonlinearity, nn.SiLU)
+        # Dropout is random, and the ops have no gradients.
+        and not (resnet.training and resnet.dropout.p > 0)
+        and not (torch.is_grad_enabled() and (hidden.requires_grad or norm.weight.requires_grad))
+        # Under autocast diffusers would normalise in fp32 and convolve in half precision.
+        and not _autocast(hidden.device.type)
+        and hidden.dtype == skip.dtype
+        and hidden.dtype in KERNEL_DTYPES
+        and norm.weight.dtype in (hidden.dtype, torch.float32)
+        # The ops read weights and do not call these layers: what hooks on them do would be left out.
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in (norm, shortcut) if m is not None)
+        and (type(shortcut) is not nn.Conv2d or shortcut.weight.dtype == hidden.dtype)
+    )
+
+
+def _autocast(device: str) -> bool:
+    """Whether autocast is on for a type of device; the meta device has none to ask about."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _after_first_norm(resnet: nn.Module, x: Tensor, temb: Tensor) -> Tensor:
+    """The ResNet's main path from behind its first activation to the residual, as ResnetBlock2D.forward has it."""
+    x = resnet.conv1(x)
+    if resnet.time_emb_proj is not None:
+        temb = temb if resnet.skip_time_act else resnet.nonlinearity(temb)
+        temb = resnet.time_emb_proj(temb)[:, :, None, None]
+    if resnet.time_embedding_norm == "scale_shift":
+        scale, shift = temb.chunk(2, dim=1)
+        x = resnet.norm2(x) * (1 + scale) + shift
+    else:
+        x = resnet.norm2(x + temb if resnet.time_emb_proj is not None else x)
+    return resnet.conv2(resnet.dropout(resnet.nonlinearity(x)))

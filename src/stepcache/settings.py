@@ -26,6 +26,7 @@ class Settings:
         schedule: object = None,
         compile: object = "auto",
         cuda_graphs: object = "auto",
+        kernels: object = "auto",
         max_buckets: object = 4,
     ) -> Settings:
         """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
@@ -38,4 +39,4 @@ class Settings:
                 "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
             )
         buckets = positive_int("max_buckets", max_buckets, hint="Each bucket is one image size.")
-        return cls(schedule, branch, GraphSettings(compile, cuda_graphs), buckets)
+        return cls(schedule, branch, GraphSettings(compile, cuda_graphs, kernels), buckets)

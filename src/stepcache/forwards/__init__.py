@@ -4,8 +4,8 @@ A family is a module with:
 - `check(unet)`: raises UnsupportedUNet, naming the block, where a forward is not the one this file follows;
 - `layout(unet)`: its `cut.Layout`; `deep_modules(unet, cut)`: what a partial step leaves out;
 - `bind(*args, **kwargs)`: the arguments of one U-Net call, as `Call`;
-- `full(unet, cut, **inputs) -> (output, feature)` and `partial(unet, cut, feature, **inputs) -> output`: functions of
-  tensors, without side effects, at the granularity of ResNets and attentions;
+- `full(unet, cut, join, **inputs) -> (output, feature)` and `partial(unet, cut, feature, join, **inputs) -> output`:
+  functions of tensors, without side effects, at the granularity of ResNets and attentions; `join` is one of join.py's;
 - `wrap(output, return_dict)`: the output as the stock forward returns it.
 """
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..cut import Cut, Layout, layout_of
 from ..errors import UnsupportedUNet
-from ..join import freeu, join
+from ..join import Join, freeu, reference_join
 from . import Call
 
 # Blocks whose forward is followed below; others are refused by name.
@@ -123,19 +123,19 @@ def wrap(output: Tensor, return_dict: bool) -> Any:
     return UNet2DConditionOutput(sample=output)
 
 
-def full(unet: nn.Module, cut: Cut, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     call = _prepare(unet, **inputs)
     hidden, skips, rest = _down(unet, call, limit=None)
     hidden = _mid(unet, call, hidden, rest)
-    return _up(unet, call, hidden, skips, start=(0, 0), tap=(cut.block, cut.layer))
+    return _up(unet, call, hidden, skips, join, start=(0, 0), tap=(cut.block, cut.layer))
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, **inputs: Any) -> Tensor:
+def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
     """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
     call = _prepare(unet, **inputs)
     _, skips, _ = _down(unet, call, limit=cut.skips)
-    output, _ = _up(unet, call, feature, skips, start=(cut.block, cut.layer), tap=(cut.block, cut.layer))
+    output, _ = _up(unet, call, feature, skips, join, start=(cut.block, cut.layer), tap=(cut.block, cut.layer))
     return output
 
 
@@ -266,6 +266,7 @@ def _up(
     call: _Prepared,
     hidden: Tensor,
     skips: list[Tensor],
+    join: Join,
     start: tuple[int, int],
     tap: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:

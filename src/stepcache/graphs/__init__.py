@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..buffers import Feature
 from ..cut import Cut
 from ..errors import InvalidSetting
+from ..join import Join, fused_join, reference_join
 from .backends import CaptureBackend, CudaBackend
 from .captured import CapturedGraphs, Runner, tensors_of
 from .compiled import CUDA_OPTIONS, TREE_MODES, CompiledRunner, RegionalRunner, check_options
@@ -27,6 +29,8 @@ from .eager import EagerRunner
 
 logger = logging.getLogger("stepcache")
 
+HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
+
 
 @dataclass(frozen=True)
 class GraphSettings:
@@ -34,10 +38,12 @@ class GraphSettings:
 
     compile: "auto" (on CUDA only), True, False, "regional", or a dict of torch.compile arguments.
     cuda_graphs: "auto" and True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
+    kernels: "auto" (the joins that were measured to be faster with them on this GPU), True (all joins), False.
     """
 
     compile: Any = "auto"
     cuda_graphs: Any = "auto"
+    kernels: Any = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.compile, dict):
@@ -51,6 +57,10 @@ class GraphSettings:
             )
         if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
             raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
+        if not (isinstance(self.kernels, bool) or self.kernels == "auto"):
+            raise InvalidSetting(f'kernels must be "auto", True or False, got {self.kernels!r}.')
+        if self.kernels is True and not HAS_TRITON:
+            raise InvalidSetting('kernels=True needs Triton, which is not installed here. Leave it at "auto".')
         if self.cuda_graphs is True and not torch.cuda.is_available():
             raise InvalidSetting('cuda_graphs=True, but torch sees no CUDA device here. Leave it at "auto".')
 
@@ -65,6 +75,16 @@ class GraphSettings:
         if options.get("mode") == "max-autotune" and inductor and self.backend(device) is not None:
             options["mode"] = "max-autotune-no-cudagraphs"  # ours are captured by hand
         return options
+
+    def join(self, device: torch.device) -> Join:
+        """How graphs on `device` join."""
+        if self.kernels is True:
+            return fused_join(lambda dtype, hidden, skip: True)
+        if self.kernels is False or device.type != "cuda" or not HAS_TRITON:
+            return reference_join
+        from stepcache.kernels.defaults import wanted_on
+
+        return fused_join(wanted_on(torch.cuda.get_device_name(device)))
 
     def backend(self, device: torch.device) -> CaptureBackend | None:
         """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
@@ -127,13 +147,16 @@ class BucketGraphs:
     def __init__(self, plan: Plan, sample: Tensor) -> None:
         self.plan, device = plan, sample.device
         self.label = "x".join(map(str, sample.shape))
+        # What everything falls back to: through the modules alone, which hooks may sit on.
         self.eager = EagerRunner(plan.family, plan.cut)
         self.runner: Runner = self.eager
-        options = plan.settings.compile_options(device)
+        options, join = plan.settings.compile_options(device), plan.settings.join(device)
         if plan.settings.compile == "regional" and options is not None:
-            self.runner = RegionalRunner(plan, options, self.label, plan.costs)
+            self.runner = RegionalRunner(plan, join, options, self.label, plan.costs)
         elif options is not None:
-            self.runner = CompiledRunner(plan.family, plan.cut, options, self.label, plan.costs)
+            self.runner = CompiledRunner(plan.family, plan.cut, join, options, self.label, plan.costs)
+        elif join is not reference_join:
+            self.runner = EagerRunner(plan.family, plan.cut, join)
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..cut import Cut
 from ..errors import GraphCompileError, InvalidSetting
+from ..join import Join
 from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
@@ -60,17 +61,19 @@ class CompiledRunner:
     `label` names the bucket in messages; the seconds that the first calls take are added to `costs`.
     """
 
-    def __init__(self, family: types.ModuleType, cut: Cut, options: dict[str, Any], label: str, costs: Costs) -> None:
+    def __init__(
+        self, family: types.ModuleType, cut: Cut, join: Join, options: dict[str, Any], label: str, costs: Costs
+    ) -> None:
         # Trees write their outputs and read their inputs at fixed addresses; see `partial`.
         self.trees = options.get("mode") in TREE_MODES and options.get("backend", "inductor") == "inductor"
         self.label, self.costs = label, costs
         self._fresh = {"full", "partial"}
 
         def full(unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            return family.full(unet, cut, **inputs)
+            return family.full(unet, cut, join, **inputs)
 
         def partial(unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
-            return family.partial(unet, cut, feature, **inputs)
+            return family.partial(unet, cut, feature, join, **inputs)
 
         self._full = torch.compile(_with_own_code(full), **_FIXED, **options)
         self._partial = torch.compile(_with_own_code(partial), **_FIXED, **options)
@@ -106,8 +109,8 @@ class RegionalRunner(EagerRunner):
     eager, and the launches between blocks are left to capture.
     """
 
-    def __init__(self, plan: Any, options: dict[str, Any], label: str, costs: Costs) -> None:
-        super().__init__(plan.family, plan.cut)
+    def __init__(self, plan: Any, join: Join, options: dict[str, Any], label: str, costs: Costs) -> None:
+        super().__init__(plan.family, plan.cut, join)
         self.plan, self.options, self.label, self.costs = plan, options, label, costs
         self._blocks: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._seen: set[object] = set()

@@ -1,0 +1,89 @@
+"""What the ops share: which layout a call runs in, which buffers make up `h`, and whether Triton is there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = find_spec("triton") is not None
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require_triton() -> None:
+    """Triton has no wheel for Windows and macOS; there the ops work on the CPU, through their references."""
+    if not HAS_TRITON:
+        raise RuntimeError(
+            "this kernel needs Triton, which is not installed here (`pip install triton`, Linux only); "
+            "the op's reference, `<op>_reference`, computes the same without it"
+        )
+
+
+def cdiv(a: int, b: int) -> int:
+    """Ceiling division; unlike triton.cdiv it needs no Triton, and it keeps a SymInt symbolic."""
+    return (a + b - 1) // b
+
+
+def joint_format(*activations: Tensor) -> torch.memory_format:
+    """The memory format that a call runs in, and that its output has.
+
+    channels_last if any of the [N, C, H, W] activations is channels_last and not contiguous too (a one-pixel or
+    one-channel tensor is both), else contiguous. channels_last wins a mixed call because the convolution that reads
+    the result would convert it otherwise; the operands of the other layout are copied by `.contiguous`.
+    """
+    for x in activations:
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+def check_join(h: Tensor, skip: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None) -> None:
+    """Refuse, with the values at hand, what neither the kernels nor the references take as the two inputs of a join."""
+    if h.dim() != 4 or skip.dim() != 4:
+        raise ValueError(f"h and skip must be [N, C, H, W], got {tuple(h.shape)} and {tuple(skip.shape)}")
+    if (h.shape[0], h.shape[2], h.shape[3]) != (skip.shape[0], skip.shape[2], skip.shape[3]):
+        raise ValueError(f"h {tuple(h.shape)} and skip {tuple(skip.shape)} must agree in N, H and W")
+    if h.dtype != skip.dtype or h.device != skip.device:
+        raise ValueError(f"h ({h.dtype}, {h.device}) and skip ({skip.dtype}, {skip.device}) must agree; cast one first")
+    if h3 is not None and h2 is None:
+        raise ValueError("h3 was given without h2")
+    buffers = [b for b in (h, h2, h3) if b is not None]
+    for b in buffers[1:]:
+        if b.shape != h.shape or b.dtype != h.dtype or b.device != h.device:
+            raise ValueError(f"every buffer must be like h, {tuple(h.shape)} {h.dtype}; got {tuple(b.shape)} {b.dtype}")
+    if mix is None:
+        if len(buffers) > 1:
+            raise ValueError("h2 and h3 need mix, a float32 tensor with one weight for each buffer")
+    elif mix.dtype != torch.float32 or tuple(mix.shape) != (len(buffers),) or mix.device != h.device:
+        raise ValueError(
+            f"mix must be float32 of shape ({len(buffers)},) on {h.device}, got {mix.dtype} {tuple(mix.shape)} "
+            f"on {mix.device}"
+        )
+
+
+def check_kernel_dtype(h: Tensor) -> None:
+    """The kernels keep float32 inside, so float64 is for the reference alone."""
+    if h.dtype not in KERNEL_DTYPES:
+        raise ValueError(f"the kernel takes float32, float16 and bfloat16, got {h.dtype}")
+
+
+def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`h` in `dtype`, or mix[0] h + mix[1] h2 + mix[2] h3 computed in it: the first line of the references."""
+    if mix is None:
+        return h.to(dtype)
+    buffers = [b.to(dtype) for b in (h, h2, h3) if b is not None]
+    return torch.stack([w * b for w, b in zip(mix.to(dtype), buffers, strict=True)]).sum(0)
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Make x's device the current one, on which Triton launches, whatever device x is on."""
+    return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()
+
+
+def interpreting() -> bool:
+    """Whether this process runs kernels in Triton's interpreter, on the CPU (TRITON_INTERPRET=1)."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)

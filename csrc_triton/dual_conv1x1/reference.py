@@ -1,0 +1,31 @@
+"""The specification of `dual_conv1x1` in plain torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._common import combine
+
+
+def dual_conv1x1_reference(
+    h: Tensor,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    mix: Tensor | None = None,
+) -> Tensor:
+    """conv2d(cat([h', skip], 1), weight, bias) + residual, in float32 inside (float64 for float64 inputs).
+
+    h, h2, h3: [N, C1, H, W]; skip: [N, C2, H, W]; weight: [O, C1 + C2, 1, 1]; bias: [O]; residual: [N, O, H, W];
+    mix: float32, one weight for each of the buffers given. h' = h without `mix`, else
+    h' = mix[0] h + mix[1] h2 + mix[2] h3. Returns [N, O, H, W] in h's dtype.
+    """
+    wide = torch.float64 if h.dtype == torch.float64 else torch.float32
+    x = torch.cat([combine(h, h2, h3, mix, wide), skip.to(wide)], dim=1)
+    y = F.conv2d(x, weight.to(wide), None if bias is None else bias.to(wide))
+    return (y if residual is None else y + residual.to(wide)).to(h.dtype)

@@ -1,0 +1,28 @@
+"""The interpreter, one process for the session, and what makes a test's inputs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# The joins of the real U-Nets are the benchmarks' (kernel_bench.py).
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from kernel_worker import Interpreter
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    worker = Interpreter()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(params=["as it is", "TRITON_INTERPRET=1"])
+def anywhere(request):
+    """`anywhere(module, function, ...)` calls in this process, or in one in which kernels are interpreted."""
+    if request.param == "TRITON_INTERPRET=1":
+        return request.getfixturevalue("interpreter")
+    import importlib
+
+    return lambda module, function, *args, **kwargs: getattr(importlib.import_module(module), function)(*args, **kwargs)

@@ -1,0 +1,229 @@
+"""The two-input 1x1 convolution: numbers in the interpreter, the op in torch's machinery, the code for real GPUs."""
+
+import functools
+import itertools
+import re
+
+import kernel_checks
+import pytest
+import torch
+from kernel_aot import SHARED_LIMIT, TARGETS, compile_launch, slow, stack_allowed
+from kernel_bench import MODELS, joins
+from kernel_cases import (
+    DTYPES,
+    LAYOUTS,
+    SHAPES,
+    Shape,
+    assert_as_good_as_stock,
+    conv_arguments,
+    numeric_cases,
+    stock_conv,
+    widened,
+)
+from stepcache.kernels.dual_conv1x1 import dual_conv1x1, dual_conv1x1_reference, dual_conv1x1_triton
+from stepcache.kernels.dual_conv1x1.kernel import CONFIGS, dual_conv1x1_kernel
+from stepcache.kernels.dual_conv1x1.op import MAX_BLOCK, MAX_BLOCK_K, _launch
+
+OP = "dual_conv1x1"
+SMALL = Shape("several tiles, the last ones partly empty", 2, 40, 24, 70, 4, 5, 9)
+
+
+# The numbers.
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.why)
+def test_reference_is_the_stock_operations(shape):
+    arguments = widened(conv_arguments(shape, torch.float32, torch.contiguous_format))
+    torch.testing.assert_close(dual_conv1x1_reference(**arguments), stock_conv(arguments))
+
+
+@pytest.mark.parametrize(("shape", "dtype", "layout"), numeric_cases(SMALL))
+def test_kernel_against_float64(interpreter, shape, dtype, layout):
+    arguments = conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
+    result = interpreter("kernel_worker", "run", OP, **arguments)
+    exact = dual_conv1x1_reference(**widened(arguments))
+    assert_as_good_as_stock(result, stock_conv(arguments), exact)
+    assert result.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_and_without_bias_and_residual(interpreter, bias, residual):
+    arguments = conv_arguments(SMALL, torch.float16, torch.channels_last, residual=residual)
+    if not bias:
+        arguments["bias"] = None
+    result = interpreter("kernel_worker", "run", OP, **arguments)
+    assert_as_good_as_stock(result, stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))
+
+
+@pytest.mark.parametrize("odd", ["h", "skip", "residual", "weight"])
+def test_mixed_layouts_are_taken(interpreter, odd):
+    arguments = conv_arguments(SMALL, torch.float32, torch.channels_last)
+    exact = dual_conv1x1_reference(**widened(arguments))
+    result = interpreter("kernel_worker", "run", OP, **arguments | {odd: arguments[odd].contiguous()})
+    torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-5)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_beyond_2_to_the_31_elements(interpreter, channels_last):
+    torch.testing.assert_close(*interpreter("kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
+
+
+def test_rows_of_2_to_the_26_pixels(interpreter):
+    torch.testing.assert_close(*interpreter("kernel_huge", "conv_wide_rows"), rtol=0, atol=4e-3)
+
+
+def test_rows_that_need_64_bits_are_noticed():
+    def wide(pixels):
+        h = torch.empty(1, 16, 1, pixels, dtype=torch.float16, device="meta")
+        weight = torch.empty(16, 32, 1, 1, dtype=torch.float16, device="meta")
+        return _launch(h, h, weight, None, None, None, None, None)[1]["WIDE"]
+
+    assert not wide(2**24 - 1)
+    assert wide(2**24)
+
+
+# The op.
+
+
+def test_opcheck(anywhere):
+    anywhere("kernel_checks", "opcheck", OP)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiles_to_one_graph(anywhere, backend, dynamic):
+    anywhere("kernel_checks", "compiles", OP, backend, dynamic)
+
+
+def test_compiles_with_inductor():
+    arguments = conv_arguments(kernel_checks.SHAPE, torch.float32, torch.channels_last)
+    compiled = torch.compile(lambda a: dual_conv1x1(**a) * 1, fullgraph=True)
+    torch.testing.assert_close(compiled(arguments), dual_conv1x1(**arguments))
+
+
+@pytest.mark.parametrize("check", ["compiles_once_for_all_sizes", "exports", "knows_shapes"])
+def test_dynamic_shapes_export_and_meta(anywhere, check):
+    anywhere("kernel_checks", check, OP)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_traced_for_cuda_it_is_one_launch_and_no_copies(dynamic):
+    from kernel_fake_gpu import trace
+
+    launches, others = trace(
+        lambda h, skip, w, b, residual: dual_conv1x1(h, skip, w, b, residual),
+        [(2, 640, 24, 40), (2, 320, 24, 40), (320, 960, 1, 1), (320,), (2, 320, 24, 40)],
+        dynamic,
+    )
+    assert [(launch.kernel, launch.written) for launch in launches] == [("dual_conv1x1_kernel", ["out"])]
+    assert len(launches[0].grid) == len(CONFIGS)
+    assert {name.split(".")[1] for name in others} <= {"empty", "sym_size"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(6, 31, 1, 1)}, r"weight must be \[O, 20 \+ 12, 1, 1\]"),
+        ({"weight": torch.zeros(6, 32, 1, 1).half()}, "must agree in dtype"),
+        ({"bias": torch.zeros(7)}, r"bias must be \(6,\)"),
+        ({"residual": torch.zeros(2, 6, 5, 8)}, r"residual must be \(2, 6, 5, 7\)"),
+        ({"skip": torch.zeros(1, 12, 5, 7)}, "agree in N, H and W"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_refusals_carry_the_values(change, message):
+    arguments = conv_arguments(kernel_checks.SHAPE, torch.float32, torch.contiguous_format) | change
+    for function in (dual_conv1x1, dual_conv1x1_triton):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
+
+
+# The traffic.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_traffic(interpreter, layout):
+    """Both inputs are read once for each block of output channels (from L2 but the first time); no partial result."""
+    arguments = conv_arguments(SMALL, torch.bfloat16, LAYOUTS[layout])
+    ((name, counted),) = interpreter("kernel_worker", "traffic", OP, **arguments)
+    assert name == "dual_conv1x1_kernel"
+    tile = CONFIGS[-1].kwargs
+    o_blocks = -(-SMALL.out // tile["BLOCK_O"])
+    pixels = SMALL.height * SMALL.width
+    images, size = (1, SMALL.batch * pixels) if layout == "channels_last" else (SMALL.batch, pixels)
+    p_blocks = images * -(-size // tile["BLOCK_P"])
+    size_of = {k: 2 * v.numel() for k, v in arguments.items()}
+    assert counted == {
+        ("h", "load"): o_blocks * size_of["h"],
+        ("skip", "load"): o_blocks * size_of["skip"],
+        ("weight", "load"): p_blocks * size_of["weight"],
+        ("bias", "load"): p_blocks * size_of["bias"],
+        ("residual", "load"): size_of["residual"],
+        ("out", "store"): size_of["residual"],
+    }
+
+
+# The code for real GPUs.
+
+
+def test_configurations_keep_what_the_launcher_promises():
+    for config in CONFIGS:
+        assert MAX_BLOCK_K % (config.kwargs["BLOCK_K_BYTES"] // 2) == 0
+        assert max(config.kwargs["BLOCK_P"], config.kwargs["BLOCK_O"]) <= MAX_BLOCK
+
+
+@functools.cache
+def _meta_launch(dtype, layout, mix):
+    """The launch of the 640+320 to 320 join with bias and residual on the meta device."""
+
+    def tensor(*shape):
+        layout_of = {"memory_format": LAYOUTS[layout]} if len(shape) == 4 else {}
+        return torch.empty(shape, dtype=DTYPES[dtype], device="meta", **layout_of)
+
+    h, skip, residual = (tensor(2, channels, 64, 64) for channels in (640, 320, 320))
+    h2, h3 = (h if mix > i else None for i in (1, 2))
+    weights = torch.empty(mix, device="meta") if mix else None
+    return _launch(h, skip, tensor(320, 960, 1, 1), tensor(320), residual, h2, h3, weights)[1]
+
+
+# What the joins run, and the most shared memory; the rest is slow. fp16 differs from bf16 in conversions alone.
+COMBINATIONS = [
+    *itertools.product(["bf16"], ["channels_last"], [0], range(len(CONFIGS))),
+    ("bf16", "channels_last", 3, 0),
+    *(slow(*c) for c in itertools.product(["bf16"], ["channels_last"], [3], range(1, len(CONFIGS)))),
+    *(slow(*c) for c in itertools.product(["fp32"], ["channels_last", "contiguous"], [0, 3], range(len(CONFIGS)))),
+    *(slow(*c) for c in itertools.product(["bf16"], ["contiguous"], [0, 3], range(len(CONFIGS)))),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c)))
+def test_compiles_ahead_of_time(combination, target):
+    *what, index = combination
+    config = CONFIGS[index]
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    code = compile_launch(dual_conv1x1_kernel.fn, _meta_launch(*what) | config.kwargs | options, target)
+    assert code.spilled <= stack_allowed(target)
+    assert code.shared <= SHARED_LIMIT[target]
+    if target == "gfx942":
+        assert "global_load_dwordx4" in code.asm and "v_mfma" in code.asm
+    else:
+        assert re.search(r"cp\.async\.cg\.shared\.global \[[^]]+\], \[[^]]+\], 0x10", code.asm)
+        assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", code.asm)
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("join", [j for m in MODELS for j in joins(m)], ids=str)
+def test_on_the_gpu(join, dtype, layout):
+    shape = Shape("", 2, join.hidden, join.skip, join.out, join.groups, join.height, join.width)
+    arguments = {k: v.cuda() for k, v in conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout]).items()}
+    result = dual_conv1x1(**arguments)
+    assert_as_good_as_stock(result, stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))
+    assert torch.equal(result, dual_conv1x1_triton(**arguments))

@@ -1,0 +1,290 @@
+"""The join on the ops against the join of diffusers: the same up to rounding, or the reference where it must be."""
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from peft import LoraConfig, inject_adapter_in_model
+from small import UNETS, loop_pipe, make_inputs, make_unet
+from test_traces import counted, meta_inputs, meta_unet
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stepcache import accelerate, last_run
+from stepcache.errors import InvalidSetting
+from stepcache.forwards import family_of
+from stepcache.graphs.standin import StandInBackend
+from stepcache.join import fusable, fused_join, reference_join
+
+fused = fused_join(lambda dtype, hidden, skip: True)
+RESNETS = {
+    "default": {},
+    "scale shift": {"time_embedding_norm": "scale_shift"},
+    "skip_time_act": {"skip_time_act": True},
+    "no time embedding": {"temb_channels": None},
+    "upsampling": {"up": True},
+    "downsampling": {"down": True},
+    "fewer groups behind": {"groups_out": 2},
+    "identity shortcut": {"out_channels": 24},
+    "forced shortcut": {"out_channels": 24, "use_in_shortcut": True},
+    "no bias": {"conv_shortcut_bias": False},
+    "scaled output": {"output_scale_factor": 1.7},
+}
+
+
+def make_resnet(**options):
+    torch.manual_seed(0)
+    resnet = ResnetBlock2D(**{"in_channels": 24, "out_channels": 12, "temb_channels": 10, "groups": 4, **options})
+    return resnet.eval().requires_grad_(False)
+
+
+def make_args(resnet, dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    hidden, skip = (torch.randn(2, c, 6, 8, generator=g).to(dtype) for c in (16, 8))
+    return hidden, skip, None if resnet.time_emb_proj is None else torch.randn(2, 10, generator=g).to(dtype)
+
+
+@pytest.fixture
+def cats(monkeypatch):
+    """Sizes of the concats made by the join (the ops' own references make theirs behind the dispatcher)."""
+    sizes, cat = [], torch.cat
+    monkeypatch.setattr(torch, "cat", lambda tensors, dim=0: sizes.append(len(tensors)) or cat(tensors, dim))
+    return sizes
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_each_kind_of_resnet(name):
+    resnet = make_resnet(**RESNETS[name])
+    args = make_args(resnet)
+    assert fusable(resnet, *args[:2])
+    want = resnet(torch.cat(args[:2], 1), args[2])
+    got = fused(resnet, *args)
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(reference_join(resnet, *args), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_no_further_from_the_truth_than_diffusers(dtype):
+    resnet = make_resnet()
+    args = make_args(resnet)
+    exact = resnet.double()(torch.cat(args[:2], 1).double(), args[2].double())
+    resnet.to(dtype)
+    args = make_args(resnet, dtype)
+    stock = (resnet(torch.cat(args[:2], 1), args[2]).double() - exact).abs().max()
+    ours = (fused(resnet, *args).double() - exact).abs().max()
+    assert ours <= 2 * stock + 1e-6
+
+
+def lora_on_the_shortcut(resnet):
+    config = LoraConfig(r=2, target_modules=["conv_shortcut"], init_lora_weights=False)
+    inject_adapter_in_model(config, resnet)
+    resnet.requires_grad_(False)
+
+
+def test_an_adapter_on_the_shortcut_is_applied():
+    resnet = make_resnet()
+    args = make_args(resnet)
+    plain = fused(resnet, *args)
+    lora_on_the_shortcut(resnet)
+    want = resnet(torch.cat(args[:2], 1), args[2])
+    assert (want - plain).abs().max() > 1e-3
+    torch.testing.assert_close(fused(resnet, *args), want, rtol=1e-5, atol=1e-5)
+
+
+def training(resnet, args):
+    resnet.train()
+
+
+def gradients(resnet, args):
+    resnet.requires_grad_(True)
+
+
+def other_activation(resnet, args):
+    resnet.nonlinearity = torch.nn.GELU()
+
+
+def no_affine(resnet, args):
+    resnet.norm1 = torch.nn.GroupNorm(4, 24, affine=False)
+
+
+class Odd(ResnetBlock2D):
+    def forward(self, x, temb):
+        return super().forward(x, temb)
+
+
+def other_forward(resnet, args):
+    resnet.__class__ = Odd
+
+
+def hooked(resnet, args):
+    resnet.norm1.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def hooked_shortcut(resnet, args):
+    resnet.conv_shortcut.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+
+
+def double(resnet, args):
+    resnet.double()
+    args[:] = [a.double() for a in args]
+
+
+@pytest.mark.parametrize(
+    "change", [training, gradients, other_activation, no_affine, other_forward, hooked, hooked_shortcut, double]
+)
+def test_falls_back_to_the_reference(change):
+    resnet = make_resnet(dropout=0.5)
+    args = list(make_args(resnet))
+    assert fusable(resnet, *args[:2])
+    change(resnet, args)
+    assert not fusable(resnet, *args[:2])
+    torch.manual_seed(3)
+    want = resnet(torch.cat(args[:2], 1), args[2])
+    torch.manual_seed(3)
+    assert torch.equal(fused(resnet, *args), want)
+
+
+def test_falls_back_under_autocast_and_with_two_dtypes():
+    resnet = make_resnet()
+    hidden, skip, temb = make_args(resnet)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fusable(resnet, hidden, skip)
+        assert torch.equal(fused(resnet, hidden, skip, temb), resnet(torch.cat([hidden, skip], 1), temb))
+    assert not fusable(resnet, hidden, skip.half())
+    assert fusable(resnet, hidden, skip)
+
+
+class Ops(TorchDispatchMode):
+    """Names of stepcache's ops that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, _, name = func._schema.name.partition("::")
+        self.names += [name] if namespace == "stepcache" else []
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_the_wanted_joins(cats):
+    asked = []
+    join = fused_join(lambda *key: asked.append(key) or False)
+    resnet = make_resnet()
+    join(resnet, *make_args(resnet))
+    assert asked == [(torch.float32, 16, 8)] and cats == [2]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_both_forwards_on_the_ops(name):
+    unet = make_unet(name)
+    family, inputs = family_of(unet), make_inputs(unet)
+    with torch.no_grad():
+        want = unet(**inputs).sample
+        inputs = family.bind(**inputs).inputs
+        layout = family.layout(unet)
+        for branch in {0, 1, len(layout.joins) - 1}:
+            cut = layout.cut(branch)
+            output, feature = family.full(unet, cut, fused, **inputs)
+            torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(family.partial(unet, cut, feature, fused, **inputs), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, embeddings", [("sd15", 2), ("sd21", 2), ("sdxl", 5)])
+def test_no_concat_of_activations_is_left(name, embeddings):
+    """The real architectures: of the stock graph's concats only those of the time embedding remain."""
+    unet = meta_unet(name)
+    family, inputs = family_of(unet), meta_inputs(unet)
+    layout = family.layout(unet)
+    for branch in (0, 1, len(layout.joins) - 1):
+        cut = layout.cut(branch)
+        (_, feature), full = counted(family.full, unet, cut, fused, **inputs)
+        _, partial = counted(family.partial, unet, cut, feature, fused, **inputs)
+        assert (full[2], partial[2]) == (embeddings, embeddings)
+
+
+def test_freeu_comes_before_the_ops():
+    unet = make_unet("sd")
+    family, inputs = family_of(unet), make_inputs(unet)
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
+    with torch.no_grad():
+        want = unet(**inputs).sample
+        cut = family.layout(unet).cut(11)
+        output, feature = family.full(unet, cut, fused, **family.bind(**inputs).inputs)
+        kept = feature.clone()
+        torch.testing.assert_close(output, want, rtol=1e-4, atol=1e-4)
+        again = family.partial(unet, cut, feature, fused, **family.bind(**inputs).inputs)
+        torch.testing.assert_close(again, want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(feature, kept)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compile": {"backend": "aot_eager"}}, {"cuda_graphs": StandInBackend}], ids=str
+)
+def test_a_whole_run_on_the_ops(options):
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 3)(6)
+    got = accelerate(pipe, 3, kernels=True, **options)(6)
+    assert last_run(pipe).kinds == "FPPFPP"
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    if not options:
+        with Ops() as ops:
+            pipe(3)
+        # Four joins in the full step, one in each of two partial ones; each has a shortcut.
+        assert ops.names == ["cat_group_norm_silu", "dual_conv1x1"] * (4 + 2)
+    assert torch.equal(accelerate(pipe, 3, kernels="auto")(6), want)
+    assert torch.equal(accelerate(pipe, 3, kernels=False)(6), want)
+
+
+def test_layer_hooks_are_not_bypassed(caplog):
+    """The ops read weights without calling the layers, on which offloading hooks may sit."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, kernels=True)
+    add_hook_to_module(pipe.unet.up_blocks[0].resnets[0].norm1, ModelHook())
+    assert torch.equal(pipe(6), want)
+    assert "Offloading hooks" in caplog.text
+
+
+def test_bad_setting():
+    with pytest.raises(InvalidSetting, match=r"kernels must be .*got 'yes'"):
+        accelerate(loop_pipe("least"), kernels="yes")
+
+
+def test_the_table_of_defaults(tmp_path, monkeypatch):
+    import choose_kernels
+    from stepcache.kernels import defaults
+
+    results = tmp_path / "bench.csv"
+    rows = ["gpu,dtype,hidden,skip,height,width,batch,variant,us"]
+    for gpu, hidden, ours, rival, split in (("H", 640, 10, 12, 11), ("H", 320, 10, 9, 12), ("A", 640, 9, 8, 7)):
+        for variant, us in (("triton + shortcut", ours), ("inductor", rival), ("inductor split", split), ("triton", 1)):
+            rows.append(f"{gpu},float16,{hidden},320,8,8,2,{variant},{us}")
+    results.write_text("\n".join(rows) + "\n")
+    before = [",".join(defaults.COLUMNS), "L,float16,1,2,3.00,4.00", "A,float16,5,6,1.00,2.00"]
+    (tmp_path / "defaults.csv").write_text("\n".join(before) + "\n")
+    choose_kernels.choose([results], tmp_path / "defaults.csv")
+    assert (tmp_path / "defaults.csv").read_text().splitlines() == [
+        ",".join(defaults.COLUMNS),
+        "A,float16,640,320,9.00,7.00",
+        "H,float16,320,320,10.00,9.00",
+        "H,float16,640,320,10.00,11.00",
+        "L,float16,1,2,3.00,4.00",
+    ]
+    monkeypatch.setattr(defaults, "files", lambda package: tmp_path)
+    wanted = defaults.wanted_on("H")
+    assert wanted(torch.float16, 640, 320)
+    assert not wanted(torch.float16, 320, 320)  # Inductor was faster
+    assert not wanted(torch.bfloat16, 640, 320) and not wanted(torch.float16, 1280, 640)  # not measured
+    assert not defaults.wanted_on("A")(torch.float16, 5, 6)  # an older row of a GPU that was measured anew
+
+
+def test_the_committed_table_holds_measured_joins_only():
+    from importlib.resources import files
+
+    from stepcache.kernels.defaults import COLUMNS
+
+    header, *rows = (files("stepcache.kernels") / "defaults.csv").read_text().splitlines()
+    assert header == ",".join(COLUMNS)
+    assert all(len(row.split(",")) == len(COLUMNS) for row in rows)
