@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit tables clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -26,6 +26,10 @@ types: $(READY)
 # One thread a process: two processes with two OpenMP threads each fight over two cores.
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+# The README's tables, from benchmarks/results.
+tables: $(READY)
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info stepcache-demo.png

@@ -13,7 +13,9 @@ empty, that the host's time is all there is. Two methods, in the column `method`
 - `no U-Net`: the original is a module that returns a fixed output; under stepcache `full` and `partial` return fixed
   tensors. What is added is session + attach alone: interception of the call and of scheduler.step, binding of the
   arguments, schedule, bucket, copy of the (tiny) feature, and a share of opening and closing the run. DeepCache has no
-  row here: its cost is at each block of the U-Net.
+  row here: its cost is at each block of the U-Net. `stepcache, captured` is the capture engine with SD 1.5's module
+  tree and graphs whose replay does nothing: copying inputs into their slots, cloning the output, and looking whether
+  weights or settings changed, at full steps in all 709 modules, at partial ones in those that they run.
 
 A figure is one run's time, scheduler.step included, over its U-Net calls; `added` is paired within a repeat. It is CPU
 time of this one thread: on an idle machine the time on the wall, on a busy one still telling. Interval 1 is all full
@@ -23,10 +25,12 @@ steps; an interval of as many as there are steps is one full step and the others
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -40,9 +44,12 @@ from torch import Tensor, nn
 
 from stepcache import accelerate
 from stepcache.forwards import unet_2d_condition as family
+from stepcache.graphs.standin import StandInBackend
+from stepcache.macs import meta_unet
 
 TARGET = 60.0
 STEPS = 50
+CAPTURED = "stepcache, captured"
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,24 @@ class Variant(NamedTuple):
     method: str
     name: str
     interval: int
+
+
+class SilentGraph:
+    """A captured graph that replays nothing."""
+
+    def replay(self) -> None:
+        """Nothing."""
+
+    def reset(self) -> None:
+        """Nothing."""
+
+
+class SilentBackend(StandInBackend):
+    """Captures nothing, so that what is left is the engine around it."""
+
+    def capture(self, function: Callable[[], None], pool: object, device: torch.device) -> Any:
+        """A graph that replays nothing."""
+        return SilentGraph()
 
 
 class NoOp(nn.Module):
@@ -147,7 +172,11 @@ def job(variant: Variant, steps: int) -> Callable[[], float]:
     pipe = Loop(FixedOutput() if direct and variant.name == "original" else no_op_unet(), steps)
     pipe.scheduler.set_timesteps(steps)
     surroundings = fixed_forwards if direct else nullcontext
-    if variant.name == "stepcache":
+    if variant.name == CAPTURED:
+        pipe.unet = meta_unet(json.loads((files("stepcache") / "assets" / "unets" / "sd15.json").read_text())).eval()
+        with surroundings():
+            accelerate(pipe, variant.interval, cuda_graphs=SilentBackend)
+    elif variant.name == "stepcache":
         if direct:
             pipe.unet.conv_in = None  # any forward but the fixed ones would fail
         with surroundings():
@@ -172,6 +201,7 @@ def measure(*, steps: int = STEPS, repeats: int = 300) -> list[Row]:
     intervals = (1, 3, steps)
     variants = [Variant("no-op layers", "original", 1), Variant("no U-Net", "original", 1)]
     variants += [Variant(method, "stepcache", n) for method in ("no-op layers", "no U-Net") for n in intervals]
+    variants += [Variant("no U-Net", CAPTURED, n) for n in intervals]
     # The helper has most of its cost inside the U-Net, at each block: without one there is nothing to measure.
     variants += [Variant("no-op layers", "deepcache", n) for n in intervals]
     variants.sort(key=lambda v: v.method, reverse=True)
@@ -188,13 +218,13 @@ def measure(*, steps: int = STEPS, repeats: int = 300) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
-    lines = [f"µs per U-Net call{'':15} {'I':>2} {'full':>6} {'call (p20-p80)':>22} {'added (p20-p80)':>22}"]
+    lines = [f"µs per U-Net call{'':23} {'I':>2} {'full':>6} {'call (p20-p80)':>22} {'added (p20-p80)':>22}"]
     for r in rows:
         call = f"{r.call:.1f} ({r.call_p20:.1f}-{r.call_p80:.1f})"
         added = f"{r.added:+.1f} ({r.added_p20:+.1f} - {r.added_p80:+.1f})"
         over = f"  over {TARGET:.0f}" if r.variant == "stepcache" and r.added > TARGET else ""
         full = f"{r.full_steps}/{r.steps}"
-        lines.append(f"{r.method:20} {r.variant:11} {r.interval:2} {full:>6} {call:>22} {added:>22}{over}")
+        lines.append(f"{r.method:20} {r.variant:19} {r.interval:2} {full:>6} {call:>22} {added:>22}{over}")
     return "\n".join(lines)
 
 

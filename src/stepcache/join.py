@@ -25,6 +25,9 @@ def freeu(block: nn.Module, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tenso
     hidden: [N, C1, H, W], skip: [N, C2, H, W]; returned in the same shapes. diffusers scales half of `hidden` in
     place; here it is a copy that is scaled, since `hidden` may be the cached feature.
     """
+    # Asked first and alone: a missing attribute of a module costs a microsecond, and this is asked at every join.
+    if not getattr(block, "s1", None):
+        return hidden, skip
     factors = {name: getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")}
     # Only the first two up blocks are touched; elsewhere diffusers' own function does nothing either.
     if not all(factors.values()) or block.resolution_idx not in (0, 1):

@@ -21,6 +21,7 @@ def test_a_small_run(tmp_path, capsys):
         ("no-op layers", "deepcache"),
         ("no U-Net", "original"),
         ("no U-Net", "stepcache"),
+        ("no U-Net", "stepcache, captured"),
     }
     assert {(row.interval, row.full_steps) for row in rows if row.variant == "stepcache"} == {(1, 4), (3, 2), (4, 1)}
     assert all(row.call > 0 for row in rows)

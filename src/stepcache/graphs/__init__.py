@@ -222,7 +222,8 @@ def _offloading(unet: nn.Module) -> str:
     """Where offloading hooks of accelerate or diffusers sit: "" nowhere, "outside" on the U-Net, "inside" on layers."""
     where = ""
     for module in unet.modules():
-        if hasattr(module, "_hf_hook") or getattr(getattr(module, "_diffusers_hook", None), "hooks", None):
+        values = vars(module)  # asked of a module itself, a missing attribute costs a microsecond
+        if "_hf_hook" in values or getattr(values.get("_diffusers_hook"), "hooks", None):
             if module is not unet:
                 return "inside"
             where = "outside"
