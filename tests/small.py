@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from stepcache.attach import attachment_of
+
 DEMO = str(files("stepcache") / "assets" / "demo")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 C, D, CU, U = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
@@ -239,6 +241,12 @@ def generate(pipe, steps: int = 6, seed: int = 0, sized: bool = True, **kwargs) 
         options.update(height=pixels, width=pixels)
     generator = torch.Generator().manual_seed(seed)
     return pipe(**{**options, **kwargs}, num_inference_steps=steps, generator=generator).images
+
+
+def core_of(pipe):
+    """Graphs and buffers that the pipe holds between runs."""
+    (core,) = attachment_of(pipe)._idle
+    return core
 
 
 def state_of(pipe) -> SimpleNamespace:

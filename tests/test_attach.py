@@ -6,14 +6,25 @@ import inspect
 import json
 import pickle
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, sdxl_pipe, state_of
+from small import BETAS, LoopPipe, core_of, demo_pipe, generate, loop_pipe, make_inputs, make_unet, sdxl_pipe, state_of
 
 from stepcache import StepCacheError, accelerate, denoising, last_run, restore
-from stepcache.errors import AlreadyCached, BranchOutOfRange, InvalidSetting, NotAccelerated, UnsupportedPipeline
+from stepcache.attach import attachment_of
+from stepcache.errors import (
+    AlreadyCached,
+    BranchOutOfRange,
+    InvalidSetting,
+    NotAccelerated,
+    UnsupportedPipeline,
+    UnsupportedUNet,
+)
+from stepcache.graphs.standin import StandInBackend
+from stepcache.session import current
 
 
 def test_returns_the_same_pipe_of_the_same_name():
@@ -164,12 +175,10 @@ def test_to_another_dtype_after_accelerate():
 
 
 def test_restore_and_the_pipes_end_free_the_buffers():
-    from stepcache.attach import attachment_of
-
     for end in (restore, lambda pipe: None):
         pipe = accelerate(loop_pipe(), interval=2)
         pipe(4)
-        (bucket,) = attachment_of(pipe)._idle.buckets.held.values()
+        (bucket,) = core_of(pipe).buckets.held.values()
         feature, unet = weakref.ref(bucket.features[0].tensor), weakref.ref(pipe.unet)
         del bucket
         gc.disable()  # reference counting alone must do it: nobody waits for the collector to get his memory back
@@ -181,6 +190,115 @@ def test_restore_and_the_pipes_end_free_the_buffers():
             assert feature() is None and unet() is None
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("again", [restore, lambda pipe: accelerate(pipe, interval=2)])
+def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
+    pipe = accelerate(loop_pipe(), interval=3)
+    features = []
+
+    def once(pipe, i):
+        if i == 1:
+            session = current.get()
+            features.append(weakref.ref(next(iter(session.core.buckets.held.values())).features[0].tensor))
+            again(pipe)
+
+    pipe(6, on_step=once)
+    gc.collect()
+    assert features[0]() is None
+
+
+class Forgetful(StandInBackend):
+    """Keeps nothing of the function, as a CUDA graph does; replays nothing."""
+
+    def capture(self, function, pool, device):
+        return SimpleNamespace(replay=lambda: None, reset=lambda: None)
+
+
+def test_a_unet_that_is_dropped_takes_graphs_and_weights_along():
+    pipe = accelerate(loop_pipe(), interval=2, cuda_graphs=Forgetful)
+    pipe(4)
+    weight = weakref.ref(pipe.unet.conv_in.weight)
+    backend = next(iter(core_of(pipe).buckets.held.values())).graphs.captured.backend
+    pipe.unet = None
+    gc.collect()
+    assert weight() is None and backend.released == 1
+
+
+def test_copies_made_during_a_run_are_their_own():
+    """A preview in a callback steps a copy of the scheduler; a copy of the pipe runs with its own weights."""
+    pipe = accelerate(loop_pipe(scheduler=EulerDiscreteScheduler(**BETAS)), interval=3)
+    want = pipe(6)
+    copies = []
+
+    def preview(pipe, i):
+        if i == 2:
+            scheduler = copy.deepcopy(pipe.scheduler)
+            t = scheduler.timesteps[i + 1]
+            scheduler.step(torch.zeros(2, 4, 16, 16), t, torch.zeros(2, 4, 16, 16))
+            copies.append(copy.deepcopy(pipe))
+
+    assert torch.equal(pipe(6, on_step=preview), want)
+    assert last_run(pipe).kinds == "FPPFPP"
+    copied = copies[0]
+    with torch.no_grad():
+        copied.unet.conv_out.weight.zero_()
+        copied.unet.conv_out.bias.zero_()
+        assert not copied.unet(**make_inputs(copied.unet)).sample.any()
+        assert pipe.unet(**make_inputs(pipe.unet)).sample.any()
+    assert not torch.equal(copied(6), want)
+    assert torch.equal(pipe(6), want)
+
+
+def test_another_object_of_the_same_class_is_not_accelerated():
+    pipe = accelerate(demo_pipe(), interval=3)
+    cached = generate(pipe)
+    other = type(pipe)(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(generate(other), generate(demo_pipe()))
+    with pytest.raises(NotAccelerated):
+        last_run(other)
+    restore(other)
+    assert torch.equal(generate(pipe), cached)
+    assert core_of(pipe).buckets.nbytes
+
+
+def test_accelerating_often_leaves_nothing_behind():
+    pipe = loop_pipe()
+    attachments = []
+    for _ in range(5):
+        accelerate(pipe)
+        attachments.append(weakref.ref(attachment_of(pipe)))
+        restore(pipe)
+    gc.collect()
+    assert not any(ref() for ref in attachments)
+
+
+def hook_a_block(unet):
+    unet.up_blocks[1].register_forward_hook(lambda *args: None)
+
+
+def patch_a_block(unet):
+    unet.down_blocks[0].forward = lambda *args, **kwargs: None
+
+
+def compile_a_block(unet):
+    unet.down_blocks[1].compile(backend="eager")
+
+
+@pytest.mark.parametrize(
+    "touch, name",
+    [(hook_a_block, "up_blocks.1"), (patch_a_block, "down_blocks.0"), (compile_a_block, "down_blocks.1")],
+)
+def test_what_sits_on_a_block_would_have_no_effect_and_is_refused(touch, name):
+    pipe = loop_pipe()
+    touch(pipe.unet)
+    with pytest.raises(UnsupportedUNet, match=f"{name} has .* of its own"):
+        accelerate(pipe)
+    pipe = accelerate(loop_pipe())
+    touch(pipe.unet)
+    with pytest.raises(UnsupportedUNet, match=name):
+        pipe(2)
 
 
 def test_offloading_hooks_stay_on_the_outside():
@@ -214,6 +332,8 @@ BAD_SETTINGS = [
     ({"interval": -1}, InvalidSetting, "got -1"),
     ({"interval": 2.5}, InvalidSetting, "got 2.5"),
     ({"interval": True}, InvalidSetting, "got True"),
+    ({"interval": torch.tensor(2.5)}, InvalidSetting, "got tensor"),
+    ({"interval": torch.tensor(True)}, InvalidSetting, "got tensor"),
     ({"branch": 12}, BranchOutOfRange, r"branch=12 is out of range.* 0 to 11"),
     ({"branch": -1}, BranchOutOfRange, r"branch=-1.*"),
     ({"branch": 1.0}, InvalidSetting, "got 1.0"),

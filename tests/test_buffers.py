@@ -14,7 +14,7 @@ def test_a_feature_keeps_its_address_and_strides():
         feature.write(value, run)
         assert feature.tensor.data_ptr() == address
         assert torch.equal(feature.tensor, value)
-        assert feature.run == run
+        assert feature.stamp == run
     assert feature.nbytes == 2 * 8 * 4 * 4 * 4
 
 
@@ -29,9 +29,9 @@ def test_another_shape_or_dtype_allocates_anew_and_is_no_runs_yet():
     feature = Feature()
     feature.write(torch.zeros(1, 2, 2, 2), "run")
     feature.reserve(torch.zeros(1, 2, 2, 2))
-    assert feature.run == "run"
+    assert feature.stamp == "run"
     feature.reserve(torch.zeros(1, 2, 2, 2, dtype=torch.bfloat16))
-    assert feature.run is None and feature.tensor.dtype == torch.bfloat16
+    assert feature.stamp is None and feature.tensor.dtype == torch.bfloat16
 
 
 def test_a_buffer_allocated_in_inference_mode_can_be_written_outside():

@@ -70,3 +70,25 @@ def test_a_branch_that_is_not_there(branch):
     helper.set_params(cache_interval=3, cache_branch_id=branch)
     with pytest.raises(StepCacheError, match=f"branch={branch}"):
         helper.enable()
+
+
+def test_set_params_takes_effect_at_once_where_enabled():
+    pipe = loop_pipe()
+    helper = DeepCacheSDHelper(pipe)
+    helper.set_params(cache_interval=3)
+    helper.enable()
+    helper.set_params(cache_interval=2)
+    pipe(4)
+    assert last_run(pipe).kinds == "FPFP"
+
+
+def test_a_helper_has_one_pipe():
+    first, second = loop_pipe(), loop_pipe()
+    helper = DeepCacheSDHelper(first)
+    helper.enable()
+    helper.enable(second)
+    with pytest.raises(StepCacheError):
+        last_run(first)
+    helper.disable()
+    with pytest.raises(StepCacheError):
+        last_run(second)

@@ -13,7 +13,7 @@ from diffusers import (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
-from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet
+from small import BETAS, LoopPipe, core_of, demo_pipe, generate, loop_pipe, make_inputs, make_unet
 
 from stepcache import Schedule, accelerate, denoising, last_run, restore
 from stepcache.session import MAX_SLOTS
@@ -143,6 +143,60 @@ def test_several_unet_calls_in_a_step_have_a_feature_each():
     with denoising(pipe):
         batched = batched_loop(pipe)
     assert (separate - batched).abs().max() < 1e-4
+
+
+def panorama_loop(pipe, steps=6):
+    """Three views a step, each with a scheduler.step of its own, as diffusers' panorama pipeline has it."""
+    inputs = make_inputs(pipe.unet, batch=3)
+    views = list(inputs["sample"].split(1))
+    pipe.scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            for i, text in enumerate(inputs["encoder_hidden_states"].split(1)):
+                noise = pipe.unet(views[i], t, encoder_hidden_states=text).sample
+                views[i] = pipe.scheduler.step(noise, t, views[i]).prev_sample
+    return torch.cat(views)
+
+
+def test_views_that_step_on_their_own_are_slots_of_one_step():
+    pipe = accelerate(loop_pipe(), interval=3)
+    with denoising(pipe):
+        views = panorama_loop(pipe)
+    assert kinds(pipe) == "FFFPPPPPPFFFPPPPPP"
+    assert last_run(pipe).steps == 6
+    inputs = make_inputs(pipe.unet, batch=3)
+    with torch.no_grad(), denoising(pipe):
+        latents = inputs["sample"]
+        for t in pipe.scheduler.timesteps:
+            noise = pipe.unet(latents, t, encoder_hidden_states=inputs["encoder_hidden_states"]).sample
+            latents = pipe.scheduler.step(noise, t, latents).prev_sample
+    assert (views - latents).abs().max() < 1e-4
+
+
+def test_a_feature_older_than_the_last_full_step_is_not_used():
+    """Guidance in the middle of the run only: the batch is 1, then 2, then 1 again."""
+    pipe = accelerate(loop_pipe(), interval=4)
+    inputs = make_inputs(pipe.unet)
+    pipe.scheduler.set_timesteps(10)
+    batches = [1, 1, 1, 2, 2, 2, 1, 1, 1, 1]
+    with torch.no_grad(), denoising(pipe):
+        for t, batch in zip(pipe.scheduler.timesteps, batches, strict=True):
+            latents, text = inputs["sample"][:batch], inputs["encoder_hidden_states"][:batch]
+            pipe.scheduler.step(pipe.unet(latents, t, encoder_hidden_states=text).sample, t, latents)
+    #                           FPPP FPPP FP by schedule; step 3 has a new batch, and step 6 a feature of step 0 alone
+    assert kinds(pipe) == "FPPFFPFPFP"
+
+
+def test_a_slot_that_the_last_full_step_did_not_have_runs_full():
+    pipe = accelerate(loop_pipe(), interval=3)
+    inputs = make_inputs(pipe.unet)
+    pipe.scheduler.set_timesteps(6)
+    with torch.no_grad(), denoising(pipe):
+        for i, t in enumerate(pipe.scheduler.timesteps):
+            for _ in range(1 if i == 3 else 2):
+                noise = pipe.unet(**{**inputs, "timestep": t}).sample
+            pipe.scheduler.step(noise, t, inputs["sample"])
+    assert kinds(pipe) == "FF" + "PP" + "PP" + "F" + "PF" + "PP"
 
 
 def test_an_interrupted_run_leaves_nothing_to_the_next():
@@ -287,6 +341,22 @@ def test_a_call_that_wants_gradients_runs_the_stock_forward():
     assert torch.equal(guided, plain) and gradient.abs().sum() > 0
 
 
+def test_a_gradient_to_the_prompt_runs_the_stock_forward():
+    pipe = accelerate(loop_pipe(), interval=2)
+    inputs = make_inputs(pipe.unet)
+    text = inputs["encoder_hidden_states"].requires_grad_()
+    pipe.scheduler.set_timesteps(2)
+    gradients = []
+    with denoising(pipe):
+        for t in pipe.scheduler.timesteps:
+            noise = pipe.unet(inputs["sample"], t, text).sample
+            gradients.append(torch.autograd.grad(noise.square().sum(), text)[0])
+            pipe.scheduler.step(noise.detach(), t, inputs["sample"])
+    assert kinds(pipe) == "SS"
+    noise = pipe.unet(inputs["sample"], pipe.scheduler.timesteps[1], text).sample
+    assert torch.equal(gradients[1], torch.autograd.grad(noise.square().sum(), text)[0])
+
+
 def test_one_feature_a_slot_at_one_address():
     pipe = accelerate(loop_pipe(), interval=3)
     pipe(6)
@@ -299,9 +369,7 @@ def test_one_feature_a_slot_at_one_address():
 
 
 def only_feature(pipe):
-    from stepcache.attach import attachment_of
-
-    (bucket,) = attachment_of(pipe)._idle.buckets.held.values()
+    (bucket,) = core_of(pipe).buckets.held.values()
     (feature,) = bucket.features
     return feature.tensor
 

@@ -102,6 +102,10 @@ def warmup(
     batch. call: further arguments of the pipeline that change what the U-Net is given (a ControlNet's image,
     ip_adapter_image, ...). progress: a bar that says what is being compiled or captured.
 
+    Warm up before threads start to serve: while a graph is captured, other threads must not draw random numbers from
+    CUDA's default generator or empty torch's memory cache. And as requests will run: a warm-up under torch.no_grad()
+    leaves nothing for calls under torch.inference_mode(), nor for autocast.
+
     One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that
     the pipeline cannot make or an argument that it does not take, NotAccelerated for a pipe that is not accelerated.
     """

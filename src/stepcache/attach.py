@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,13 +28,18 @@ from .session import Core, RunRecord, Session, current
 from .settings import Settings
 
 _ATTACHMENT = "_stepcache_attachment"
+_ORIGINAL = "_stepcache_original"
 
 # The schedule of a warm-up, in the place of the pipe's own.
 rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
 
 
 class _Interception:
-    """A function put in the place of `owner.name`, for as long as at least one run needs it."""
+    """A function put in the place of `owner.name`, for as long as at least one run needs it.
+
+    `wrap(stock)` makes it from what was there. It is installed as a method bound to `owner`, so that a copy of the
+    owner, made in a callback say, has one bound to itself; there it is its class's own method again.
+    """
 
     _lock = threading.Lock()
     _installed: dict[tuple[int, str], _Interception] = {}  # noqa: RUF012  # all of them, shared on purpose
@@ -41,9 +47,22 @@ class _Interception:
     def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self.owner, self.name, self.users = owner, name, 0
         self.missing = name not in vars(owner)
-        self.original = getattr(owner, name)
-        self.replacement = functools.wraps(self.original)(wrap(self.original))
-        self.replacement._stepcache_original = self.original  # type: ignore[attr-defined]
+        self.original = stock = getattr(owner, name)
+        intercepted = wrap(stock)
+
+        function = getattr(stock, "__func__", None)
+        if function is None:
+            # Somebody's plain function on the object stays one: bound, it would lose its first parameter to inspect.
+            self.replacement: Any = functools.wraps(stock)(intercepted)
+            setattr(self.replacement, _ORIGINAL, stock)
+            return
+
+        @functools.wraps(function)
+        def method(self: object, *args: Any, **kwargs: Any) -> Any:
+            return intercepted(*args, **kwargs) if self is owner else function(self, *args, **kwargs)
+
+        setattr(method, _ORIGINAL, stock)
+        self.replacement = types.MethodType(method, owner)
 
     @classmethod
     @contextmanager
@@ -98,7 +117,7 @@ def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[.
         result = stock(*args, **kwargs)
         session = current.get()
         if session is not None and session.scheduler is scheduler:
-            session.advance()
+            session.advance(args[1] if len(args) > 1 else kwargs.get("timestep"))
         return result
 
     return step
@@ -121,7 +140,7 @@ def _check_unwrapped(unet: nn.Module) -> None:
         )
     owner, name = _seat(unet)
     forward = getattr(owner, name)
-    forward = getattr(forward, "_stepcache_original", forward)
+    forward = getattr(forward, _ORIGINAL, forward)
     if getattr(forward, "__func__", None) is not type(unet).forward:
         who = getattr(forward, "__qualname__", repr(forward))
         raise AlreadyCached(
@@ -133,7 +152,7 @@ def _check_unwrapped(unet: nn.Module) -> None:
 def _check_no_cache_hooks(unet: nn.Module) -> None:
     """Raise AlreadyCached where one of diffusers' own caches has put its hooks on the U-Net's layers."""
     for path, module in unet.named_modules():
-        names = getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
+        names = getattr(vars(module).get("_diffusers_hook"), "hooks", ())
         caches = [hook for hook in names if "cache" in hook or "attention_broadcast" in hook]
         if caches:
             raise AlreadyCached(
@@ -160,34 +179,49 @@ def _unet_of(pipe: object) -> nn.Module:
 
 
 class Attachment:
-    """What stepcache holds for one pipe: its settings, and between runs the buffers and graphs of its U-Net."""
+    """What stepcache holds for one pipe: its settings, and between runs the graphs and buffers of its U-Net."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.last: RunRecord | None = None
-        # The U-Net that the idle core belongs to, weakly: the pipe may drop it or take another one.
+        self.pipe: weakref.ref[Any] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        # Weakly: the pipe may drop its U-Net or take another one, and its graphs and buffers go with it.
         self._unet: weakref.ref[nn.Module] | None = None
-        self._idle: Core | None = None
-        self._lock = threading.Lock()
+        # More than one only where threads have run the pipe at the same time.
+        self._idle: list[Core] = []
+        self._open = True
+        self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
+
+    def enter(self, pipe: object) -> None:
+        """Belong to `pipe`, and free everything at its end."""
+        self.pipe = weakref.ref(pipe)
+        # Its class is part of a reference cycle, as all classes are: not left to the garbage collector.
+        self._finalizer = weakref.finalize(pipe, self.free)
+        self._finalizer.atexit = False
 
     def prepare(self, pipe: object) -> tuple[nn.Module, Core]:
-        """The pipe's U-Net, checked, and the core for it, which the caller now has for itself."""
+        """The pipe's U-Net, checked, and a core for it, which the caller now has for itself."""
         unet = _unet_of(pipe)
         _check_unwrapped(unet)
+        _check_no_cache_hooks(unet)
+        family = family_of(unet)
         with self._lock:
-            core, self._idle = self._idle, None
-            same = self._unet is not None and self._unet() is unet
-        if core is None or not same:
-            _check_no_cache_hooks(unet)
-            family = family_of(unet)
-            plan = Plan(family, family.layout(unet).cut(self.settings.branch), self.settings.graphs)
-            core = Core(family, plan, Buckets(self.settings.max_buckets))
-        return unet, core
+            if self._unet is None or self._unet() is not unet:
+                self._drop()
+                self._unet = weakref.ref(unet, lambda _: self._drop())
+            if self._idle:
+                return unet, self._idle.pop()
+        plan = Plan(family, family.layout(unet).cut(self.settings.branch), self.settings.graphs)
+        return unet, Core(family, plan, Buckets(self.settings.max_buckets))
 
     def park(self, unet: nn.Module, core: Core) -> None:
-        """Take the core back after a run. A second one (two threads ran this pipe at once) is dropped."""
+        """Take the core back after a run, or free it where it is of no use any more."""
         with self._lock:
-            self._unet, self._idle = weakref.ref(unet), core
+            if self._open and self._unet is not None and self._unet() is unet:
+                self._idle.append(core)
+                return
+        core.buckets.clear()
 
     @contextmanager
     def run(self, pipe: Any, count_steps: Callable[[], int | None]) -> Iterator[Session]:
@@ -210,17 +244,25 @@ class Attachment:
                 session.close()
                 self.park(unet, core)
 
-    def free(self) -> None:
-        """Drop graphs and buffers."""
+    def _drop(self) -> None:
         with self._lock:
-            core, self._idle, self._unet = self._idle, None, None
-        if core is not None:
+            idle, self._idle, self._unet = self._idle, [], None
+        for core in idle:
             core.buckets.clear()
+
+    def free(self) -> None:
+        """Drop graphs and buffers, for good: a run that is still going on frees its own at its end."""
+        self._open = False
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._drop()
 
 
 def attachment_of(pipe: object) -> Attachment | None:
     """The pipe's attachment, or None where it is not accelerated."""
-    return vars(type(pipe)).get(_ATTACHMENT)
+    attachment = vars(type(pipe)).get(_ATTACHMENT)
+    # Another object of the class that was made for one pipe (type(pipe)(**pipe.components)) is none of ours.
+    return attachment if attachment is not None and attachment.pipe() is pipe else None
 
 
 def attach(pipe: object, settings: Settings) -> None:
@@ -253,23 +295,25 @@ def _enter(pipe: object, attachment: Attachment) -> None:
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if attachment_of(self) is None:
+            return base.__call__(self, *args, **kwargs)
         with attachment.run(self, functools.partial(_planned_steps, self)):
             return base.__call__(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
         # A class made for one object cannot be found by name. A copy gets one of its own, and buffers of its own.
-        return _revive, (base, attachment.settings), vars(self)
+        return _revive, (base, attachment.settings if attachment_of(self) else None), vars(self)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
     pipe.__class__ = type(base)(base.__name__, (base,), {**names, **methods, _ATTACHMENT: attachment})
-    # The class is part of a reference cycle, as all classes are: free the buffers with the pipe, not with the cycle.
-    weakref.finalize(pipe, attachment.free).atexit = False
+    attachment.enter(pipe)
 
 
-def _revive(base: Any, settings: Settings) -> object:
+def _revive(base: Any, settings: Settings | None) -> object:
     pipe = base.__new__(base)
-    _enter(pipe, Attachment(settings))
+    if settings is not None:
+        _enter(pipe, Attachment(settings))
     return pipe
 
 

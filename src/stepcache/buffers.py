@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 class Feature:
-    """The feature of one slot of one bucket: a tensor [B, C, H, W] and which run wrote it.
+    """The feature of one slot of one bucket: a tensor [B, C, H, W], and a stamp of who wrote it and when.
 
     The tensor is allocated at the first write, with the value's shape, dtype, device and strides, and kept. A write of
     another shape (the feature depends on more than the bucket's key: autocast switched on, for example) allocates anew.
     """
 
-    __slots__ = ("run", "tensor")
+    __slots__ = ("stamp", "tensor")
 
     def __init__(self) -> None:
         self.tensor: Tensor | None = None
-        self.run: object | None = None
+        self.stamp: object | None = None
 
-    def write(self, value: Tensor, run: object) -> None:
-        """Copy `value` in, as the feature of `run` (any object that stands for the run; compared by identity)."""
+    def write(self, value: Tensor, stamp: object) -> None:
+        """Copy `value` in, stamped with `stamp` (any object; compared by identity)."""
         self.reserve(value).copy_(value.detach())
-        self.run = run
+        self.stamp = stamp
 
     def reserve(self, like: Tensor) -> Tensor:
         """The tensor, allocated where there is none of this shape, dtype, device and strides yet."""
@@ -37,7 +37,7 @@ class Feature:
                 held = self.tensor = torch.empty_strided(
                     like.shape, like.stride(), dtype=like.dtype, device=like.device
                 )
-            self.run = None
+            self.stamp = None
         return held
 
     @property

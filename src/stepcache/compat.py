@@ -32,26 +32,34 @@ class DeepCacheSDHelper:
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe = pipe
+        self._enabled = False
         self.set_params()
 
     def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
-        """Interval (default 1: no reuse) and branch (default 0), for the next enable(). skip_mode: "uniform" only."""
+        """Interval (default 1: no reuse) and branch (default 0), at once where enabled. skip_mode: "uniform" only."""
         if skip_mode != "uniform":
             raise InvalidSetting(
                 f'skip_mode={skip_mode!r}: DeepCache knows "uniform" only. For other schedules call '
                 "stepcache.accelerate(pipe, schedule=...)."
             )
         Settings.check(cache_interval, cache_branch_id)
-        self.params: dict[str, Any] = {"interval": cache_interval, "branch": cache_branch_id}
+        params: dict[str, Any] = {"interval": cache_interval, "branch": cache_branch_id}
+        if self._enabled:
+            accelerate(self.pipe, **params)
+        self.params = params
 
     def enable(self, pipe: Any = None) -> None:
         """Accelerate the pipe given here or at construction. Errors as `stepcache.accelerate`."""
-        self.pipe = pipe if pipe is not None else self.pipe
-        if self.pipe is None:
+        pipe = self.pipe if pipe is None else pipe
+        if pipe is None:
             raise UnsupportedPipeline("There is no pipe: DeepCacheSDHelper(pipe) or enable(pipe).")
-        accelerate(self.pipe, **self.params)
+        accelerate(pipe, **self.params)
+        if pipe is not self.pipe:
+            self.disable()  # one helper, one pipe
+        self.pipe, self._enabled = pipe, True
 
     def disable(self) -> None:
         """Restore the pipe."""
-        if self.pipe is not None:
+        if self._enabled:
             restore(self.pipe)
+        self._enabled = False

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import BranchOutOfRange, InvalidSetting
+from .schedule import as_int
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Layout:
     def cut(self, branch: object) -> Cut:
         """The cut for `branch`. InvalidSetting where it is no integer, BranchOutOfRange where there is none such."""
         joins = self.joins
-        if isinstance(branch, bool) or not hasattr(branch, "__index__"):
+        number = as_int(branch)
+        if number is None:
             raise InvalidSetting(f"branch must be an integer from 0 to {len(joins) - 1}, got {branch!r}.")
-        number = int(branch.__index__())
         if not 0 <= number < len(joins):
             choices = "\n".join(f"  {m:2d}: {self.cached(m)}" for m in range(len(joins)))
             raise BranchOutOfRange(

@@ -81,7 +81,7 @@ def fusable(resnet: nn.Module, hidden: Tensor, skip: Tensor) -> bool:
         and not (resnet.training and resnet.dropout.p > 0)
         and not (torch.is_grad_enabled() and (hidden.requires_grad or norm.weight.requires_grad))
         # Under autocast diffusers would normalise in fp32 and convolve in half precision.
-        and not _autocast(hidden.device.type)
+        and not autocasts(hidden.device.type)
         and hidden.dtype == skip.dtype
         and hidden.dtype in KERNEL_DTYPES
         and norm.weight.dtype in (hidden.dtype, torch.float32)
@@ -91,7 +91,7 @@ def fusable(resnet: nn.Module, hidden: Tensor, skip: Tensor) -> bool:
     )
 
 
-def _autocast(device: str) -> bool:
+def autocasts(device: str) -> bool:
     """Whether autocast is on for a type of device; the meta device has none to ask about."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

@@ -7,18 +7,28 @@ partial one. Nothing here knows of timesteps, schedulers or U-Nets.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import InvalidSetting
 
 
+def as_int(value: object) -> int | None:
+    """`value` as an int, or None for what is none: True and 2.5 are not, nor is a tensor of either."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # that it may be no index is the question
+    except TypeError:
+        return None
+
+
 def positive_int(name: str, value: object, at_least: int = 1, hint: str = "") -> int:
     """`value` as an int of at least `at_least`; InvalidSetting with the value otherwise. True and 2.5 are no ints."""
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        number = int(value.__index__())
-        if number >= at_least:
-            return number
+    number = as_int(value)
+    if number is not None and number >= at_least:
+        return number
     raise InvalidSetting(
         f"{name} must be an integer of at least {at_least}, got {value!r}.{' ' + hint if hint else ''}"
     )
@@ -39,6 +49,10 @@ class Schedule:
     last: int = 0
 
     def __post_init__(self) -> None:
+        if self.interval is None and not (self.full and self.full[0]):
+            raise InvalidSetting("A schedule has an interval or a mask: Schedule.uniform(3), Schedule.explicit('FPP').")
+        if self.interval is not None:
+            positive_int("interval", self.interval)
         object.__setattr__(self, "first", positive_int("first", self.first, at_least=0))
         object.__setattr__(self, "last", positive_int("last", self.last, at_least=0))
 
@@ -62,7 +76,10 @@ class Schedule:
                 )
             full = tuple(letter == "F" for letter in mask)
         else:
-            values = tuple(mask)
+            try:
+                values = tuple(mask)
+            except TypeError:
+                raise InvalidSetting(f"A schedule mask is a string or a sequence, got {mask!r}.") from None
             for step, value in enumerate(values):
                 if value not in (0, 1):
                     raise InvalidSetting(
@@ -87,7 +104,10 @@ class Schedule:
         0, 5, 9, 13, 17, 21, 26, 31, 37, 43. Raises InvalidSetting where no power over 1 gives ceil(total/n) steps.
         """
         total, n = positive_int("total", total), positive_int("n", n)
-        count, exponent = math.ceil(total / n), float(power)
+        try:
+            count, center, exponent = math.ceil(total / n), float(center), float(power)
+        except (TypeError, ValueError):
+            raise InvalidSetting(f"center and power must be numbers, got {center!r} and {power!r}.") from None
         while exponent > 1:
             steps = _power_spaced(total, count, center, exponent)
             if len(steps) == count:

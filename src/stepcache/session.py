@@ -20,7 +20,7 @@ from torch import nn
 
 from .buffers import Buckets
 from .forwards import lora_scaled
-from .graphs import BucketGraphs, Plan
+from .graphs import BucketGraphs, Plan, tensors_of
 from .schedule import Schedule
 
 logger = logging.getLogger("stepcache")
@@ -89,10 +89,14 @@ class Session:
         self.unet, self.scheduler = unet, scheduler
         self.record = RunRecord()
         self._schedule, self._core, self._count_steps = schedule, core, count_steps
-        # Stands for this run in the features that it writes; the session itself would keep the U-Net alive there.
-        self._token = object()
+        # Goes into the features that are written from one scheduled full step to the next; those with another one are
+        # an earlier run's, or older than the last full step (a slot or a batch size that it did not have).
+        self._stamp = object()
         self._before = replace(core.plan.costs)
         self._step, self._slot = 0, 0
+        # scheduler.step was called, with that timestep, and no U-Net call has followed yet.
+        self._stepped = False
+        self._timestep: object = None
         self._steps: int | None = None
         self._full = True
         self._last_key: object = None
@@ -102,8 +106,17 @@ class Session:
         """What this run works with."""
         return self._core
 
-    def advance(self) -> None:
-        """The end of a step. The watched `scheduler.step` calls it; a loop without a scheduler calls it by hand."""
+    def advance(self, timestep: object = None) -> None:
+        """The end of a step. The watched `scheduler.step` calls it; a loop without a scheduler calls it by hand.
+
+        timestep: what `scheduler.step` was given. Panorama pipelines step each view on its own: where the next U-Net
+        call gets the very same tensor, the loop is still in the same iteration.
+        """
+        if self._stepped:
+            self._next_step()
+        self._stepped, self._timestep = True, timestep
+
+    def _next_step(self) -> None:
         self._step += 1
         self._slot = 0
 
@@ -111,7 +124,12 @@ class Session:
         """One U-Net call with the stock forward's arguments; returns what `stock` would, from one of the two graphs."""
         core = self._core
         inputs, lora_scale, return_dict = core.family.bind(*args, **kwargs)
-        if inputs["sample"].requires_grad and torch.is_grad_enabled():
+        if self._stepped:
+            timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+            if timestep is not self._timestep or not isinstance(timestep, torch.Tensor):
+                self._next_step()
+            self._stepped, self._timestep = False, None
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs)):
             # A gradient through a partial step would miss the deep layers.
             self.record.letters.append("S")
             return stock(*args, **kwargs)
@@ -128,6 +146,8 @@ class Session:
             if self._steps is None:
                 self._steps = self._count_steps()
             self._full = self._schedule.is_full(self._step, self._steps)
+            if self._full:
+                self._stamp = object()
         key = core.plan.key(inputs)
         bucket = core.buckets.get(key, functools.partial(core.plan.bucket_graphs, inputs))
         if key != self._last_key:
@@ -136,20 +156,20 @@ class Session:
         # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
         slot, self._slot = min(self._slot, MAX_SLOTS), self._slot + 1
         feature = bucket.feature(slot)
-        if self._full or slot == MAX_SLOTS or feature.run is not self._token:
+        if self._full or slot == MAX_SLOTS or feature.stamp is not self._stamp:
             record.letters.append("F")
-            return bucket.graphs.full(self.unet, inputs, feature, slot, self._token)
+            return bucket.graphs.full(self.unet, inputs, feature, slot, self._stamp)
         record.letters.append("P")
-        return bucket.graphs.partial(self.unet, inputs, feature, slot, self._token)
+        return bucket.graphs.partial(self.unet, inputs, feature, slot)
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
         record = self.record
-        record.steps = self._step
+        record.steps = self._step + self._stepped
         record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.buckets.static_nbytes
         record.compile_seconds = self._core.plan.costs.compile_seconds - self._before.compile_seconds
         record.captures = self._core.plan.costs.captures - self._before.captures
-        if len(record.letters) > 1 and not self._step:
+        if len(record.letters) > 1 and not record.steps:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "
                 "A loop that steps without pipe.scheduler must call advance() of the denoising block.",

@@ -185,6 +185,48 @@ def test_more_sizes_than_dynamos_recompile_limit():
     assert len(backend.graphs) == 20
 
 
+@pytest.mark.parametrize("compile", ["whole", "regional"])
+def test_more_lora_scales_than_dynamos_recompile_limit(compile, monkeypatch):
+    """Each scale is a number in the graph, and so a compilation; beyond the limit the function starts anew."""
+    from peft import LoraConfig
+
+    from stepcache.graphs import compiled
+
+    backend, original = Counting(), torch.compile
+    monkeypatch.setattr(compiled.torch, "compile", lambda f, **o: original(f, **{**o, "backend": backend}))
+    pipe = loop_pipe("least")
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a")
+    pipe.unet.requires_grad_(False)
+    plain = LoopPipe(pipe.unet, loop_pipe().scheduler)
+    accelerate(pipe, 2, compile=True if compile == "whole" else compile), accelerate(plain, 2)
+    for i in range(10):
+        pipe.unet.set_adapters(["a"], weights=[0.1 * (i + 1)])
+        assert torch.equal(pipe(2), plain(2))
+        assert last_run(pipe).compile_seconds > 0
+    pipe(2)
+    assert last_run(pipe).compile_seconds == 0
+
+
+def test_a_users_mistake_is_in_the_compile_error():
+    pipe = accelerate(loop_pipe("least"), compile={"backend": "eager"})
+    inputs = make_inputs(pipe.unet)
+    narrow = inputs["encoder_hidden_states"][..., :3]
+    with (
+        denoising(pipe),
+        torch.no_grad(),
+        pytest.raises(GraphCompileError, match=r"whether the call itself[\s\S]*Expected size"),
+    ):
+        pipe.unet(inputs["sample"], 1, narrow)
+
+
+def test_the_users_options_stay_as_they_are():
+    options = {"options": {"guard_filter_fn": lambda guards: [True for _ in guards]}}
+    settings = GraphSettings(compile=options)
+    assert set(options["options"]) == set(settings.compile["options"]) == {"guard_filter_fn"}
+    settings.compile_options(torch.device("cpu"))["options"].clear()
+    assert set(settings.compile["options"]) == {"guard_filter_fn"}
+
+
 def test_captured_and_compiled():
     pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
@@ -278,12 +320,11 @@ def test_what_cuda_gets():
     assert auto.backend(cuda) is not None and auto.backend(cpu) is None
     assert GraphSettings(compile=False).compile_options(cuda) is None
     assert GraphSettings(compile=True).compile_options(cpu) == {}
-    tuned = GraphSettings(compile={"mode": "max-autotune"})
-    assert tuned.compile_options(cuda) == {"mode": "max-autotune-no-cudagraphs"}
-    assert (
-        GraphSettings(compile={"mode": "max-autotune"}, cuda_graphs=False).compile_options(cuda)["mode"]
-        == "max-autotune"
-    )
+    # By hand, or with cuda_graphs=False not at all, but never by torch behind our back.
+    for cuda_graphs in ("auto", False):
+        tuned = GraphSettings(compile={"mode": "max-autotune"}, cuda_graphs=cuda_graphs)
+        assert tuned.compile_options(cuda) == {"mode": "max-autotune-no-cudagraphs"}
+    assert GraphSettings(compile={"options": {"triton.cudagraphs": True}}).backend(cuda) is None
     trees = GraphSettings(compile={"mode": "reduce-overhead"})
     assert trees.backend(cuda) is None and trees.compile_options(cuda) == {"mode": "reduce-overhead"}
     assert GraphSettings(cuda_graphs=False).backend(cuda) is None

@@ -34,6 +34,7 @@ def check(unet: nn.Module) -> None:
     for path, known in (("down_blocks", DOWN_BLOCKS), ("up_blocks", UP_BLOCKS)):
         for i, block in enumerate(getattr(unet, path)):
             _check_forward(f"{path}.{i}", block, known)
+            _check_untouched(f"{path}.{i}", block)
 
 
 def _check_forward(where: str, module: nn.Module, known: tuple[str, ...]) -> None:
@@ -43,6 +44,18 @@ def _check_forward(where: str, module: nn.Module, known: tuple[str, ...]) -> Non
         raise UnsupportedUNet(
             f"{where} is a {type(module).__name__}, whose forward ({name}.forward) stepcache does not know. "
             f"Known there: {', '.join(known)}. Run this pipeline without stepcache."
+        )
+
+
+def _check_untouched(where: str, block: nn.Module) -> None:
+    # A block is not called as a module below, its layers are: what sits on its forward would be left out.
+    touched = [name for name in ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl") if getattr(block, name)]
+    if "forward" in vars(block) and getattr(block.forward, "__func__", None) is not type(block).forward:
+        touched.append("forward")
+    if touched:
+        raise UnsupportedUNet(
+            f"{where} has {', '.join(touched)} of its own. stepcache calls the layers of a block and not the block, so "
+            "that would have no effect; take it off, or run this pipeline without stepcache."
         )
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ..buffers import Feature
 from ..cut import Cut
 from ..errors import InvalidSetting
-from ..join import Join, fused_join, reference_join
+from ..join import Join, autocasts, fused_join, reference_join
 from .backends import CaptureBackend, CudaBackend
-from .captured import CapturedGraphs, Runner, tensors_of
-from .compiled import CUDA_OPTIONS, TREE_MODES, CompiledRunner, RegionalRunner, check_options
+from .captured import CapturedGraphs, tensors_of
+from .compiled import CUDA_OPTIONS, CompiledRunner, RegionalRunner, captures_itself, check_options, own_copy
 from .costs import Costs
+from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
 
 logger = logging.getLogger("stepcache")
@@ -47,7 +48,8 @@ class GraphSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.compile, dict):
-            check_options(dict(self.compile))
+            object.__setattr__(self, "compile", own_copy(self.compile))
+            check_options(own_copy(self.compile))
         elif self.compile is True or self.compile == "regional":
             check_options({})
         elif self.compile is not False and self.compile != "auto":
@@ -68,12 +70,14 @@ class GraphSettings:
         """Arguments of torch.compile for graphs on `device`; None where they run eager."""
         if self.compile is False or (self.compile == "auto" and device.type != "cuda"):
             return None
-        options = dict(self.compile) if isinstance(self.compile, dict) else {}
+        if self.compile == "auto" and not HAS_TRITON:
+            return None  # Inductor's code for a GPU is Triton
+        options = own_copy(self.compile) if isinstance(self.compile, dict) else {}
         inductor = options.get("backend", "inductor") == "inductor"
         if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
             options["options"] = dict(CUDA_OPTIONS)
-        if options.get("mode") == "max-autotune" and inductor and self.backend(device) is not None:
-            options["mode"] = "max-autotune-no-cudagraphs"  # ours are captured by hand
+        if options.get("mode") == "max-autotune" and inductor:
+            options["mode"] = "max-autotune-no-cudagraphs"  # captured by hand, or not at all
         return options
 
     def join(self, device: torch.device) -> Join:
@@ -90,8 +94,8 @@ class GraphSettings:
         """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
         if callable(self.cuda_graphs):
             return self.cuda_graphs()
-        by_trees = isinstance(self.compile, dict) and self.compile.get("mode") == TREE_MODES[0]
-        return None if self.cuda_graphs is False or by_trees or device.type != "cuda" else CudaBackend()
+        by_torch = isinstance(self.compile, dict) and captures_itself(self.compile)
+        return None if self.cuda_graphs is False or by_torch or device.type != "cuda" else CudaBackend()
 
 
 class Plan:
@@ -114,7 +118,9 @@ class Plan:
         if plain:
             # Nothing is static but the feature, whose shape, dtype and device follow from the sample's.
             return sample.shape, sample.dtype, sample.device, sample.stride()
-        return _signature(inputs), torch.is_inference_mode_enabled()
+        device = sample.device.type
+        autocast = torch.get_autocast_dtype(device) if autocasts(device) else None
+        return _signature(inputs), torch.is_inference_mode_enabled(), autocast
 
     def bucket_graphs(self, inputs: dict[str, Any]) -> BucketGraphs:
         """The graphs of a new bucket for such inputs."""
@@ -148,45 +154,35 @@ class BucketGraphs:
         self.plan, device = plan, sample.device
         self.label = "x".join(map(str, sample.shape))
         # What everything falls back to: through the modules alone, which hooks may sit on.
-        self.eager = EagerRunner(plan.family, plan.cut)
-        self.runner: Runner = self.eager
+        self.eager = DirectGraphs(EagerRunner(plan.family, plan.cut))
         options, join = plan.settings.compile_options(device), plan.settings.join(device)
-        if plan.settings.compile == "regional" and options is not None:
-            self.runner = RegionalRunner(plan, join, options, self.label, plan.costs)
-        elif options is not None:
-            self.runner = CompiledRunner(plan.family, plan.cut, join, options, self.label, plan.costs)
-        elif join is not reference_join:
-            self.runner = EagerRunner(plan.family, plan.cut, join)
+        if options is None:
+            runner: Runner = EagerRunner(plan.family, plan.cut, join)
+        elif plan.settings.compile == "regional":
+            runner = RegionalRunner(plan, join, options, self.label, plan.costs)
+        else:
+            runner = CompiledRunner(plan.family, plan.cut, join, options, self.label, plan.costs)
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:
             deep = functools.partial(plan.family.deep_modules, cut=plan.cut)
-            self.captured = CapturedGraphs(self.runner, backend, deep, device, self.label, plan.costs)
-        self._plain = self.captured is None and self.runner is self.eager
-        self._run: object = None
+            self.captured = CapturedGraphs(runner, backend, deep, device, self.label, plan.costs)
+        self.direct = DirectGraphs(runner)
+        self._plain = self.captured is None and join is reference_join and options is None
         self._hooks = ""
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, run: object) -> Tensor:
-        """The whole U-Net; `feature`, of slot `slot`, is written for `run`. Returns the output."""
-        runner = self._runner(unet, run)
-        if runner is None:
-            assert self.captured is not None
-            return self.captured.full(unet, inputs, feature, slot, run)
-        output, value = runner.full(unet, inputs)
-        feature.write(value, run)
-        return output
+    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
+        """The whole U-Net; `feature`, of slot `slot`, is written with `stamp`. Returns the output."""
+        if not self._plain:
+            self._hooks = _offloading(unet)
+        return self._graphs(unet).full(unet, inputs, feature, slot, stamp)
 
-    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, run: object) -> Tensor:
+    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
         """The shallow part on `feature`, of slot `slot`. Returns the output."""
-        runner = self._runner(unet, run)
-        if runner is None:
-            assert self.captured is not None
-            return self.captured.partial(unet, inputs, feature, slot)
-        assert feature.tensor is not None
-        return runner.partial(unet, feature.tensor, inputs)
+        return self._graphs(unet).partial(unet, inputs, feature, slot)
 
-    def _runner(self, unet: nn.Module, run: object) -> Runner | None:
-        """Who runs this call; None for the captured graphs."""
+    def _graphs(self, unet: nn.Module) -> CapturedGraphs | DirectGraphs:
+        """Who runs this call."""
         if self._plain:
             return self.eager
         if unet.training:
@@ -195,17 +191,15 @@ class BucketGraphs:
         if torch.is_grad_enabled():
             self.plan.say_once("Gradients are enabled: graphs run eager. Use torch.no_grad() around the loop.")
             return self.eager
-        if run is not self._run:
-            self._run, self._hooks = run, _offloading(unet)
         if self._hooks == "inside":
             self.plan.say_once("Offloading hooks sit on the U-Net's layers: graphs run eager.")
             return self.eager
         if self.captured is None or self.captured.failed:
-            return self.runner
+            return self.direct
         if self._hooks:
             self.plan.say_once("Offloading hooks move the U-Net between runs: graphs are not captured.")
-            return self.runner
-        return None
+            return self.direct
+        return self.captured
 
     def free(self) -> None:
         """Give the captured graphs' memory back."""
@@ -238,7 +232,20 @@ def _signature(value: Any) -> Hashable:
         return tuple((key, _signature(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return tuple(_signature(item) for item in value)
-    return value
+    return value if isinstance(value, Hashable) else _Same(value)
+
+
+class _Same:
+    """Equal to the very same object only: what cannot be compared by value is another input each time it is another."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 __all__ = ["BucketGraphs", "GraphSettings", "Plan", "tensors_of"]

@@ -37,8 +37,11 @@ def save(path: str | os.PathLike[str]) -> int:
     target = Path(path)
     partial = target.with_name(target.name + ".part")
     # A reader must never find half a file, whenever this process is stopped.
-    partial.write_bytes(json.dumps(header).encode() + b"\n" + data)
-    partial.replace(target)
+    try:
+        partial.write_bytes(json.dumps(header).encode() + b"\n" + data)
+        partial.replace(target)
+    except OSError as error:
+        raise InvalidSetting(f"The artifacts cannot be written to {str(path)!r}: {error.strerror}.") from error
     return target.stat().st_size
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
+
+logger = logging.getLogger("stepcache")
 
 WARM_UPS = 3
 
@@ -32,7 +35,10 @@ class CaptureBackend(Protocol):
     def enter(self, device: torch.device) -> None:
         """Called before each use of a bucket's graphs: order this stream after the one that used them last."""
 
-    def release(self) -> None:
+    def synchronize(self, device: torch.device) -> None:
+        """Called before graphs are reset: wait until no replay is in flight."""
+
+    def release(self, device: torch.device) -> None:
         """Called after graphs were reset: give their pool back to the device."""
 
 
@@ -53,16 +59,20 @@ class CudaBackend:
         over before the capture, in which neither is allowed. thread_local: other threads may allocate meanwhile.
         """
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
+            stream, user = _capture_stream(device), torch.cuda.current_stream()
+            stream.wait_stream(user)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        function()
+                stream.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     function()
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                function()
-            torch.cuda.current_stream().wait_stream(stream)
+            finally:
+                # Where a capture was invalidated, torch's context manager leaves the capture stream current.
+                torch.cuda.set_stream(user)
+            user.wait_stream(stream)
         return graph
 
     def enter(self, device: torch.device) -> None:
@@ -72,6 +82,28 @@ class CudaBackend:
             stream.wait_stream(self._last)
         self._last = stream
 
-    def release(self) -> None:
+    def synchronize(self, device: torch.device) -> None:
+        """Wait for the whole device: slots and pool may be in use on any stream."""
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(device)
+
+    def release(self, device: torch.device) -> None:
         """The pool of graphs that are gone is free for the allocator, but stays reserved until its cache is emptied."""
-        torch.cuda.empty_cache()
+        if torch.cuda.is_current_stream_capturing():
+            return  # another capture of this thread, in which the garbage collector found a dead pipe
+        try:
+            with torch.cuda.device(device):
+                torch.cuda.empty_cache()
+        except RuntimeError as error:
+            # After a capture that was invalidated the allocator believes that it still goes on.
+            logger.warning("The memory of captured graphs stays reserved: %s", error)
+
+
+# One a device: each stream on which a GEMM runs gets a workspace of its own from cuBLAS, which is never returned.
+_capture_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _capture_streams:
+        _capture_streams[device] = torch.cuda.Stream(device)
+    return _capture_streams[device]

@@ -11,16 +11,19 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..buffers import Feature
+from ..join import autocasts
 from .backends import CaptureBackend, CapturedGraph
 from .baked import Baked
 from .costs import Costs
+from .direct import DirectGraphs, Runner
 from .stages import stage
 
 logger = logging.getLogger("stepcache")
@@ -28,16 +31,11 @@ logger = logging.getLogger("stepcache")
 # Slots of a step (U-Net calls) that get graphs of their own; calls beyond it run uncaptured.
 MAX_CAPTURED_SLOTS = 4
 
-# Capture, replay and the copies around them are one thing a device.
+# A U-Net whose modules change at every call (processors that store what they see) is captured in vain.
+MAX_STALE = 3
+
+# Captures and replays are one at a time on a device.
 _locks: dict[torch.device, threading.RLock] = {}
-
-
-class Runner(Protocol):
-    """Runs the two forwards; eager or compiled."""
-
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-
-    def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor: ...  # noqa: D102
 
 
 class StaticInputs:
@@ -51,7 +49,9 @@ class StaticInputs:
 
     def _allocate(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            slot = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+            # An expanded tensor has several elements at one address, to which nothing can be copied.
+            expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+            slot = torch.empty_like(value, memory_format=torch.contiguous_format if expanded else torch.preserve_format)
             self._slots.append(slot)
             self._sources.append(None)
             return slot
@@ -94,6 +94,20 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in tensors_of(item)]
 
 
+@contextmanager
+def _uncached_casts(device: torch.device) -> Iterator[None]:
+    """Autocast without its cache of cast weights, which is freed at the end of the user's block: a graph reads it."""
+    if not autocasts(device.type):
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 class CapturedGraphs:
     """The captured full and partial graph of one bucket (and slot), over a runner that is eager or compiled.
 
@@ -109,63 +123,62 @@ class CapturedGraphs:
         label: str,
         costs: Costs,
     ) -> None:
-        self._deep_modules = deep_modules
-        self.runner, self.backend, self.device, self.label = runner, backend, device, label
+        self._direct, self._deep_modules = DirectGraphs(runner), deep_modules
+        self.backend, self.device, self.label = backend, device, label
         self.costs, self.failed = costs, False
         self._pool = backend.pool()
         self._graphs: dict[tuple[str, int], CapturedGraph] = {}
         self._static: StaticInputs | None = None
         self._output: Tensor | None = None
         self._baked: dict[str, Baked] = {}
+        self._stale = 0  # captures in a row that were stale when their graph was asked for again
         self._lock = _locks.setdefault(device, threading.RLock())
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, run: object) -> Tensor:
-        """The whole U-Net; the feature of `slot` is written for `run`. Returns the output [B, out_channels, H, W]."""
-        if slot >= MAX_CAPTURED_SLOTS:
-            output, value = self.runner.full(unet, inputs)
-            feature.write(value, run)
-            return output
-        with self._lock:
-            self._check("full", unet)
-            static = self._load(inputs)
+    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
+        """The whole U-Net; the feature of `slot` is written with `stamp`. Returns the output."""
+        if slot >= MAX_CAPTURED_SLOTS or not self._current("full", unet):
+            return self._direct.full(unet, inputs, feature, slot, stamp)
+        static = self._load(inputs)
 
-            def record() -> None:
-                output, value = self.runner.full(unet, static)
-                self._write_output(output)
-                feature.write(value, run)
+        def record() -> None:
+            output, value = self._direct.runner.full(unet, static)
+            self._write_output(output)
+            feature.write(value, stamp)
 
-            self._replay("full", slot, record)
-            feature.run = run
-            return self._take_output()
+        output = self._run("full", slot, unet, record)
+        feature.stamp = stamp
+        return output
 
     def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
-        """The shallow part on the feature of `slot`. Returns the output [B, out_channels, H, W]."""
-        assert feature.tensor is not None
-        if slot >= MAX_CAPTURED_SLOTS:
-            return self.runner.partial(unet, feature.tensor, inputs)
-        with self._lock:
-            # A partial step looks at the modules that it runs, and leaves the others to the next full one: comparing
-            # a whole U-Net takes longer than a partial step's launch, while a full step on the device hides it.
-            self._check("partial", unet)
-            static = self._load(inputs)
+        """The shallow part on the feature of `slot`. Returns the output."""
+        # A partial step looks at the modules that it runs, and leaves the others to the next full one: comparing a
+        # whole U-Net takes longer than a partial step's launch, while a full step on the device hides it.
+        if slot >= MAX_CAPTURED_SLOTS or not self._current("partial", unet):
+            return self._direct.partial(unet, inputs, feature, slot)
+        static = self._load(inputs)
 
-            def record() -> None:
-                assert feature.tensor is not None
-                self._write_output(self.runner.partial(unet, feature.tensor, static))
+        def record() -> None:
+            assert feature.tensor is not None
+            self._write_output(self._direct.runner.partial(unet, feature.tensor, static))
 
-            self._replay("partial", slot, record)
-            return self._take_output()
+        return self._run("partial", slot, unet, record)
 
-    def _check(self, kind: str, unet: nn.Module) -> None:
-        """Drop the graphs of `kind` where what they have baked in is no more. Slots, feature and output stay."""
+    def _current(self, kind: str, unet: nn.Module) -> bool:
+        """Drop the graphs of `kind` where what they have baked in is no more; False where capturing is given up."""
         baked = self._baked.get(kind)
-        if baked is not None and baked.holds():
-            return
-        if baked is not None:
-            logger.info("%s graph %s: weights or settings of the U-Net changed, capturing anew", kind, self.label)
+        if baked is None or baked.holds():
+            self._stale = 0 if baked is not None else self._stale
+            return not self.failed
+        self._stale += 1
+        if self._stale > MAX_STALE:
+            self._give_up(kind, "its modules change at every call")
+            return False
+        logger.info("%s graph %s: weights or settings of the U-Net changed, capturing anew", kind, self.label)
+        self.backend.synchronize(self.device)
+        del self._baked[kind]
         for key in [key for key in self._graphs if key[0] == kind]:
             self._graphs.pop(key).reset()
-        self._baked[kind] = Baked(unet, self._deep_modules(unet) if kind == "partial" else ())
+        return True
 
     def _load(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self.backend.enter(self.device)
@@ -177,49 +190,61 @@ class CapturedGraphs:
     def _write_output(self, output: Tensor) -> None:
         if self._output is None:
             with torch.inference_mode(False):
-                self._output = torch.empty_strided(
-                    output.shape, output.stride(), dtype=output.dtype, device=output.device
-                )
+                self._output = torch.empty_like(output)
         self._output.copy_(output)
 
-    def _take_output(self) -> Tensor:
-        assert self._output is not None
-        return self._output.clone()
+    def _run(self, kind: str, slot: int, unet: nn.Module, record: Callable[[], None]) -> Tensor:
+        """Replay the graph of `kind` and `slot`, captured first where there is none; returns a copy of the output."""
+        if (kind, slot) not in self._graphs:
+            with _uncached_casts(self.device):
+                # Outside of lock and capture: compiles, and allocates feature and output in ordinary memory.
+                record()
+                # After it, since some processors write to themselves when they run.
+                self._baked.setdefault(kind, Baked(unet, self._deep_modules(unet) if kind == "partial" else ()))
+                captured = self._capture(kind, slot, record)
+            if not captured:
+                # What `record` wrote is this call's result; later calls run as the runner does.
+                output, self._output = self._output, None
+                assert output is not None
+                return output
+        with self._lock:
+            self._graphs[kind, slot].replay()
+            assert self._output is not None
+            return self._output.clone()
 
-    def _replay(self, kind: str, slot: int, record: Any) -> None:
-        graph = self._graphs.get((kind, slot))
-        if graph is None:
-            # Outside of the capture: compiles, and allocates feature and output in ordinary memory.
-            record()
-            stage(f"{kind} graph {self.label}: capturing")
-            start = time.perf_counter()
-            try:
-                graph = self.backend.capture(record, self._pool, self.device)
-            except RuntimeError as error:  # out of memory included
-                # What `record` wrote above is this call's result; later calls run as the runner does.
-                self.failed = True
-                self._drop_graphs()
-                self.backend.release()
-                logger.warning("graphs %s run uncaptured; capturing the %s graph failed: %s", self.label, kind, error)
-                return
-            self._graphs[kind, slot] = graph
-            self.costs.captures += 1
-            self.costs.capture_seconds += time.perf_counter() - start
-        graph.replay()
+    def _capture(self, kind: str, slot: int, record: Callable[[], None]) -> bool:
+        stage(f"{kind} graph {self.label}: capturing")
+        start = time.perf_counter()
+        try:
+            with self._lock:
+                self._graphs[kind, slot] = self.backend.capture(record, self._pool, self.device)
+        except Exception as error:
+            self._give_up(kind, f"{type(error).__name__}: {error}")
+            return False
+        self.costs.captures += 1
+        self.costs.capture_seconds += time.perf_counter() - start
+        return True
 
-    def _drop_graphs(self) -> None:
-        for graph in self._graphs.values():
-            graph.reset()
-        self._graphs.clear()
-        self._baked.clear()
+    def _give_up(self, kind: str, reason: str) -> None:
+        """Run uncaptured from now on."""
+        self.failed = True
+        logger.warning("graphs %s run uncaptured; capturing the %s graph failed: %s", self.label, kind, reason)
+        self._drop()
+
+    def _drop(self) -> None:
+        with self._lock:
+            self.backend.synchronize(self.device)
+            for graph in self._graphs.values():
+                graph.reset()
+            self._graphs.clear()
+            self._baked.clear()
+            self._static = self._pool = None
+            self.backend.release(self.device)
 
     def free(self) -> None:
         """Reset the graphs and give their pool, slots and output back."""
-        with self._lock:
-            self._drop_graphs()
-            self._static = self._output = None
-            self._pool = None
-            self.backend.release()
+        self._drop()
+        self._output = None
 
     @property
     def nbytes(self) -> int:

@@ -23,9 +23,6 @@ from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
 
-# Modes in which Inductor captures CUDA graphs by itself (CUDA graph trees).
-TREE_MODES = ("reduce-overhead", "max-autotune")
-
 # Inductor options for CUDA, where the user gives neither mode nor options. From PyTorch's and Hugging Face's
 # "diffusion-fast" recipe for SDXL; handed to torch.compile, never set globally.
 CUDA_OPTIONS = {
@@ -55,19 +52,80 @@ def check_options(options: dict[str, Any]) -> None:
         raise InvalidSetting(f"torch.compile refuses compile={options!r}: {error}") from error
 
 
-class CompiledRunner:
-    """The two forwards of one bucket, compiled at their first call.
+def own_copy(options: dict[str, Any]) -> dict[str, Any]:
+    """A copy for torch.compile, which takes entries out of the `options` that it is given."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
 
-    `label` names the bucket in messages; the seconds that the first calls take are added to `costs`.
+
+def captures_itself(options: dict[str, Any]) -> bool:
+    """Whether with these arguments torch captures CUDA graphs by itself (CUDA graph trees)."""
+    inductor = options.get("backend", "inductor") == "inductor"
+    by_option = bool((options.get("options") or {}).get("triton.cudagraphs"))
+    return options.get("backend") == "cudagraphs" or (
+        inductor and (options.get("mode") == "reduce-overhead" or by_option)
+    )
+
+
+class CompiledFunction:
+    """One function under torch.compile, with a code object of its own.
+
+    Where Dynamo's recompile limit is reached (each scale of a LoRA is a compilation of its own), it starts anew with
+    another code object and forgets the earlier ones. `what` names it in messages; the seconds of calls in which
+    something was compiled are added to `costs`.
     """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any], what: str, costs: Costs) -> None:
+        from torch._dynamo.utils import counters
+
+        self._function, self._options, self._what, self._costs = function, options, what, costs
+        self._counters = counters["stats"]  # unique_graphs: compilations of this process
+        self._compiled = self._compile()
+        self._said = False
+
+    def _compile(self) -> Callable[..., Any]:
+        return torch.compile(_with_own_code(self._function), **_FIXED, **own_copy(self._options))
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it; GraphCompileError, with torch's own error, where it cannot be compiled."""
+        if not self._said:
+            stage(f"{self._what}: compiling")
+            self._said = True
+        before, start = self._counters["unique_graphs"], time.perf_counter()
+        try:
+            return self._call(args)
+        except _dynamo_errors() as error:
+            raise GraphCompileError(
+                f"torch.compile failed on the {self._what}; accelerate(..., compile=False) runs without it, and tells "
+                f"whether the call itself is at fault.\n{error}"
+            ) from error
+        finally:
+            if self._counters["unique_graphs"] != before:
+                self._costs.compile_seconds += time.perf_counter() - start
+
+    def _call(self, args: tuple[Any, ...]) -> Any:
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        try:
+            return self._compiled(*args)
+        except FailOnRecompileLimitHit:
+            self._compiled = self._compile()
+            return self._compiled(*args)
+
+
+def _dynamo_errors() -> type[Exception]:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
+
+
+class CompiledRunner:
+    """The two forwards of one bucket, compiled at their first call. `label` names the bucket in messages."""
 
     def __init__(
         self, family: types.ModuleType, cut: Cut, join: Join, options: dict[str, Any], label: str, costs: Costs
     ) -> None:
         # Trees write their outputs and read their inputs at fixed addresses; see `partial`.
-        self.trees = options.get("mode") in TREE_MODES and options.get("backend", "inductor") == "inductor"
-        self.label, self.costs = label, costs
-        self._fresh = {"full", "partial"}
+        self.trees = captures_itself(options)
 
         def full(unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
             return family.full(unet, cut, join, **inputs)
@@ -75,31 +133,25 @@ class CompiledRunner:
         def partial(unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
             return family.partial(unet, cut, feature, join, **inputs)
 
-        self._full = torch.compile(_with_own_code(full), **_FIXED, **options)
-        self._partial = torch.compile(_with_own_code(partial), **_FIXED, **options)
+        self._full = CompiledFunction(full, options, f"full graph {label}", costs)
+        self._partial = CompiledFunction(partial, options, f"partial graph {label}", costs)
 
     def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The whole U-Net: (output [B, out_channels, H, W], feature)."""
-        output, feature = self._call("full", self._full, unet, inputs)
-        return (output.clone(), feature) if self.trees else (output, feature)
+        if not self.trees:
+            return self._full(unet, inputs)
+        torch.compiler.cudagraph_mark_step_begin()
+        output, feature = self._full(unet, inputs)
+        return output.clone(), feature
 
     def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
         """The shallow part on `feature`: output [B, out_channels, H, W]."""
-        if self.trees:
-            # Otherwise trees would copy the feature to an address of theirs at each call.
-            torch._dynamo.mark_static_address(feature, guard=False)
-        output = self._call("partial", self._partial, unet, feature, inputs)
-        return output.clone() if self.trees else output
-
-    def _call(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
-        if self.trees:
-            torch.compiler.cudagraph_mark_step_begin()
-        if kind not in self._fresh:
-            return function(*args)
-        with _first_call(f"{kind} graph {self.label}", self.costs):
-            result = function(*args)
-        self._fresh.discard(kind)
-        return result
+        if not self.trees:
+            return self._partial(unet, feature, inputs)
+        # Otherwise trees would copy the feature to an address of theirs at each call.
+        torch._dynamo.mark_static_address(feature, guard=False)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._partial(unet, feature, inputs).clone()
 
 
 class RegionalRunner(EagerRunner):
@@ -112,8 +164,7 @@ class RegionalRunner(EagerRunner):
     def __init__(self, plan: Any, join: Join, options: dict[str, Any], label: str, costs: Costs) -> None:
         super().__init__(plan.family, plan.cut, join)
         self.plan, self.options, self.label, self.costs = plan, options, label, costs
-        self._blocks: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self._seen: set[object] = set()
+        self._blocks: dict[object, CompiledFunction] = {}
 
     def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The whole U-Net: (output [B, out_channels, H, W], feature)."""
@@ -127,19 +178,16 @@ class RegionalRunner(EagerRunner):
 
     def block(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """One call of a repeated block, whose class has `forward`; compiled at the first call of its shape."""
-        compiled = self._blocks.get(forward)
+        key = forward, args[0].shape
+        compiled = self._blocks.get(key)
         if compiled is None:
 
             def block(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 return forward(module, *args, **kwargs)
 
-            compiled = self._blocks[forward] = torch.compile(_with_own_code(block), **_FIXED, **self.options)
-        shape = tuple(args[0].shape)
-        if shape in self._seen:
-            return compiled(module, args, kwargs)
-        self._seen.add(shape)
-        with _first_call(f"block {type(module).__name__} of bucket {self.label}", self.costs):
-            return compiled(module, args, kwargs)
+            what = f"block {type(module).__name__} {tuple(args[0].shape)} of bucket {self.label}"
+            compiled = self._blocks[key] = CompiledFunction(block, self.options, what, self.costs)
+        return compiled(module, args, kwargs)
 
     @contextmanager
     def _active(self) -> Iterator[None]:
@@ -148,20 +196,6 @@ class RegionalRunner(EagerRunner):
             yield
         finally:
             self.plan.active = None
-
-
-@contextmanager
-def _first_call(what: str, costs: Costs) -> Iterator[None]:
-    """Around the call that compiles: says so, adds up its seconds, names the graph where torch fails."""
-    stage(f"{what}: compiling")
-    start = time.perf_counter()
-    try:
-        yield
-    except Exception as error:
-        raise GraphCompileError(
-            f"torch.compile failed on the {what}; accelerate(..., compile=False) runs without it.\n{error}"
-        ) from error
-    costs.compile_seconds += time.perf_counter() - start
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

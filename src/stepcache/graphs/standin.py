@@ -146,6 +146,9 @@ class StandInBackend:
         """There are no streams."""
         self.entered += 1
 
-    def release(self) -> None:
+    def synchronize(self, device: torch.device) -> None:
+        """Nothing is ever in flight."""
+
+    def release(self, device: torch.device) -> None:
         """Count it."""
         self.released += 1
