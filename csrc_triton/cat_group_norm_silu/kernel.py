@@ -1,4 +1,4 @@
-"""concat -> GroupNorm -> SiLU over two tensors, without the concat: two Triton kernels and their launch parameters.
+"""concat -> GroupNorm -> SiLU over two tensors, without the concat: two Triton kernels.
 
 With x = cat([h, skip], 1), C = C1 + C2 channels in G groups of S = C / G channels, and P = H * W pixels:
 
@@ -24,7 +24,7 @@ is read first: each program merges the partials of the few groups its channels a
 the affine and SiLU. Traffic of the activations: two reads and one write.
 
 A group's merge is repeated by each program that needs it; the partials are a few hundred KB, so it comes from L2. To
-keep it small there are only as many chunks as fill the chip (`launch_parameters`). Counted for the joins of SD 1.5 and
+keep it small there are only as many chunks as fill the chip (launch.py). Counted for the joins of SD 1.5 and
 SDXL in bfloat16 (tests/kernels/test_cat_group_norm_silu.py): the merge adds 2 % (640+320 at 128 x 128) to 23 % (640+320
 at 32 x 32) to what launch 2 reads and writes, 0.4 % to 8 % in contiguous, and the partials add 0.1 % (128 x 128) to 4 %
 (8 x 8) to the traffic of both launches, if they went to DRAM at all. A third launch for the merge would cost more.
@@ -41,62 +41,8 @@ apply launch, without the concat, with one program a group and with the statisti
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-
-from .._common import cdiv
-
-NUM_WARPS = 8
-# Two programs of 8 warps for each multiprocessor of an A100, H100 or B200 (108 to 148 of them), with two or three tiles
-# of 8 KB in flight each: more bytes than the latency of DRAM times its bandwidth asks for. More programs would only
-# mean more partials to merge.
-PROGRAMS = 256
-# Lanes of the tile in which launch 2 merges partials: 8 (mean, M2) pairs a thread, all loaded at once.
-MERGE_LANES = 2048
-
-
-class LaunchParameters(NamedTuple):
-    """How one call is cut into programs; both launches use the same."""
-
-    block_c: int
-    """Channels of a tile."""
-    block_p: int
-    """Pixels of a tile."""
-    blocks: int
-    """Blocks of channels over both inputs; a block never crosses the seam."""
-    chunk: int
-    """Pixels of a program, a multiple of block_p."""
-    splits: int
-    """Chunks that cover the pixels."""
-
-
-def launch_parameters(batch: int, c1: int, c2: int, pixels: int, channels_last: bool) -> LaunchParameters:
-    """Fill the chip with as few chunks as that takes, each of two tiles or more, so that partials stay few.
-
-    Tiles hold 4096 elements: 64 x 64 in channels_last (128 bytes of 16-bit channels, a cache line, for each pixel) and
-    in contiguous images below 256 pixels, 16 channels x 256 pixels in larger ones. Sizes may be SymInts.
-    """
-    block_c, block_p = (64, 64) if channels_last or pixels < 256 else (16, 256)
-    blocks = cdiv(c1, block_c) + cdiv(c2, block_c)
-    wanted = cdiv(PROGRAMS, batch * blocks)
-    chunk = max(cdiv(cdiv(pixels, wanted), block_p), 2) * block_p
-    return LaunchParameters(block_c, block_p, blocks, chunk, cdiv(pixels, chunk))
-
-
-def groups_of_block(block_c: int, group_size: int) -> int:
-    """Groups that a block of channels can touch at the most, rounded up to a power of two."""
-    return triton.next_power_of_2((block_c + group_size - 2) // group_size + 1)
-
-
-def loop_stages(element_size: int, mixed: bool) -> int:
-    """Stages of the loops over pixels: the tiles that are on their way in, plus the one worked on.
-
-    A further stage costs shared memory for a tile of every buffer that is read; two 16-bit tiles, one 32-bit tile and
-    one tile of each of three mixed buffers are about as many bytes in flight.
-    """
-    return 3 if element_size == 2 and not mixed else 2
 
 
 @triton.jit

@@ -9,18 +9,11 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from .._common import HAS_TRITON, check_join, check_kernel_dtype, device_of, joint_format, require_triton
+from .launch import MERGE_LANES, NUM_WARPS, groups_of_block, launch_parameters, loop_stages
 from .reference import cat_group_norm_silu_reference
 
 if HAS_TRITON:
-    from .kernel import (
-        MERGE_LANES,
-        NUM_WARPS,
-        channel_statistics_kernel,
-        groups_of_block,
-        launch_parameters,
-        loop_stages,
-        normalize_silu_kernel,
-    )
+    from .kernel import channel_statistics_kernel, normalize_silu_kernel
 
 
 def _check(

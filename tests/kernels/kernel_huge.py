@@ -13,13 +13,8 @@ import numpy as np
 import torch
 from kernel_worker import one_program
 from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu_reference
-from stepcache.kernels.cat_group_norm_silu.kernel import (
-    MERGE_LANES,
-    channel_statistics_kernel,
-    groups_of_block,
-    launch_parameters,
-    normalize_silu_kernel,
-)
+from stepcache.kernels.cat_group_norm_silu.kernel import channel_statistics_kernel, normalize_silu_kernel
+from stepcache.kernels.cat_group_norm_silu.launch import MERGE_LANES, groups_of_block, launch_parameters
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1_reference
 from stepcache.kernels.dual_conv1x1.kernel import CONFIGS, dual_conv1x1_kernel
 from torch import Tensor

@@ -25,12 +25,8 @@ from stepcache.kernels.cat_group_norm_silu import (
     cat_group_norm_silu_reference,
     cat_group_norm_silu_triton,
 )
-from stepcache.kernels.cat_group_norm_silu.kernel import (
-    channel_statistics_kernel,
-    groups_of_block,
-    launch_parameters,
-    normalize_silu_kernel,
-)
+from stepcache.kernels.cat_group_norm_silu.kernel import channel_statistics_kernel, normalize_silu_kernel
+from stepcache.kernels.cat_group_norm_silu.launch import groups_of_block, launch_parameters
 from stepcache.kernels.cat_group_norm_silu.op import _launches
 
 OP = "cat_group_norm_silu"
