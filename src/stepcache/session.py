@@ -153,6 +153,7 @@ class Session:
         if key != self._last_key:
             self._last_key = key
             record.buckets.append(tuple(inputs["sample"].shape))
+            bucket.graphs.begin_run(self.unet)
         # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
         slot, self._slot = min(self._slot, MAX_SLOTS), self._slot + 1
         feature = bucket.feature(slot)

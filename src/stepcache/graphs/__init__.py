@@ -171,10 +171,13 @@ class BucketGraphs:
         self._plain = self.captured is None and join is reference_join and options is None
         self._hooks = ""
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
-        """The whole U-Net; `feature`, of slot `slot`, is written with `stamp`. Returns the output."""
+    def begin_run(self, unet: nn.Module) -> None:
+        """Called before the first call of a run: look for offloading hooks, which may have come or gone."""
         if not self._plain:
             self._hooks = _offloading(unet)
+
+    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
+        """The whole U-Net; `feature`, of slot `slot`, is written with `stamp`. Returns the output."""
         return self._graphs(unet).full(unet, inputs, feature, slot, stamp)
 
     def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
