@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit tables clean
+.PHONY: demo test lint types unit slow tables clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -13,8 +13,10 @@ test: lint types unit
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
-	touch $@
+	@echo "Installing into $(VENV), with the versions of constraints.txt ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]" \
+		> $(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -30,6 +32,10 @@ unit: $(READY)
 # The README's tables, from benchmarks/results.
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
+
+# What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info stepcache-demo.png
