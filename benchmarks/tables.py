@@ -29,8 +29,9 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def caption(path: Path) -> str:
     """Where the figures come from: the rig of the first row, which is one of those shown."""
     rig = read(path, Rig)[0]
+    threads = f"{rig.threads} thread" + "s" * (rig.threads > 1)
     return (
-        f"\n{rig.gpu or rig.cpu}, {rig.threads} thread{'s' if rig.threads > 1 else ''}, torch {rig.torch}, diffusers {rig.diffusers}, {rig.date[:10]}, "
+        f"\n{rig.gpu or rig.cpu}, {threads}, torch {rig.torch}, diffusers {rig.diffusers}, {rig.date[:10]}, "
         f"commit {rig.commit}. `{rig.command}`"
     )
 
