@@ -38,4 +38,4 @@ slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info stepcache-demo.png
+	rm -rf $(VENV) build dist *.egg-info stepcache-demo.png

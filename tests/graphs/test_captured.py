@@ -167,6 +167,18 @@ def test_an_inference_tensor_is_copied_each_time():
     assert torch.equal(pipe(6), want)
 
 
+def test_a_feature_that_was_allocated_anew_is_captured_anew():
+    """A call in between that was not captured may write other strides, to another address than the graph has."""
+    pipe = captured(loop_pipe(), 3)
+    want = pipe(6)
+    feature = next(iter(core_of(pipe).buckets.held.values())).features[0]
+    old = feature.tensor
+    feature.write(old.to(memory_format=torch.channels_last), "another run")
+    assert feature.tensor is not old
+    assert torch.equal(pipe(6), want)
+    assert last_run(pipe).captures == 2 and last_run(pipe).kinds == "FPPFPP"
+
+
 def test_addresses_are_stable_and_memory_is_stated():
     pipe = captured(loop_pipe(), 3)
     pipe(4)

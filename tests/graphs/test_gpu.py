@@ -105,7 +105,7 @@ def test_replay_allocates_nothing_but_the_output():
     graphs = next(iter(core_of(pipe).buckets.held.values())).graphs.captured
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    for graph in graphs._graphs.values():
+    for graph, _ in graphs._graphs.values():
         graph.replay()
     torch.cuda.synchronize()
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

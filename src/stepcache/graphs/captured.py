@@ -127,7 +127,8 @@ class CapturedGraphs:
         self.backend, self.device, self.label = backend, device, label
         self.costs, self.failed = costs, False
         self._pool = backend.pool()
-        self._graphs: dict[tuple[str, int], CapturedGraph] = {}
+        # By kind and slot: the graph, and the feature's tensor that it writes or reads.
+        self._graphs: dict[tuple[str, int], tuple[CapturedGraph, Tensor]] = {}
         self._static: StaticInputs | None = None
         self._output: Tensor | None = None
         self._baked: dict[str, Baked] = {}
@@ -145,7 +146,7 @@ class CapturedGraphs:
             self._write_output(output)
             feature.write(value, stamp)
 
-        output = self._run("full", slot, unet, record)
+        output = self._run("full", slot, unet, feature, record)
         feature.stamp = stamp
         return output
 
@@ -161,7 +162,7 @@ class CapturedGraphs:
             assert feature.tensor is not None
             self._write_output(self._direct.runner.partial(unet, feature.tensor, static))
 
-        return self._run("partial", slot, unet, record)
+        return self._run("partial", slot, unet, feature, record)
 
     def _current(self, kind: str, unet: nn.Module) -> bool:
         """Drop the graphs of `kind` where what they have baked in is no more; False where capturing is given up."""
@@ -177,7 +178,7 @@ class CapturedGraphs:
         self.backend.synchronize(self.device)
         del self._baked[kind]
         for key in [key for key in self._graphs if key[0] == kind]:
-            self._graphs.pop(key).reset()
+            self._graphs.pop(key)[0].reset()
         return True
 
     def _load(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -193,37 +194,46 @@ class CapturedGraphs:
                 self._output = torch.empty_like(output)
         self._output.copy_(output)
 
-    def _run(self, kind: str, slot: int, unet: nn.Module, record: Callable[[], None]) -> Tensor:
+    def _run(self, kind: str, slot: int, unet: nn.Module, feature: Feature, record: Callable[[], None]) -> Tensor:
         """Replay the graph of `kind` and `slot`, captured first where there is none; returns a copy of the output."""
-        if (kind, slot) not in self._graphs:
+        graph, held = self._graphs.get((kind, slot), (None, None))
+        if graph is not None and held is not feature.tensor:
+            # A call that was not captured (training mode, hooks) wrote a feature with other strides in between.
+            self.backend.synchronize(self.device)
+            del self._graphs[kind, slot]
+            graph.reset()
+            graph = None
+        if graph is None:
             with _uncached_casts(self.device):
                 # Outside of lock and capture: compiles, and allocates feature and output in ordinary memory.
                 record()
                 # After it, since some processors write to themselves when they run.
                 self._baked.setdefault(kind, Baked(unet, self._deep_modules(unet) if kind == "partial" else ()))
-                captured = self._capture(kind, slot, record)
-            if not captured:
+                graph = self._capture(kind, record)
+            if graph is None:
                 # What `record` wrote is this call's result; later calls run as the runner does.
                 output, self._output = self._output, None
                 assert output is not None
                 return output
+            assert feature.tensor is not None
+            self._graphs[kind, slot] = graph, feature.tensor
         with self._lock:
-            self._graphs[kind, slot].replay()
+            graph.replay()
             assert self._output is not None
             return self._output.clone()
 
-    def _capture(self, kind: str, slot: int, record: Callable[[], None]) -> bool:
+    def _capture(self, kind: str, record: Callable[[], None]) -> CapturedGraph | None:
         stage(f"{kind} graph {self.label}: capturing")
         start = time.perf_counter()
         try:
             with self._lock:
-                self._graphs[kind, slot] = self.backend.capture(record, self._pool, self.device)
+                graph = self.backend.capture(record, self._pool, self.device)
         except Exception as error:
             self._give_up(kind, f"{type(error).__name__}: {error}")
-            return False
+            return None
         self.costs.captures += 1
         self.costs.capture_seconds += time.perf_counter() - start
-        return True
+        return graph
 
     def _give_up(self, kind: str, reason: str) -> None:
         """Run uncaptured from now on."""
@@ -234,7 +244,7 @@ class CapturedGraphs:
     def _drop(self) -> None:
         with self._lock:
             self.backend.synchronize(self.device)
-            for graph in self._graphs.values():
+            for graph, _ in self._graphs.values():
                 graph.reset()
             self._graphs.clear()
             self._baked.clear()
