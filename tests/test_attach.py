@@ -162,7 +162,7 @@ def test_save_pretrained_saves_what_the_original_would(tmp_path):
 
 
 def test_to_another_dtype_after_accelerate():
-    pipe = accelerate(sdxl_pipe(), interval=2)
+    pipe = accelerate(copy.deepcopy(sdxl_pipe()), interval=2)  # a copy: its parts are shared between tests
     generate(pipe, steps=4)
     pipe.unet.to(torch.bfloat16), pipe.text_encoder.to(torch.bfloat16), pipe.text_encoder_2.to(torch.bfloat16)
     latents = generate(pipe, steps=4)
