@@ -257,6 +257,11 @@ def test_another_object_of_the_same_class_is_not_accelerated():
     restore(other)
     assert torch.equal(generate(pipe), cached)
     assert core_of(pipe).buckets.nbytes
+    accelerate(other, interval=2)
+    generate(other)
+    assert last_run(other).kinds == "FPFPFP" and last_run(pipe).kinds == "FPPFPP"
+    assert type(restore(other)) is StableDiffusionPipeline
+    assert torch.equal(generate(pipe), cached)
 
 
 def test_accelerating_often_leaves_nothing_behind():

@@ -291,7 +291,8 @@ def require(pipe: object, what: str) -> Attachment:
 
 def _enter(pipe: object, attachment: Attachment) -> None:
     """Make `pipe` an instance of a subclass of its class, made for it alone, that runs each call in a session."""
-    base: Any = type(pipe)
+    # Not a subclass made for another pipe, of which this one is an instance all the same (type(that)(**components)).
+    base: Any = next(cls for cls in type(pipe).__mro__ if _ATTACHMENT not in vars(cls))
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
