@@ -16,7 +16,9 @@ from diffusers import (
 )
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from stepcache import accelerate
 from stepcache.attach import attachment_of
+from stepcache.graphs.standin import StandInBackend
 
 DEMO = str(files("stepcache") / "assets" / "demo")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -247,6 +249,15 @@ def core_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
     (core,) = attachment_of(pipe)._idle
     return core
+
+
+def graphs_of(pipe):
+    """The captured graphs of all buckets, oldest first."""
+    return [bucket.graphs.captured for bucket in core_of(pipe).buckets.held.values()]
+
+
+def captured(pipe, *args, **options):
+    return accelerate(pipe, *args, cuda_graphs=StandInBackend, **options)
 
 
 def state_of(pipe) -> SimpleNamespace:

@@ -213,7 +213,7 @@ class Attachment:
             if self._idle:
                 return unet, self._idle.pop()
         plan = Plan(family, family.layout(unet).cut(self.settings.branch), self.settings.graphs)
-        return unet, Core(family, plan, Buckets(self.settings.max_buckets))
+        return unet, Core(plan, Buckets(self.settings.max_buckets))
 
     def park(self, unet: nn.Module, core: Core) -> None:
         """Take the core back after a run, or free it where it is of no use any more."""

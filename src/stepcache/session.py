@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,9 +63,8 @@ class RunRecord:
 
 @dataclass
 class Core:
-    """What a run works with: a U-Net's family of forwards, the plan of its graphs, and the buckets."""
+    """What a run works with: the plan of a U-Net's graphs, with its family of forwards, and the buckets."""
 
-    family: ModuleType
     plan: Plan
     buckets: Buckets[BucketGraphs]
 
@@ -123,7 +121,7 @@ class Session:
     def call(self, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One U-Net call with the stock forward's arguments; returns what `stock` would, from one of the two graphs."""
         core = self._core
-        inputs, lora_scale, return_dict = core.family.bind(*args, **kwargs)
+        inputs, lora_scale, return_dict = core.plan.family.bind(*args, **kwargs)
         if self._stepped:
             timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
             if timestep is not self._timestep or not isinstance(timestep, torch.Tensor):
@@ -138,7 +136,7 @@ class Session:
         else:
             with lora_scaled(self.unet, lora_scale):
                 output = self._run(inputs)
-        return core.family.wrap(output, return_dict)
+        return core.plan.family.wrap(output, return_dict)
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         core, record = self._core, self.record

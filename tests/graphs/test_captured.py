@@ -1,27 +1,16 @@
 """The capture engine, through the stand-in backend, which is as hostile as CUDA graphs are."""
 
 import copy
-import logging
 import threading
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
-from small import BETAS, LoopPipe, core_of, demo_pipe, generate, loop_pipe, make_inputs, make_unet
+from small import BETAS, LoopPipe, captured, core_of, demo_pipe, generate, graphs_of, loop_pipe, make_inputs, make_unet
 
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.attach import attachment_of
 from stepcache.graphs import captured as engine
-from stepcache.graphs.standin import StandInBackend
-
-
-def graphs_of(pipe):
-    """The captured graphs of all buckets, oldest first."""
-    return [bucket.graphs.captured for bucket in core_of(pipe).buckets.held.values()]
-
-
-def captured(pipe, *args, **options):
-    return accelerate(pipe, *args, cuda_graphs=StandInBackend, **options)
 
 
 def test_the_demo_pipelines_images_are_the_uncaptured_ones():
@@ -375,79 +364,3 @@ def test_threads_with_a_pipeline_each_on_one_unet():
     for thread in threads:
         thread.join()
     assert not failed
-
-
-class Failing(StandInBackend):
-    """Fails at the capture after `works` that worked, before, between or after the calls of the function."""
-
-    def capture(self, function, pool, device):
-        if len(self.graphs) == self.works:
-            for _ in range(self.calls):
-                function()
-            raise self.error
-        return super().capture(function, pool, device)
-
-
-@pytest.mark.parametrize("works", [0, 1], ids=["full", "partial"])
-@pytest.mark.parametrize("calls", [0, 2, 4])
-@pytest.mark.parametrize("error", [RuntimeError("not permitted"), torch.OutOfMemoryError("17 GiB"), ValueError("x")])
-def test_a_failed_capture_runs_on_uncaptured(works, calls, error, caplog):
-    backend = type("B", (Failing,), {"error": error, "works": works, "calls": calls})
-    pipe = loop_pipe()
-    want = accelerate(pipe, 3)(7)
-    accelerate(pipe, 3, cuda_graphs=backend)
-    for _ in range(2):
-        assert torch.equal(pipe(7), want)
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1 and str(error) in warnings[0] and "2x4x16x16" in warnings[0]
-    (graphs,) = graphs_of(pipe)
-    assert graphs.failed and graphs.backend.released == 1 and not graphs._graphs
-    assert last_run(pipe).static_bytes == 0
-
-
-def check_fallback(pipe, want, caplog, message):
-    for _ in range(2):
-        assert torch.equal(pipe(6), want)
-        assert last_run(pipe).captures == 0
-    assert [message in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [True]
-
-
-def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
-    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-
-    pipe = loop_pipe()
-    want = accelerate(pipe, 3)(6)
-    captured(pipe, 3)
-    add_hook_to_module(pipe.unet, ModelHook())
-    check_fallback(pipe, want, caplog, "Offloading hooks move the U-Net")
-    remove_hook_from_module(pipe.unet)
-    pipe(6)
-    assert last_run(pipe).captures == 2
-
-
-def test_offloading_hooks_on_layers_are_not_captured(caplog):
-    from accelerate.hooks import ModelHook, add_hook_to_module
-
-    pipe = loop_pipe()
-    want = accelerate(pipe, 3)(6)
-    captured(pipe, 3)
-    add_hook_to_module(pipe.unet.conv_in, ModelHook())
-    check_fallback(pipe, want, caplog, "on the U-Net's layers")
-
-
-def test_training_mode_is_not_captured(caplog):
-    pipe = loop_pipe()
-    want = accelerate(pipe, 3)(6)
-    captured(pipe, 3)
-    pipe.unet.train()
-    check_fallback(pipe, want, caplog, "training mode")
-
-
-def test_gradients_on_is_not_captured(caplog):
-    class WithGrad(LoopPipe):
-        __call__ = LoopPipe.__call__.__wrapped__
-
-    pipe = WithGrad(make_unet(), loop_pipe().scheduler)
-    want = accelerate(pipe, 3)(6)
-    captured(pipe, 3)
-    check_fallback(pipe, want, caplog, "Gradients are enabled")
