@@ -15,7 +15,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from rows import RESULTS, ROOT
+from stepcache.bench.rows import RESULTS, ROOT
 
 DEFAULTS = ROOT / "csrc_triton" / "defaults.csv"
 OURS, RIVALS = "triton + shortcut", ("inductor", "inductor split")

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rows import RESULTS, Spread, write
+from stepcache.bench.rows import RESULTS, Spread, write
 
 VARIANTS = ("eager", "regional", "compiled", "compiled, saved artifacts")
 

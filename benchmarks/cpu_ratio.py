@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from DeepCache import DeepCacheSDHelper
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from rows import RESULTS, Spread, interleave, write
+from stepcache.bench.rows import RESULTS, Spread, interleave, write
 from torch import Tensor
 
 from stepcache import Schedule, accelerate, last_run, restore

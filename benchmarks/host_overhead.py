@@ -39,7 +39,7 @@ import torch
 from DeepCache import DeepCacheSDHelper
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from rows import RESULTS, Spread, interleave, write
+from stepcache.bench.rows import RESULTS, Spread, interleave, write
 from torch import Tensor, nn
 
 from stepcache import accelerate

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rows import RESULTS, ROOT, Spread, write
+from stepcache.bench.rows import RESULTS, ROOT, Spread, write
 from torch import Tensor
 
 MODELS = {"sd15": 64, "sdxl": 128}

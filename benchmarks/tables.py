@@ -15,7 +15,7 @@ from pathlib import Path
 import cold_start
 import cpu_ratio
 import host_overhead
-from rows import RESULTS, ROOT, Rig, read
+from stepcache.bench.rows import RESULTS, ROOT, Rig, read
 
 README = ROOT / "README.md"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepcache.errors import InvalidSetting
-from stepcache.fidelity import in_words, mean_psnr, psnr
+from stepcache.fidelity import in_words, mean_psnr, psnr, ssim
 
 
 def grey(*levels, shape=(4, 4, 3)):
@@ -66,3 +66,29 @@ def test_what_is_no_pair_of_images_is_refused_with_its_values(images, originals,
 def test_in_words():
     assert in_words(31.44) == "31.4 dB"
     assert in_words(math.inf) == "identical"
+
+
+def test_ssim_by_hand():
+    """Against the definition, window by window, with numpy alone."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 13, 14, 3)), rng.random((2, 13, 14, 3))
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    for image in range(2):
+        values = []
+        for c in range(3):
+            for i in range(3):
+                for j in range(4):
+                    a, b = x[image, i : i + 11, j : j + 11, c], y[image, i : i + 11, j : j + 11, c]
+                    ma, mb = (window * a).sum(), (window * b).sum()
+                    va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+                    cov = (window * (a - ma) * (b - mb)).sum()
+                    values.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+        np.testing.assert_allclose(ssim(x, y)[image], np.mean(values), rtol=1e-9)
+    np.testing.assert_allclose(ssim(x, x), 1)
+
+
+def test_ssim_of_images_smaller_than_its_window():
+    with pytest.raises(InvalidSetting, match="11 pixels"):
+        ssim(np.zeros((1, 10, 32, 3)), np.zeros((1, 10, 32, 3)))

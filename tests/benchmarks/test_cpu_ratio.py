@@ -1,7 +1,7 @@
 import cpu_ratio
 import pytest
 import torch
-from rows import read, write
+from stepcache.bench.rows import read, write
 
 from stepcache import restore
 

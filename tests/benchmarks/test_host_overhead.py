@@ -1,7 +1,7 @@
 import host_overhead
 import pytest
 import torch
-from rows import read
+from stepcache.bench.rows import read
 
 
 @pytest.fixture(autouse=True)

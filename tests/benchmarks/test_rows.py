@@ -1,7 +1,7 @@
 from dataclasses import dataclass, fields
 
 import pytest
-from rows import Rig, Spread, interleave, read, write
+from stepcache.bench.rows import Rig, Spread, interleave, read, write
 
 
 @dataclass(frozen=True)

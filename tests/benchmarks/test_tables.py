@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import tables
-from rows import RESULTS, ROOT
+from stepcache.bench.rows import RESULTS, ROOT
 
 
 def test_the_readmes_tables_are_those_of_the_csvs():

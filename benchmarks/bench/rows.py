@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from stepcache import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where this is one
 RESULTS = ROOT / "benchmarks" / "results"
 
 Row = TypeVar("Row")
@@ -174,6 +174,8 @@ def _commit() -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
+    if not (ROOT / "pyproject.toml").exists():  # an installed package: a repository around it is none of ours
+        return ""
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
         changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")

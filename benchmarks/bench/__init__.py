@@ -1,0 +1,1 @@
+"""`stepcache bench` and what all benchmarks share; installed as `stepcache.bench`."""
