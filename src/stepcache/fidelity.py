@@ -54,7 +54,7 @@ def _blur(pixels: np.ndarray) -> np.ndarray:
 def _check(name: str, images: np.ndarray, originals: np.ndarray) -> None:
     if images.ndim != 4 or images.shape != originals.shape or not images.size:
         raise InvalidSetting(
-            f"{name}() compares two non-empty arrays [N, H, W, C] of one shape, got {images.shape} and {originals.shape}."
+            f"{name}() compares two non-empty [N, H, W, C] of one shape, got {images.shape} and {originals.shape}."
         )
     for which, pixels in (("images", images), ("originals", originals)):
         if not np.issubdtype(pixels.dtype, np.floating):
