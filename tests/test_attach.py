@@ -175,7 +175,7 @@ def test_restore_and_the_pipes_end_free_the_buffers():
         pipe = accelerate(loop_pipe(), interval=2)
         pipe(4)
         (bucket,) = core_of(pipe).buckets.held.values()
-        feature, unet = weakref.ref(bucket.features[0].tensor), weakref.ref(pipe.unet)
+        feature, unet = weakref.ref(bucket.slots[0].values[0].tensors[0]), weakref.ref(pipe.unet)
         del bucket
         gc.disable()  # reference counting alone must do it: nobody waits for the collector to get his memory back
         try:
@@ -196,7 +196,7 @@ def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
     def once(pipe, i):
         if i == 1:
             session = current.get()
-            features.append(weakref.ref(next(iter(session.core.buckets.held.values())).features[0].tensor))
+            features.append(weakref.ref(next(iter(session.core.buckets.held.values())).slots[0].values[0].tensors[0]))
             again(pipe)
 
     pipe(6, on_step=once)

@@ -278,8 +278,8 @@ def test_one_feature_a_slot_at_one_address():
 
 def only_feature(pipe):
     (bucket,) = core_of(pipe).buckets.held.values()
-    (feature,) = bucket.features
-    return feature.tensor
+    (kept,) = bucket.slots
+    return kept.values[0].tensors[0]
 
 
 def test_max_buckets_bounds_the_memory():

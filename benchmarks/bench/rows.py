@@ -174,13 +174,15 @@ def _commit() -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    if not (ROOT / "pyproject.toml").exists():  # an installed package: a repository around it is none of ours
-        return ""
+    # Where the repository did not come along (a lent machine), whoever starts the run says what he sent there.
+    told = os.environ.get("STEPCACHE_COMMIT", "")
+    if not (ROOT / ".git").exists():  # nor is a repository around an installed package ours
+        return told
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
         changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return told
     return f"{commit}-dirty" if changes else commit
 
 

@@ -22,10 +22,13 @@ def accelerate(
     branch: int = 0,
     *,
     schedule: Schedule | None = None,
+    predict: str | float = "hold",
+    guidance: str = "both",
     compile: bool | str | dict[str, Any] = "auto",
     cuda_graphs: bool | str | Callable[[], Any] = "auto",
     kernels: bool | str = "auto",
     max_buckets: int = 4,
+    vae: bool = False,
     compiled: str | os.PathLike[str] | None = None,
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
@@ -40,6 +43,14 @@ def accelerate(
 
     Further arguments:
         schedule: a `Schedule`, instead of `interval`.
+        predict: what the feature is taken to be between full steps: "hold" (default), the last full step's, as in
+            DeepCache; "linear", on the line through the last two full steps; a number between 0 and 1 damps that line.
+            Much more faithful at 50 steps; at 20 steps, where full steps are far apart, about 0.5. Price: a second
+            buffer of the feature's size, and one addition in a partial step.
+        guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
+            partial steps, and takes the difference of the halves from the last full step(s), predicted as the feature
+            is. Halves a partial step's cost and the feature's buffer; costs some fidelity, more at a high guidance
+            scale. For pipelines whose batch is known to be two halves (batches.py), others raise UnsupportedPipeline.
         compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True and False do so anywhere. A dict of
             torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the repeated
             transformer blocks once each: a short cold start, with more launches that are left to CUDA graphs.
@@ -50,6 +61,10 @@ def accelerate(
             found them faster than Inductor (csrc_triton/defaults.csv); True does so at every join, False at none.
         max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
             used one is dropped. Default 4.
+        vae: True compiles and captures the VAE's decoder too, as `compile` and `cuda_graphs` say for the U-Net. Default
+            False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
+            each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
+            Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
         compiled: a file that `save_compiled` wrote: what it holds is not compiled again. Made by another torch, device
             or Python, it is passed over with a warning. It holds pickles; load only what you trust.
 
@@ -63,7 +78,9 @@ def accelerate(
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
-    settings = Settings.check(interval, branch, schedule, compile, cuda_graphs, kernels, max_buckets)
+    settings = Settings.check(
+        interval, branch, schedule, compile, cuda_graphs, kernels, max_buckets, predict, guidance, vae
+    )
     if compiled is not None:
         artifacts.load(compiled)
     attach(pipe, settings)

@@ -19,13 +19,16 @@ from typing import Any
 
 from torch import nn
 
+from .batches import guided
 from .buffers import Buckets
+from .decoder import DecoderGraphs, vae_of
 from .errors import AlreadyCached, NotAccelerated, UnsupportedPipeline
 from .forwards import family_of
 from .graphs import Plan
 from .schedule import Schedule
 from .session import Core, RunRecord, Session, current
 from .settings import Settings
+from .timesteps import without_waits
 
 _ATTACHMENT = "_stepcache_attachment"
 _ORIGINAL = "_stepcache_original"
@@ -112,12 +115,26 @@ def _block_in_session(block: nn.Module, stock: Callable[..., Any]) -> Callable[.
     return forward
 
 
-def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = stock(*args, **kwargs)
+def _decoder_in_session(decoder: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         session = current.get()
-        if session is not None and session.scheduler is scheduler:
-            session.advance(args[1] if len(args) > 1 else kwargs.get("timestep"))
+        graphs = None if session is None else session.core.decoder
+        if graphs is None or not graphs.belongs_to(decoder):
+            return stock(*args, **kwargs)
+        return graphs.call(decoder, stock, args, kwargs)
+
+    return forward
+
+
+def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
+    unwaiting = without_waits(scheduler, stock)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        if session is None or session.scheduler is not scheduler:
+            return stock(*args, **kwargs)
+        result = unwaiting(*args, **kwargs)
+        session.advance(args[1] if len(args) > 1 else kwargs.get("timestep"))
         return result
 
     return step
@@ -203,6 +220,10 @@ class Attachment:
     def prepare(self, pipe: object) -> tuple[nn.Module, Core]:
         """The pipe's U-Net, checked, and a core for it, which the caller now has for itself."""
         unet = _unet_of(pipe)
+        if self.settings.reuse_guidance:
+            guided(pipe)
+        if self.settings.vae:
+            vae_of(pipe)
         _check_unwrapped(unet)
         _check_no_cache_hooks(unet)
         family = family_of(unet)
@@ -212,8 +233,10 @@ class Attachment:
                 self._unet = weakref.ref(unet, lambda _: self._drop())
             if self._idle:
                 return unet, self._idle.pop()
-        plan = Plan(family, family.layout(unet).cut(self.settings.branch), self.settings.graphs)
-        return unet, Core(plan, Buckets(self.settings.max_buckets))
+        settings = self.settings
+        plan = Plan(family, family.layout(unet).cut(settings.branch), settings.graphs, settings.predictor)
+        decoder = DecoderGraphs(settings.graphs, settings.max_buckets, plan.costs) if settings.vae else None
+        return unet, Core(plan, Buckets(settings.max_buckets), decoder)
 
     def park(self, unet: nn.Module, core: Core) -> None:
         """Take the core back after a run, or free it where it is of no use any more."""
@@ -221,14 +244,16 @@ class Attachment:
             if self._open and self._unet is not None and self._unet() is unet:
                 self._idle.append(core)
                 return
-        core.buckets.clear()
+        core.clear()
 
     @contextmanager
     def run(self, pipe: Any, count_steps: Callable[[], int | None]) -> Iterator[Session]:
         """One run of `pipe`: everything is in place inside, and as it was afterwards."""
         unet, core = self.prepare(pipe)
         scheduler = pipe.scheduler
-        session = Session(unet, scheduler, rehearsal.get() or self.settings.schedule, core, count_steps)
+        schedule = rehearsal.get() or self.settings.schedule
+        halves = {"guided": guided(pipe)} if self.settings.reuse_guidance else {}
+        session = Session(unet, scheduler, schedule, core, count_steps, **halves)
         self.last = session.record
         owner, name = _seat(unet)
         with ExitStack() as places:
@@ -236,6 +261,11 @@ class Attachment:
             places.enter_context(_Interception.on(scheduler, "step", functools.partial(_step_in_session, scheduler)))
             for block in core.plan.blocks(unet):
                 places.enter_context(_Interception.on(block, "forward", functools.partial(_block_in_session, block)))
+            if core.decoder is not None:
+                vae, decoder = vae_of(pipe)
+                core.decoder.begin_run(vae, decoder)
+                watch = functools.partial(_decoder_in_session, decoder)
+                places.enter_context(_Interception.on(decoder, "forward", watch))
             token = current.set(session)
             try:
                 yield session
@@ -248,7 +278,7 @@ class Attachment:
         with self._lock:
             idle, self._idle, self._unet = self._idle, [], None
         for core in idle:
-            core.buckets.clear()
+            core.clear()
 
     def free(self) -> None:
         """Drop graphs and buffers, for good: a run that is still going on frees its own at its end."""

@@ -21,6 +21,10 @@ class UnsupportedUNet(StepCacheError, TypeError):
     """A U-Net, or a block in it, whose forward stepcache does not know."""
 
 
+class UnsupportedVAE(StepCacheError, TypeError):
+    """A VAE whose decoder stepcache does not know, or none at all, where vae=True asks for it."""
+
+
 class AlreadyCached(StepCacheError, RuntimeError):
     """The U-Net's forward is already replaced, by another cache or by a compiler."""
 

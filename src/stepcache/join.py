@@ -9,17 +9,41 @@ are made for, it is the reference again. What decides is known when a graph is t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+
+class Blend(NamedTuple):
+    """A tensor that is a weighted sum of others, summed where it is needed.
+
+    buffers: one to three tensors of one shape and dtype. weights: float32 [len(buffers)], on their device: a graph is
+    traced or captured once, and sees the weights of each step.
+    """
+
+    buffers: tuple[Tensor, ...]
+    weights: Tensor
+
+    def value(self) -> Tensor:
+        """The sum, in float32 (float64 for float64 buffers), rounded to the buffers' dtype."""
+        wide = torch.promote_types(self.buffers[0].dtype, torch.float32)
+        terms = [weight * buffer.to(wide) for weight, buffer in zip(self.weights, self.buffers, strict=True)]
+        return sum(terms[1:], terms[0]).to(self.buffers[0].dtype)
+
+
+def value_of(tensor: Tensor | Blend) -> Tensor:
+    """The tensor itself, or a blend's sum."""
+    return tensor.value() if isinstance(tensor, Blend) else tensor
+
+
 # (resnet, hidden [N, C1, H, W], skip [N, C2, H, W], temb [N, D]) -> [N, C, H, W]
-Join = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Join = Callable[[nn.Module, Tensor | Blend, Tensor, Tensor], Tensor]
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def freeu(block: nn.Module, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+def freeu(block: nn.Module, hidden: Tensor | Blend, skip: Tensor) -> tuple[Tensor | Blend, Tensor]:
     """FreeU (arXiv 2309.11497) on a join's two inputs, where `pipe.enable_freeu` has set it on the block.
 
     hidden: [N, C1, H, W], skip: [N, C2, H, W]; returned in the same shapes. diffusers scales half of `hidden` in
@@ -34,12 +58,12 @@ def freeu(block: nn.Module, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tenso
         return hidden, skip
     from diffusers.utils.torch_utils import apply_freeu
 
-    return apply_freeu(block.resolution_idx, hidden.clone(), skip, **factors)
+    return apply_freeu(block.resolution_idx, value_of(hidden).clone(), skip, **factors)
 
 
-def reference_join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
+def reference_join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
     """`resnet` on the concat of `hidden` [N, C1, H, W] and `skip` [N, C2, H, W], with time embedding `temb` [N, D]."""
-    return resnet(torch.cat([hidden, skip], dim=1), temb)
+    return resnet(torch.cat([value_of(hidden), skip], dim=1), temb)
 
 
 def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
@@ -50,18 +74,22 @@ def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
     from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
     from stepcache.kernels.dual_conv1x1 import dual_conv1x1
 
-    def join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
-        if not fusable(resnet, hidden, skip) or not wanted(hidden.dtype, hidden.shape[1], skip.shape[1]):
+    def join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
+        buffers, weights = hidden if isinstance(hidden, Blend) else ((hidden,), None)
+        h = buffers[0]
+        if not fusable(resnet, h, skip) or not wanted(h.dtype, h.shape[1], skip.shape[1]):
             return reference_join(resnet, hidden, skip, temb)
+        # What the ops take in the place of one hidden state: its further buffers, and the weights of all.
+        blend = (*buffers[1:], *(None,) * (3 - len(buffers)), weights)
         norm, sampler = resnet.norm1, resnet.upsample or resnet.downsample
-        x = cat_group_norm_silu(hidden, skip, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        x = cat_group_norm_silu(h, skip, norm.weight, norm.bias, norm.num_groups, norm.eps, *blend)
         x = _after_first_norm(resnet, x if sampler is None else sampler(x), temb)
         shortcut, scale = resnet.conv_shortcut, resnet.output_scale_factor
         if sampler is None and type(shortcut) is nn.Conv2d:
-            y = dual_conv1x1(hidden, skip, shortcut.weight, shortcut.bias, x)
+            y = dual_conv1x1(h, skip, shortcut.weight, shortcut.bias, x, *blend)
         else:
             # A resampled or an identity shortcut needs the concat itself, and so does one that an adapter wraps.
-            y = torch.cat([hidden, skip], dim=1)
+            y = torch.cat([value_of(hidden), skip], dim=1)
             y = y if sampler is None else sampler(y)
             y = (y if shortcut is None else shortcut(y)) + x
         return y if scale == 1.0 else y / scale

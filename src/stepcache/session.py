@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .buffers import Buckets
+from .decoder import DecoderGraphs
 from .forwards import lora_scaled
 from .graphs import BucketGraphs, Plan, tensors_of
 from .schedule import Schedule
@@ -40,7 +41,7 @@ class RunRecord:
     steps: scheduler steps taken. buckets: sizes met, in order: (batch, channels, height, width) of the U-Net's input.
     buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
     captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
-    graphs it captured; 0 once everything is warm.
+    graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them.
     """
 
     letters: list[str] = field(default_factory=list, repr=False)
@@ -63,17 +64,33 @@ class RunRecord:
 
 @dataclass
 class Core:
-    """What a run works with: the plan of a U-Net's graphs, with its family of forwards, and the buckets."""
+    """What a run works with: the plan of a U-Net's graphs, with its family of forwards, and the buckets.
+
+    decoder: the graphs of the VAE's decoder, where they are wanted.
+    """
 
     plan: Plan
     buckets: Buckets[BucketGraphs]
+    decoder: DecoderGraphs | None = None
+
+    @property
+    def static_nbytes(self) -> int:
+        """Bytes of captured graphs' inputs and outputs."""
+        return self.buckets.static_nbytes + (0 if self.decoder is None else self.decoder.nbytes)
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self.buckets.clear()
+        if self.decoder is not None:
+            self.decoder.clear()
 
 
 class Session:
     """The run of one pipeline call on `unet`, stepped by `scheduler`.
 
     count_steps gives the number of steps of the run, or None where nobody knows it; it is asked at the first U-Net
-    call, when the pipeline has set its timesteps.
+    call, when the pipeline has set its timesteps. guided tells, at each call, whether its batch is [unconditional,
+    conditional] of which a partial step runs the second half only.
     """
 
     def __init__(
@@ -83,13 +100,15 @@ class Session:
         schedule: Schedule,
         core: Core,
         count_steps: Callable[[], int | None],
+        guided: Callable[[], bool] = lambda: False,
     ) -> None:
         self.unet, self.scheduler = unet, scheduler
         self.record = RunRecord()
-        self._schedule, self._core, self._count_steps = schedule, core, count_steps
+        self._schedule, self._core, self._count_steps, self._guided = schedule, core, count_steps, guided
         # Goes into the features that are written from one scheduled full step to the next; those with another one are
         # an earlier run's, or older than the last full step (a slot or a batch size that it did not have).
         self._stamp = object()
+        self._id = object()  # in the place of the session itself, which what is kept must not hold
         self._before = replace(core.plan.costs)
         self._step, self._slot = 0, 0
         # scheduler.step was called, with that timestep, and no U-Net call has followed yet.
@@ -146,26 +165,31 @@ class Session:
             self._full = self._schedule.is_full(self._step, self._steps)
             if self._full:
                 self._stamp = object()
-        key = core.plan.key(inputs)
-        bucket = core.buckets.get(key, functools.partial(core.plan.bucket_graphs, inputs))
+        reuse_guidance = self._guided() and inputs["sample"].shape[0] % 2 == 0
+        key = core.plan.key(inputs), reuse_guidance
+        bucket = core.buckets.get(key, functools.partial(core.plan.bucket, inputs, reuse_guidance))
         if key != self._last_key:
             self._last_key = key
             record.buckets.append(tuple(inputs["sample"].shape))
             bucket.graphs.begin_run(self.unet)
         # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
         slot, self._slot = min(self._slot, MAX_SLOTS), self._slot + 1
-        feature = bucket.feature(slot)
-        if self._full or slot == MAX_SLOTS or feature.stamp is not self._stamp:
+        kept = bucket.kept(slot)
+        if self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp:
             record.letters.append("F")
-            return bucket.graphs.full(self.unet, inputs, feature, slot, self._stamp)
+            kept.begin(self._id)
+            output = bucket.graphs.full(self.unet, inputs, kept, slot)
+            kept.mark(self._stamp, self._step)
+            return output
         record.letters.append("P")
-        return bucket.graphs.partial(self.unet, inputs, feature, slot)
+        kept.weigh(core.plan.predictor, self._step)
+        return bucket.graphs.partial(self.unet, inputs, kept, slot)
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
         record = self.record
         record.steps = self._step + self._stepped
-        record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.buckets.static_nbytes
+        record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.static_nbytes
         record.compile_seconds = self._core.plan.costs.compile_seconds - self._before.compile_seconds
         record.captures = self._core.plan.costs.captures - self._before.captures
         if len(record.letters) > 1 and not record.steps:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InvalidSetting
 from .graphs import GraphSettings
+from .predict import HOLD, Predictor, predictor_of
 from .schedule import Schedule, positive_int
 
 
@@ -17,6 +18,9 @@ class Settings:
     branch: object
     graphs: GraphSettings
     max_buckets: int
+    predictor: Predictor = HOLD
+    reuse_guidance: bool = False
+    vae: bool = False
 
     @classmethod
     def check(
@@ -28,6 +32,9 @@ class Settings:
         cuda_graphs: object = "auto",
         kernels: object = "auto",
         max_buckets: object = 4,
+        predict: object = "hold",
+        guidance: object = "both",
+        vae: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
         uniform = Schedule.uniform(interval)  # type: ignore[arg-type]  # that it is an int is what is checked
@@ -39,4 +46,9 @@ class Settings:
                 "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
             )
         buckets = positive_int("max_buckets", max_buckets, hint="Each bucket is one image size.")
-        return cls(schedule, branch, GraphSettings(compile, cuda_graphs, kernels), buckets)
+        if guidance not in ("both", "reuse"):
+            raise InvalidSetting(f'guidance must be "both" or "reuse", got {guidance!r}.')
+        if not isinstance(vae, bool):
+            raise InvalidSetting(f"vae must be True or False, got {vae!r}.")
+        graphs = GraphSettings(compile, cuda_graphs, kernels)
+        return cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae)

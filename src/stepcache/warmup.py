@@ -16,7 +16,7 @@ def rehearse(
     pipe: Any, attachment: Attachment, height: int, width: int, batch_size: int, guidance: bool, bar: bool, call: dict
 ) -> RunRecord:
     """One short call of the pipe, a full and a partial step, that leaves the graphs of its bucket behind."""
-    arguments = _arguments(pipe, height, width, batch_size, guidance, call)
+    arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from tqdm.auto import tqdm
 
     settings = dict(getattr(pipe, "_progress_bar_config", {}))
@@ -44,7 +44,9 @@ def rehearse(
     return attachment.last
 
 
-def _arguments(pipe: Any, height: int, width: int, batch_size: int, guidance: bool, call: dict) -> dict[str, Any]:
+def _arguments(
+    pipe: Any, height: int, width: int, batch_size: int, guidance: bool, decode: bool, call: dict
+) -> dict[str, Any]:
     """Arguments of a two-step call of that size, with blank images where the pipeline needs some."""
     factor = getattr(pipe, "vae_scale_factor", 8)
     for name, size in (("height", height), ("width", width)):
@@ -64,7 +66,7 @@ def _arguments(pipe: Any, height: int, width: int, batch_size: int, guidance: bo
         "num_inference_steps": 2,
         "guidance_scale": 7.5 if guidance else 1.0,
         "strength": 1.0,
-        "output_type": "latent",
+        "output_type": "pt" if decode else "latent",
         # Of its own: a warm-up must not move the user's random numbers on.
         "generator": torch.Generator().manual_seed(0),
         **{name: _blank(width, height, batch_size) for name in ("image", "mask_image")},

@@ -80,3 +80,13 @@ def test_interleave_rotates_and_drops_the_warm_up():
     values = interleave({name: job(name) for name in "abc"}, 3)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert values == {"a": [6.0, 8.0, 10.0], "b": [4.0, 9.0, 11.0], "c": [5.0, 7.0, 12.0]}
+
+
+def test_the_commit_without_a_repository_is_the_one_told(monkeypatch, tmp_path):
+    from stepcache.bench import rows
+
+    monkeypatch.setattr(rows, "ROOT", tmp_path)
+    monkeypatch.delenv("STEPCACHE_COMMIT", raising=False)
+    assert Rig.now().commit == ""
+    monkeypatch.setenv("STEPCACHE_COMMIT", "0123456789ab")
+    assert Rig.now().commit == "0123456789ab"

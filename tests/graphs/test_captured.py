@@ -160,10 +160,10 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
     """A call in between that was not captured may write other strides, to another address than the graph has."""
     pipe = captured(loop_pipe(), 3)
     want = pipe(6)
-    feature = next(iter(core_of(pipe).buckets.held.values())).features[0]
-    old = feature.tensor
-    feature.write(old.to(memory_format=torch.channels_last), "another run")
-    assert feature.tensor is not old
+    kept = next(iter(core_of(pipe).buckets.held.values())).slots[0]
+    (old,) = kept.values[0].tensors
+    kept.write([old.to(memory_format=torch.channels_last)])
+    assert kept.values[0].tensors[0] is not old
     assert torch.equal(pipe(6), want)
     assert last_run(pipe).captures == 2 and last_run(pipe).kinds == "FPPFPP"
 
@@ -364,3 +364,17 @@ def test_threads_with_a_pipeline_each_on_one_unet():
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_a_pool_whose_graphs_are_all_gone_is_not_captured_into():
+    """At interval 1 there is one graph; when a weight is replaced it goes, and its pool with it."""
+    pipe = captured(loop_pipe(), 1)
+    pipe(3)
+    conv = pipe.unet.conv_in
+    old = conv.weight
+    conv.weight = torch.nn.Parameter(old.detach().clone(), requires_grad=False)
+    try:
+        pipe(3)
+    finally:
+        conv.weight = old
+    assert last_run(pipe).captures == 1 and not graphs_of(pipe)[0].failed

@@ -93,10 +93,10 @@ def test_nothing_waits_for_the_device_and_addresses_stay():
     pipe = accelerate(make_pipe("sdxl"), 3, compile=False)
     run(pipe)
     (bucket,) = core_of(pipe).buckets.held.values()
-    address = bucket.features[0].tensor.data_ptr()
+    address = bucket.slots[0].values[0].tensors[0].data_ptr()
     run(pipe, sync_errors=True)
     assert last_run(pipe).captures == 0
-    assert bucket.features[0].tensor.data_ptr() == address
+    assert bucket.slots[0].values[0].tensors[0].data_ptr() == address
 
 
 def test_replay_allocates_nothing_but_the_output():

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..buffers import Feature
+from ..buffers import Bucket, Kept
 from ..cut import Cut
 from ..errors import InvalidSetting
 from ..join import Join, autocasts, fused_join, reference_join
+from ..predict import HOLD, Predictor
 from .backends import CaptureBackend, CudaBackend
-from .captured import CapturedGraphs, tensors_of
+from .captured import CapturedGraphs
 from .compiled import CUDA_OPTIONS, CompiledRunner, RegionalRunner, captures_itself, check_options, own_copy
 from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
+from .tensors import tensors_of
 
 logger = logging.getLogger("stepcache")
 
@@ -99,10 +101,10 @@ class GraphSettings:
 
 
 class Plan:
-    """Graphs for one family of forwards and one cut."""
+    """Graphs for one family of forwards, one cut, and one way to predict what is not computed."""
 
-    def __init__(self, family: ModuleType, cut: Cut, settings: GraphSettings) -> None:
-        self.family, self.cut, self.settings = family, cut, settings
+    def __init__(self, family: ModuleType, cut: Cut, settings: GraphSettings, predictor: Predictor = HOLD) -> None:
+        self.family, self.cut, self.settings, self.predictor = family, cut, settings, predictor
         self.costs = Costs()
         self.active: RegionalRunner | None = None
         self._said: set[str] = set()
@@ -122,9 +124,12 @@ class Plan:
         autocast = torch.get_autocast_dtype(device) if autocasts(device) else None
         return _signature(inputs), torch.is_inference_mode_enabled(), autocast
 
-    def bucket_graphs(self, inputs: dict[str, Any]) -> BucketGraphs:
-        """The graphs of a new bucket for such inputs."""
-        return BucketGraphs(self, inputs["sample"])
+    def bucket(self, inputs: dict[str, Any], reuse_guidance: bool = False) -> Bucket[BucketGraphs]:
+        """A new bucket for such inputs. reuse_guidance: their batch is [unconditional, conditional]."""
+        graphs = BucketGraphs(self, inputs["sample"], reuse_guidance)
+        return Bucket(
+            graphs, functools.partial(Kept, 1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
+        )
 
     def blocks(self, unet: nn.Module) -> list[nn.Module]:
         """The repeated blocks to be compiled one by one, where compile="regional"."""
@@ -150,18 +155,20 @@ class Plan:
 class BucketGraphs:
     """The full and the partial graph of one bucket."""
 
-    def __init__(self, plan: Plan, sample: Tensor) -> None:
+    def __init__(self, plan: Plan, sample: Tensor, reuse_guidance: bool = False) -> None:
         self.plan, device = plan, sample.device
         self.label = "x".join(map(str, sample.shape))
         # What everything falls back to: through the modules alone, which hooks may sit on.
-        self.eager = DirectGraphs(EagerRunner(plan.family, plan.cut))
+        self.eager = DirectGraphs(EagerRunner(plan.family, plan.cut, reuse_guidance=reuse_guidance))
         options, join = plan.settings.compile_options(device), plan.settings.join(device)
         if options is None:
-            runner: Runner = EagerRunner(plan.family, plan.cut, join)
+            runner: Runner = EagerRunner(plan.family, plan.cut, join, reuse_guidance=reuse_guidance)
         elif plan.settings.compile == "regional":
-            runner = RegionalRunner(plan, join, options, self.label, plan.costs)
+            runner = RegionalRunner(plan, join, options, self.label, plan.costs, reuse_guidance=reuse_guidance)
         else:
-            runner = CompiledRunner(plan.family, plan.cut, join, options, self.label, plan.costs)
+            runner = CompiledRunner(
+                plan.family, plan.cut, join, options, self.label, plan.costs, reuse_guidance=reuse_guidance
+            )
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:
@@ -176,13 +183,13 @@ class BucketGraphs:
         if not self._plain:
             self._hooks = _offloading(unet)
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
-        """The whole U-Net; `feature`, of slot `slot`, is written with `stamp`. Returns the output."""
-        return self._graphs(unet).full(unet, inputs, feature, slot, stamp)
+    def full(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The whole U-Net; `kept`, of slot `slot`, is written. Returns the output."""
+        return self._graphs(unet).full(unet, inputs, kept, slot)
 
-    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
-        """The shallow part on `feature`, of slot `slot`. Returns the output."""
-        return self._graphs(unet).partial(unet, inputs, feature, slot)
+    def partial(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The shallow part on `kept`, of slot `slot`. Returns the output."""
+        return self._graphs(unet).partial(unet, inputs, kept, slot)
 
     def _graphs(self, unet: nn.Module) -> CapturedGraphs | DirectGraphs:
         """Who runs this call."""

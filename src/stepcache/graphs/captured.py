@@ -8,6 +8,7 @@ replays, and clones the output: schedulers keep raw outputs across steps (PNDM),
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import time
 import weakref
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..buffers import Feature
+from ..buffers import Kept
 from ..join import autocasts
 from .backends import CaptureBackend, CapturedGraph
 from .baked import Baked
 from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .stages import stage
+from .tensors import tensors_of
 
 logger = logging.getLogger("stepcache")
 
@@ -83,17 +85,6 @@ class StaticInputs:
         return sum(slot.untyped_storage().nbytes() for slot in self._slots)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in nested dicts, lists and tuples, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for item in value for tensor in tensors_of(item)]
-
-
 @contextmanager
 def _uncached_casts(device: torch.device) -> Iterator[None]:
     """Autocast without its cache of cast weights, which is freed at the end of the user's block: a graph reads it."""
@@ -126,43 +117,40 @@ class CapturedGraphs:
         self._direct, self._deep_modules = DirectGraphs(runner), deep_modules
         self.backend, self.device, self.label = backend, device, label
         self.costs, self.failed = costs, False
-        self._pool = backend.pool()
-        # By kind and slot: the graph, and the feature's tensor that it writes or reads.
-        self._graphs: dict[tuple[str, int], tuple[CapturedGraph, Tensor]] = {}
+        self._pool: object = None
+        # By kind and slot: the graph, and the kept tensors that it writes or reads.
+        self._graphs: dict[tuple[str, int], tuple[CapturedGraph, tuple[Tensor | None, ...]]] = {}
         self._static: StaticInputs | None = None
         self._output: Tensor | None = None
         self._baked: dict[str, Baked] = {}
         self._stale = 0  # captures in a row that were stale when their graph was asked for again
         self._lock = _locks.setdefault(device, threading.RLock())
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
-        """The whole U-Net; the feature of `slot` is written with `stamp`. Returns the output."""
+    def full(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The whole U-Net; `kept`, of slot `slot`, is written. Returns the output."""
         if slot >= MAX_CAPTURED_SLOTS or not self._current("full", unet):
-            return self._direct.full(unet, inputs, feature, slot, stamp)
+            return self._direct.full(unet, inputs, kept, slot)
         static = self._load(inputs)
 
         def record() -> None:
-            output, value = self._direct.runner.full(unet, static)
+            output, values = self._direct.runner.full(unet, static)
             self._write_output(output)
-            feature.write(value, stamp)
+            kept.write(values)
 
-        output = self._run("full", slot, unet, feature, record)
-        feature.stamp = stamp
-        return output
+        return self._run("full", slot, unet, kept, record)
 
-    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
-        """The shallow part on the feature of `slot`. Returns the output."""
+    def partial(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The shallow part on `kept`, of slot `slot`. Returns the output."""
         # A partial step looks at the modules that it runs, and leaves the others to the next full one: comparing a
         # whole U-Net takes longer than a partial step's launch, while a full step on the device hides it.
         if slot >= MAX_CAPTURED_SLOTS or not self._current("partial", unet):
-            return self._direct.partial(unet, inputs, feature, slot)
+            return self._direct.partial(unet, inputs, kept, slot)
         static = self._load(inputs)
 
         def record() -> None:
-            assert feature.tensor is not None
-            self._write_output(self._direct.runner.partial(unet, feature.tensor, static))
+            self._write_output(self._direct.runner.partial(unet, kept.current, static))
 
-        return self._run("partial", slot, unet, feature, record)
+        return self._run("partial", slot, unet, kept, record)
 
     def _current(self, kind: str, unet: nn.Module) -> bool:
         """Drop the graphs of `kind` where what they have baked in is no more; False where capturing is given up."""
@@ -194,10 +182,10 @@ class CapturedGraphs:
                 self._output = torch.empty_like(output)
         self._output.copy_(output)
 
-    def _run(self, kind: str, slot: int, unet: nn.Module, feature: Feature, record: Callable[[], None]) -> Tensor:
+    def _run(self, kind: str, slot: int, unet: nn.Module, kept: Kept, record: Callable[[], None]) -> Tensor:
         """Replay the graph of `kind` and `slot`, captured first where there is none; returns a copy of the output."""
-        graph, held = self._graphs.get((kind, slot), (None, None))
-        if graph is not None and held is not feature.tensor:
+        graph, held = self._graphs.get((kind, slot), (None, ()))
+        if graph is not None and not all(map(operator.is_, held, kept.tensors)):
             # A call that was not captured (training mode, hooks) wrote a feature with other strides in between.
             self.backend.synchronize(self.device)
             del self._graphs[kind, slot]
@@ -215,8 +203,7 @@ class CapturedGraphs:
                 output, self._output = self._output, None
                 assert output is not None
                 return output
-            assert feature.tensor is not None
-            self._graphs[kind, slot] = graph, feature.tensor
+            self._graphs[kind, slot] = graph, kept.tensors
         with self._lock:
             graph.replay()
             assert self._output is not None
@@ -227,6 +214,8 @@ class CapturedGraphs:
         start = time.perf_counter()
         try:
             with self._lock:
+                if not self._graphs:  # a pool whose graphs are all gone is the allocator's again
+                    self._pool = self.backend.pool()
                 graph = self.backend.capture(record, self._pool, self.device)
         except Exception as error:
             self._give_up(kind, f"{type(error).__name__}: {error}")

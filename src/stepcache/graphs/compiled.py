@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import guidance
 from ..cut import Cut
 from ..errors import GraphCompileError, InvalidSetting
-from ..join import Join
+from ..guidance import Values
+from ..join import Blend, Join
 from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
+from .tensors import tensors_of
 
 # Inductor options for CUDA, where the user gives neither mode nor options. From PyTorch's and Hugging Face's
 # "diffusion-fast" recipe for SDXL; handed to torch.compile, never set globally.
@@ -122,36 +125,45 @@ class CompiledRunner:
     """The two forwards of one bucket, compiled at their first call. `label` names the bucket in messages."""
 
     def __init__(
-        self, family: types.ModuleType, cut: Cut, join: Join, options: dict[str, Any], label: str, costs: Costs
+        self,
+        family: types.ModuleType,
+        cut: Cut,
+        join: Join,
+        options: dict[str, Any],
+        label: str,
+        costs: Costs,
+        *,
+        reuse_guidance: bool = False,
     ) -> None:
         # Trees write their outputs and read their inputs at fixed addresses; see `partial`.
         self.trees = captures_itself(options)
 
-        def full(unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            return family.full(unet, cut, join, **inputs)
+        def full(unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+            return guidance.full(family, unet, cut, join, reuse_guidance, inputs)
 
-        def partial(unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
-            return family.partial(unet, cut, feature, join, **inputs)
+        def partial(unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor:
+            return guidance.partial(family, unet, cut, join, kept, inputs)
 
         self._full = CompiledFunction(full, options, f"full graph {label}", costs)
         self._partial = CompiledFunction(partial, options, f"partial graph {label}", costs)
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The whole U-Net: (output [B, out_channels, H, W], feature)."""
+    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        """The whole U-Net: (output [B, out_channels, H, W], what is kept)."""
         if not self.trees:
             return self._full(unet, inputs)
         torch.compiler.cudagraph_mark_step_begin()
-        output, feature = self._full(unet, inputs)
-        return output.clone(), feature
+        output, values = self._full(unet, inputs)
+        return output.clone(), values
 
-    def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """The shallow part on `feature`: output [B, out_channels, H, W]."""
+    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor:
+        """The shallow part on what was kept: output [B, out_channels, H, W]."""
         if not self.trees:
-            return self._partial(unet, feature, inputs)
-        # Otherwise trees would copy the feature to an address of theirs at each call.
-        torch._dynamo.mark_static_address(feature, guard=False)
+            return self._partial(unet, kept, inputs)
+        # Otherwise trees would copy what is kept to addresses of theirs at each call.
+        for tensor in tensors_of(kept):
+            torch._dynamo.mark_static_address(tensor, guard=False)
         torch.compiler.cudagraph_mark_step_begin()
-        return self._partial(unet, feature, inputs).clone()
+        return self._partial(unet, kept, inputs).clone()
 
 
 class RegionalRunner(EagerRunner):
@@ -161,20 +173,29 @@ class RegionalRunner(EagerRunner):
     eager, and the launches between blocks are left to capture.
     """
 
-    def __init__(self, plan: Any, join: Join, options: dict[str, Any], label: str, costs: Costs) -> None:
-        super().__init__(plan.family, plan.cut, join)
+    def __init__(
+        self,
+        plan: Any,
+        join: Join,
+        options: dict[str, Any],
+        label: str,
+        costs: Costs,
+        *,
+        reuse_guidance: bool = False,
+    ) -> None:
+        super().__init__(plan.family, plan.cut, join, reuse_guidance=reuse_guidance)
         self.plan, self.options, self.label, self.costs = plan, options, label, costs
         self._blocks: dict[object, CompiledFunction] = {}
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The whole U-Net: (output [B, out_channels, H, W], feature)."""
+    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        """The whole U-Net: (output [B, out_channels, H, W], what is kept)."""
         with self._active():
             return super().full(unet, inputs)
 
-    def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """The shallow part on `feature`: output [B, out_channels, H, W]."""
+    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor:
+        """The shallow part on what was kept: output [B, out_channels, H, W]."""
         with self._active():
-            return super().partial(unet, feature, inputs)
+            return super().partial(unet, kept, inputs)
 
     def block(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """One call of a repeated block, whose class has `forward`; compiled at the first call of its shape."""

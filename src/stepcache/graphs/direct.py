@@ -1,4 +1,4 @@
-"""One bucket's graphs without capture: a runner, eager or compiled, and the feature beside it."""
+"""One bucket's graphs without capture: a runner, eager or compiled, and what is kept beside it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..buffers import Feature
+from ..buffers import Kept
+from ..guidance import Values
+from ..join import Blend
 
 
 class Runner(Protocol):
     """Runs the two forwards; eager or compiled."""
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]: ...  # noqa: D102
 
-    def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor: ...  # noqa: D102
+    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor: ...  # noqa: D102
 
 
 class DirectGraphs:
@@ -23,13 +25,12 @@ class DirectGraphs:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int, stamp: object) -> Tensor:
-        """The whole U-Net; `feature` is written with `stamp`. Returns the output [B, out_channels, H, W]."""
-        output, value = self.runner.full(unet, inputs)
-        feature.write(value, stamp)
+    def full(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The whole U-Net; `kept` is written. Returns the output [B, out_channels, H, W]."""
+        output, values = self.runner.full(unet, inputs)
+        kept.write(values)
         return output
 
-    def partial(self, unet: nn.Module, inputs: dict[str, Any], feature: Feature, slot: int) -> Tensor:
-        """The shallow part on `feature`. Returns the output [B, out_channels, H, W]."""
-        assert feature.tensor is not None
-        return self.runner.partial(unet, feature.tensor, inputs)
+    def partial(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The shallow part on `kept`. Returns the output [B, out_channels, H, W]."""
+        return self.runner.partial(unet, kept.current, inputs)

@@ -7,20 +7,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import guidance
 from ..cut import Cut
-from ..join import Join, reference_join
+from ..guidance import Values
+from ..join import Blend, Join, reference_join
 
 
 class EagerRunner:
-    """Calls a family's forwards as they are."""
+    """Calls a family's forwards as they are. reuse_guidance: see guidance.py."""
 
-    def __init__(self, family: ModuleType, cut: Cut, join: Join = reference_join) -> None:
-        self.family, self.cut, self.join = family, cut, join
+    def __init__(
+        self, family: ModuleType, cut: Cut, join: Join = reference_join, *, reuse_guidance: bool = False
+    ) -> None:
+        self.family, self.cut, self.join, self.reuse_guidance = family, cut, join, reuse_guidance
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The whole U-Net: (output [B, out_channels, H, W], feature)."""
-        return self.family.full(unet, self.cut, self.join, **inputs)
+    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        """The whole U-Net: (output [B, out_channels, H, W], what is kept)."""
+        return guidance.full(self.family, unet, self.cut, self.join, self.reuse_guidance, inputs)
 
-    def partial(self, unet: nn.Module, feature: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """The shallow part on `feature`: output [B, out_channels, H, W]."""
-        return self.family.partial(unet, self.cut, feature, self.join, **inputs)
+    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor:
+        """The shallow part on what was kept: output [B, out_channels, H, W]."""
+        return guidance.partial(self.family, unet, self.cut, self.join, kept, inputs)

@@ -118,9 +118,21 @@ class StandInGraph:
         """Drop the function and all it holds."""
         self._function, self._written = None, {}
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether it was reset."""
+        return self._function is None
+
     def _poison(self) -> None:
         for tensor in self._written.values():
             tensor.fill_(float("nan"))
+
+
+class StandInPool:
+    """A token, with the graphs that were captured into it; the memory is the ordinary one."""
+
+    def __init__(self) -> None:
+        self.graphs: list[StandInGraph] = []
 
 
 class StandInBackend:
@@ -130,16 +142,22 @@ class StandInBackend:
         self.graphs: list[StandInGraph] = []
         self.pools = self.entered = self.released = 0
 
-    def pool(self) -> object:
-        """A token; the memory is the ordinary one."""
+    def pool(self) -> StandInPool:
+        """A new one."""
         self.pools += 1
-        return object()
+        return StandInPool()
 
-    def capture(self, function: Callable[[], None], pool: object, device: torch.device) -> StandInGraph:
-        """As many warm-ups as on CUDA, then the capture."""
+    def capture(self, function: Callable[[], None], pool: StandInPool, device: torch.device) -> StandInGraph:
+        """As many warm-ups as on CUDA, then the capture. StandInError for a pool that CUDA's allocator has taken back.
+
+        That is one whose graphs are all reset: capturing into it is an assertion in there.
+        """
+        if pool.graphs and all(graph.is_reset for graph in pool.graphs):
+            raise StandInError("All graphs of this pool were reset, so it is the allocator's again.")
         for _ in range(WARM_UPS):
             function()
         self.graphs.append(StandInGraph(function))
+        pool.graphs.append(self.graphs[-1])
         return self.graphs[-1]
 
     def enter(self, device: torch.device) -> None:
