@@ -23,7 +23,6 @@ for speed, glibc is told to keep its heap, for all variants alike; `--trim-heap`
 from __future__ import annotations
 
 import argparse
-import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from typing import NamedTuple
 import torch
 from DeepCache import DeepCacheSDHelper
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from stepcache.bench.heap import keep_heap
 from stepcache.bench.rows import RESULTS, Spread, interleave, write
 from torch import Tensor
 
@@ -150,16 +150,6 @@ def bare_partial(unet: UNet2DConditionModel, branch: int, latents: Tensor, text:
         return (time.perf_counter() - start) / BARE_CALLS
 
     return job
-
-
-def keep_heap() -> bool:
-    """Tell glibc's malloc, for the rest of this process, to keep freed memory. False where there is no glibc."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    m_mmap_threshold, m_trim_threshold = -3, -1  # malloc.h; 32 MiB is the most that the first one takes
-    return bool(mallopt(m_mmap_threshold, 32 << 20) and mallopt(m_trim_threshold, 1 << 30))
 
 
 def run_gain(full: float, partial: float, full_steps: int, steps: int) -> float:

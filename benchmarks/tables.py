@@ -1,39 +1,32 @@
-"""The README's tables, made from the CSVs in `results/`.
+"""The tables and figures of the pages, made from the CSVs in `results/`.
 
     make tables
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between them is never edited by hand, and
-tests/benchmarks/test_tables.py fails where it is not what the CSVs say. A table whose CSV is missing is left empty.
+What stands between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` is never edited by hand, and
+tests/benchmarks/test_tables.py fails where it is not what the CSVs say. What a missing CSV would show is left empty.
+A figure is two SVGs in `results/`, light and dark, written anew together with the pages.
 """
 
 from __future__ import annotations
 
+import os.path
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import cold_start
 import cpu_ratio
 import host_overhead
+import two_graphs
+from bench_tables import headline_table, ladder_tables
+from figures import Figure
+from markdown_table import caption, table
+from plots import fidelity_figures, ladder_figures
 from stepcache.bench.rows import RESULTS, ROOT, Rig, read
 
-README = ROOT / "README.md"
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
-
-
-def caption(path: Path) -> str:
-    """Where the figures come from: the rig of the first row, which is one of those shown."""
-    rig = read(path, Rig)[0]
-    threads = f"{rig.threads} thread" + "s" * (rig.threads > 1)
-    return (
-        f"\n{rig.gpu or rig.cpu}, {threads}, torch {rig.torch}, diffusers {rig.diffusers}, {rig.date[:10]}, "
-        f"commit {rig.commit}. `{rig.command}`"
-    )
+Made = TypeVar("Made")
+PAGES = ROOT / "README.md", RESULTS / "README.md"
 
 
 def cpu_ratio_table(path: Path) -> str:
@@ -57,7 +50,7 @@ def cpu_ratio_table(path: Path) -> str:
             )
         )  # fmt: skip
     header = ("interval, branch", "heads", "stepcache", "DeepCache 0.1.1", "FLOP bound", "bare forwards")
-    return table(header, lines) + "\n" + caption(path)
+    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
 
 
 def host_overhead_table(path: Path) -> str:
@@ -66,7 +59,9 @@ def host_overhead_table(path: Path) -> str:
         (row.method, row.variant, f"{row.interval}", f"{row.call:.0f}", f"{row.added:+.0f}")
         for row in read(path, host_overhead.Row)
     ]
-    return table(("method", "variant", "interval", "µs per call", "added µs"), lines) + "\n" + caption(path)
+    return (
+        table(("method", "variant", "interval", "µs per call", "added µs"), lines) + "\n" + caption(read(path, Rig)[:1])
+    )
 
 
 def cold_start_table(path: Path) -> str:
@@ -79,26 +74,69 @@ def cold_start_table(path: Path) -> str:
         for row in read(path, cold_start.Row)
     ]  # fmt: skip
     header = ("graphs", "first image, s", "of it compiling, s", "later images, s", "over eager")
-    return table(header, lines) + "\n" + caption(path)
+    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
-    "cpu_ratio": cpu_ratio_table,
-    "host_overhead": host_overhead_table,
-    "cold_start": cold_start_table,
+def csv(make: Callable[[Path], Made], *names: str) -> Callable[[Path], Made | None]:
+    """A maker that takes a folder, and of it the first of these files that is there; None where there is none."""
+
+    def made(results: Path) -> Made | None:
+        there = [results / name for name in names if (results / name).exists()]
+        return make(there[0]) if there else None
+
+    return made
+
+
+TABLES: dict[str, Callable[[Path], str | None]] = {
+    "cpu_ratio": csv(cpu_ratio_table, "cpu_ratio.csv"),
+    "host_overhead": csv(host_overhead_table, "host_overhead.csv"),
+    "cold_start": csv(cold_start_table, "cold_start.csv"),
+    "bench_headline": csv(headline_table, "bench_gpu.csv", "bench_sd21_cpu.csv"),
+    "bench_gpu": csv(ladder_tables, "bench_gpu.csv"),
+    "bench_sd21_cpu": csv(ladder_tables, "bench_sd21_cpu.csv"),
+    "bench_demo": csv(ladder_tables, "bench_demo.csv"),
+}
+
+FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
+    "two_graphs": lambda results: [two_graphs.FIGURE],
+    "bench_gpu_ladder": csv(ladder_figures, "bench_gpu.csv"),
+    "bench_sd21_cpu_ladder": csv(ladder_figures, "bench_sd21_cpu.csv"),
+    "bench_demo_ladder": csv(ladder_figures, "bench_demo.csv"),
+    "bench_demo_fidelity": csv(fidelity_figures, "bench_demo.csv"),
 }
 
 
-def fill(text: str, results: Path = RESULTS) -> str:
-    """`text` with each of its tables made anew. KeyError for a table that nobody here makes."""
+def fill(text: str, results: Path = RESULTS, page: Path = ROOT) -> str:
+    """`text`, of a page in the folder `page`, with what is between its markers made anew.
+
+    KeyError for a table or figure that nobody here makes.
+    """
+    folder = f"{os.path.relpath(results, page)}/" if page != results else ""
 
     def made(match: re.Match[str]) -> str:
-        make, path = TABLES[match[1]], results / f"{match[1]}.csv"
-        body = make(path) + "\n" if path.exists() else ""
-        return f"<!-- table: {match[1]} -->\n{body}<!-- end -->"
+        what, name = match[1], match[2]
+        if what == "table":
+            body = TABLES[name](results)
+        else:
+            body = "\n".join(figure.picture(folder) for figure in FIGURES[name](results) or [])
+        return f"<!-- {what}: {name} -->\n" + (f"{body}\n" if body else "") + "<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (table|figure): (\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+def figure_files(results: Path = RESULTS) -> dict[str, str]:
+    """The SVGs of all figures: file names and what is in them."""
+    made = [figure for figures in FIGURES.values() for figure in figures(results) or []]
+    return {name: text for figure in made for name, text in figure.files().items()}
+
+
+def main() -> None:
+    """Write the figures and fill the pages."""
+    for name, text in figure_files().items():
+        (RESULTS / name).write_text(text)
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), page=page.parent))
 
 
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text()))
+    main()

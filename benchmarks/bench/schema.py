@@ -26,23 +26,25 @@ class BenchRow:
     interval: int | None  # None where nothing is reused
     branch: int | None
     variant: str  # name of a rung of the ladder (variants.py)
-    mode: str  # torch.compile's mode, "" where nothing is compiled
-    status: str  # "ok", or the reason: "out of memory: ...", "failed: ...", "not here: needs CUDA"
+    mode: str  # torch.compile's; "" where nothing is compiled, or with the options that accelerate() has itself
+    status: str  # "ok", or the reason: "out of memory ...", "failed: ...", "not here: needs CUDA", "not run: ..."
     kinds: str  # stepcache's own record of the U-Net calls, "FPPFPP..."; "" for other variants
-    repeats: int
+    repeats: int  # those done
     first_call_s: float | None  # the first call of all, everything that is made only once included
-    compile_s: float | None  # the part of it that went into compiling and capturing
+    compile_s: float | None  # first_call_s less the later calls' median: compiling, capturing; None: does neither
     pipeline_s: float | None  # a whole call: text encoder, U-Net, VAE
     pipeline_s_p20: float | None
     pipeline_s_p80: float | None
     unet_s: float | None  # all U-Net calls of it together
     unet_s_p20: float | None
     unet_s_p80: float | None
-    peak_memory_mib: float | None  # CUDA: most memory allocated during a warm call; CPU: None
+    peak_memory_mib: float | None  # CUDA: most memory torch held in a warm call, graphs' pools included; CPU: None
     speedup: float | None  # of the whole call over eager
     unet_speedup: float | None  # of the U-Net over eager
-    speedup_over_deepcache: float | None  # of the whole call over eager + DeepCache
-    flop_bound: float | None  # what skipping work alone can give the U-Net at most
+    speedup_over_deepcache: float | None  # of the whole call over eager + DeepCache; None where nothing is reused
+    flop_bound: float | None  # what skipping work alone can give the U-Net at most; 1 where nothing is reused
     share: float | None  # unet_speedup / flop_bound
     psnr: float | None  # dB, mean over the images, against eager's; inf where identical
     ssim: float | None
+    graphs: int | None = None  # that torch.compile made in the first call; None where nothing is compiled
+    graphs_cached: int | None = None  # those of them that it had on disk: not 0, and compile_s is no cold start's

@@ -5,6 +5,9 @@ pops one at each join, an up-path ResNet. Joins are counted from the output: joi
 skip 0, `conv_in`'s output. Branch m runs the last m+1 joins; they take skips 0..m. The feature is the hidden state
 that enters join m. The numbering is that of DeepCache's `cache_branch_id`; the paper's and onediff's (0, 0) is
 branch 1 (peers' notes: DESIGN.md, Words).
+
+K blocks (those of the latent upscaler) are coarser: a down block keeps one skip, the output of its last ResNet, and an
+up block joins it at its first one; `conv_in`'s output is no skip. Skips and joins are counted in the same way.
 """
 
 from __future__ import annotations
@@ -30,20 +33,27 @@ class Layout:
 
     down: per down block, (number of ResNets, whether it ends in a downsampler).
     up: per up block, (number of ResNets, whether it ends in an upsampler).
+    block_skips: of K blocks, how many down blocks keep their one skip; None where every layer keeps one.
     """
 
     down: tuple[tuple[int, bool], ...]
     up: tuple[tuple[int, bool], ...]
+    block_skips: int | None = None
 
     @property
     def joins(self) -> tuple[Join, ...]:
         """All joins in the order of branches: the last one that runs first."""
+        if self.block_skips is not None:
+            return tuple(Join(b, 0) for b in reversed(range(len(self.up))))[: self.block_skips]
         order = [Join(b, i) for b, (resnets, _) in enumerate(self.up) for i in range(resnets)]
         return tuple(reversed(order))
 
     @property
     def skips(self) -> tuple[str, ...]:
         """Names of all skips in the order in which they are pushed, "down_blocks.0.resnets.1" for example."""
+        if self.block_skips is not None:
+            lasts = [resnets - 1 for resnets, _ in self.down[: self.block_skips]]
+            return tuple(f"down_blocks.{b}.resnets.{last}" for b, last in enumerate(lasts))
         names = ["conv_in"]
         for b, (resnets, downsamples) in enumerate(self.down):
             names += [f"down_blocks.{b}.resnets.{i}" for i in range(resnets)]

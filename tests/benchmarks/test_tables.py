@@ -1,17 +1,42 @@
-"""The README says what the CSVs say."""
+"""The pages say what the CSVs say."""
 
 import shutil
 
 import pytest
 import tables
-from stepcache.bench.rows import RESULTS, ROOT
+from bench_rows import ladder, row
+from stepcache.bench.rows import RESULTS, ROOT, read, write
+from stepcache.bench.schema import BenchRow
+
+SHARE = "U-Net's share of FLOP bound"
 
 
-def test_the_readmes_tables_are_those_of_the_csvs():
-    text = (ROOT / "README.md").read_text()
-    assert tables.fill(text) == text, "run `make tables`"
-    for name in tables.TABLES:
-        assert f"<!-- table: {name} -->" in text
+@pytest.fixture
+def results(tmp_path):
+    """Writes rows as the named CSV of a folder, and returns the folder."""
+
+    def written(name, rows):
+        write(tmp_path / name, rows)
+        return tmp_path
+
+    return written
+
+
+def cells_of(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_what_the_csvs_make_of_it(page):
+    text = page.read_text()
+    assert tables.fill(text, page=page.parent) == text, "run `make tables`"
+
+
+def test_every_table_and_figure_is_on_a_page():
+    text = "".join(page.read_text() for page in tables.PAGES)
+    for what, names in (("table", tables.TABLES), ("figure", tables.FIGURES)):
+        missing = [name for name in names if f"<!-- {what}: {name} -->" not in text]
+        assert not missing, f"no page has a place for {what} {missing}"
 
 
 def test_another_figure_in_a_csv_makes_another_table(tmp_path):
@@ -27,6 +52,117 @@ def test_another_figure_in_a_csv_makes_another_table(tmp_path):
     assert filled != readme and "987654.3" in filled
 
 
-def test_an_unknown_table():
-    with pytest.raises(KeyError, match="no_such_table"):
-        tables.fill("<!-- table: no_such_table -->\n<!-- end -->", RESULTS)
+@pytest.mark.parametrize("what", ["table", "figure"])
+def test_an_unknown_name(what):
+    with pytest.raises(KeyError, match="no_such_thing"):
+        tables.fill(f"<!-- {what}: no_such_thing -->\n<!-- end -->", RESULTS)
+
+
+def test_what_a_missing_csv_would_show_is_empty(tmp_path):
+    for what, names in (("table", tables.TABLES), ("figure", tables.FIGURES)):
+        for name in set(names) - {"two_graphs"}:
+            empty = f"<!-- {what}: {name} -->\n<!-- end -->"
+            assert tables.fill(f"<!-- {what}: {name} -->\nold\n<!-- end -->", tmp_path) == empty
+
+
+def test_headline_has_the_fastest_of_each_kind(results):
+    made = tables.TABLES["bench_headline"](results("bench_sd21_cpu.csv", ladder()))
+    header, _, three, five = cells_of(made)
+    three = dict(zip(header, three, strict=True))
+    assert three["interval, branch"] == "3, 0"
+    assert three["eager"] == "10.0 s"
+    assert three["torch.compile"] == "6.25 s, 1.60x"  # max-autotune, faster than default
+    assert three["DeepCache"] == "4.00 s, 2.50x"  # and not the one that failed
+    assert three["stepcache"] == "**2.50 s, 4.00x**" and three["its variant"] == "compiled, default"
+    assert three[SHARE] == "88%"
+    assert three["PSNR, dB"] == "30.0" and three["SSIM"] == "0.900"
+    assert dict(zip(header, five, strict=True))["stepcache"] == "**2.00 s, 5.00x**"
+    assert "GPU figures are pending" in made and "Random weights" not in made
+
+
+def test_headline_prefers_a_gpus_csv(results):
+    results("bench_sd21_cpu.csv", ladder())
+    made = tables.TABLES["bench_headline"](results("bench_gpu.csv", ladder(model="sdxl", device="cuda")))
+    assert "SDXL" in made and "Demo" not in made
+    assert "pending" not in made
+
+
+def test_headline_says_why_there_is_no_figure(results):
+    rows = [row("eager", 10.0), row("deepcache", None, (3, 0), status="out of memory: a | b\nmore")]
+    header, _, line = tables.TABLES["bench_headline"](results("bench_sd21_cpu.csv", rows)).splitlines()[:3]
+    assert "| out of memory: a \\| b |" in line
+    assert "**not measured**" in line
+    assert "PSNR" not in header
+
+
+def test_random_weights_have_no_fidelity(results):
+    folder = results("bench_sd21_cpu.csv", ladder(model="sd21", weights="random"))
+    for name in ("bench_headline", "bench_sd21_cpu"):
+        made = tables.TABLES[name](folder)
+        assert "Random weights" in made and "random weights" in made
+        assert not {"PSNR, dB", "SSIM"} & set(cells_of(made)[0])
+
+
+def test_ladder_has_a_line_for_each_rung_in_its_order(results):
+    shuffled = ladder()[::-1]
+    made = tables.TABLES["bench_demo"](results("bench_demo.csv", shuffled))
+    header, _, *lines = cells_of(made)
+    assert [line[:2] for line in lines] == [
+        ["", "eager"],
+        ["", "torch.compile, default"],
+        ["", "torch.compile, max-autotune"],
+        ["3, 0", "DeepCache 0.1.1"],
+        ["3, 0", "torch.compile + DeepCache 0.1.1, default"],
+        ["3, 0", "stepcache eager"],
+        ["3, 0", "stepcache compiled, default"],
+        ["3, 0", "stepcache compiled + CUDA graphs"],
+        ["5, 0", "DeepCache 0.1.1"],
+        ["5, 0", "stepcache compiled, default"],
+    ]
+    eager, failed, compiled, graphs = (dict(zip(header, lines[n], strict=True)) for n in (0, 4, 6, 7))
+    assert eager["PSNR, dB"] == "identical" and eager["over eager"] == "1.00x"
+    assert failed["call, s (p20 to p80)"] == "failed: RuntimeError: no luck"
+    assert compiled["call, s (p20 to p80)"] == "2.50 (2.25 to 2.75)"
+    assert compiled["U-Net, s"] == "2.00" and compiled["first call, s"] == "5.00"
+    assert graphs["call, s (p20 to p80)"] == "not here: needs CUDA" and not graphs["over eager"]
+    assert "peak MiB" not in header  # nobody measured it
+
+
+def test_each_cell_has_a_table(results):
+    rows = [*ladder(), *ladder(height=96, peak_memory_mib=1234.5)]
+    made = tables.TABLES["bench_demo"](results("bench_demo.csv", rows))
+    assert made.count("| eager |") == 2
+    assert "64 x 64" in made and "96 x 64" in made and "peak MiB" in made
+
+
+def test_share_of_the_bound_is_that_of_skipped_work_and_a_warm_compile_is_marked(results):
+    rows = [
+        row("eager", 10.0, share=1.0),
+        row("compile", 5.0, mode="default", share=2.0, compile_s=30.0, graphs_cached=0),
+        row("stepcache-compiled", 4.0, (3, 0), mode="default", share=1.25, compile_s=3.0, graphs_cached=2),
+    ]
+    header, _, *lines = cells_of(tables.TABLES["bench_demo"](results("bench_demo.csv", rows)))
+    shares, compiling = ([line[header.index(of)] for line in lines] for of in (SHARE, "of it compiling, s"))
+    assert shares == ["", "", "125%"]
+    assert compiling == ["", "30.0", "3.00 (warm)"]
+
+
+def test_a_rung_measured_twice_is_shown_once(results):
+    rows = [row("eager", None), row("eager", 10.0), row("eager", 12.5), row("deepcache", 4.0, (3, 0))]
+    made = tables.TABLES["bench_demo"](results("bench_demo.csv", rows))
+    assert made.count("| eager |") == 1 and "10.0" in made and "12.5" not in made
+
+
+def test_the_rig_is_named_once(results):
+    folder = results("bench_demo.csv", ladder())
+    made = tables.TABLES["bench_demo"](folder)
+    assert made.count("torch 2") == 1 and made.count("commit") == 1
+    assert read(folder / "bench_demo.csv", BenchRow) == ladder()
+
+
+def test_a_figures_place_is_seen_from_the_page(results):
+    folder = results("bench_demo.csv", ladder())
+    text = "<!-- figure: bench_demo_fidelity -->\n<!-- end -->"
+    assert 'src="bench_demo_fidelity_1-light.svg"' in tables.fill(text, folder, page=folder)
+    above = tables.fill(text, folder, page=folder.parent)
+    assert f'srcset="{folder.name}/bench_demo_fidelity_1-dark.svg"' in above

@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from .. import fidelity
 from ..api import accelerate, last_run
 from ..errors import InvalidSetting
 from ..schedule import positive_int
-from ._arguments import distinct, integers
+from ._arguments import check_guidance, check_seed, check_writable, distinct, integers
+from ._pipelines import SCHEDULERS, load_demo, one_thread, swap_scheduler
 from ._quiet import quiet
 from ._sheet import SheetRow, contact_sheet
 
@@ -35,21 +34,6 @@ PROMPTS = ("fox face", "cherry blossom", "hamburger", "red apple", "grinning fac
 # round is left out where those before took longer than SECONDS: the demo is to be over within a minute.
 ROUNDS = 2
 SECONDS = 20
-
-# Name on the command line -> class in diffusers, and what its config needs beside the pipeline's own.
-SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as in Stable Diffusion 1.x
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,34 +151,9 @@ def _checked_job(args: argparse.Namespace) -> Job:
     for prompt in prompts:
         if not prompt.strip():
             raise InvalidSetting(f"--prompt {prompt!r} is empty: name an emoji, 'tiger face' for example.")
-    if not math.isfinite(args.guidance):
-        raise InvalidSetting(f"--guidance must be a number, got {args.guidance}. 3 looks best here.")
-    if not 0 <= args.seed < 2**62:
-        raise InvalidSetting(f"--seed must be from 0 to 2**62 - 1, got {args.seed}.")
+    check_guidance(args.guidance, " 3 looks best here.")
+    check_seed(args.seed)
     return Job(prompts, positive_int("--steps", args.steps), args.guidance, args.seed)
-
-
-def check_writable(path: Path) -> None:
-    """InvalidSetting where `path` is no name of a PNG, OSError where no file can be written there. Leaves no file."""
-    if path.suffix.lower() != ".png":
-        raise InvalidSetting(f"--out must be a file name that ends in .png, got {str(path)!r}.")
-    # Asking for permissions is not enough (read-only file systems, root): try it.
-    there = path.exists()
-    with path.open("ab"):
-        pass
-    if not there:
-        path.unlink()
-
-
-def load_demo() -> Any:
-    """The bundled StableDiffusionPipeline in float32, on the GPU if there is one, without its own progress bar."""
-    from diffusers import StableDiffusionPipeline
-
-    with as_file(files("stepcache") / "assets" / "demo") as path:
-        pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    # The weights are stored in fp16, and the text encoder is loaded as it is stored.
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
 
 
 def twin(pipe: Any) -> Any:
@@ -202,21 +161,6 @@ def twin(pipe: Any) -> Any:
     other = type(pipe)(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch with one CPU thread, then with as many as before.
-
-    Layers this small gain little from a second one, and OpenMP's threads wait for each other by spinning: as soon as
-    something else wants a core, times grow tenfold.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
@@ -229,18 +173,6 @@ def check_length(pipe: Any, prompts: Sequence[str]) -> None:
                 f"--prompt {prompt!r} has {tokens - 2} tokens; this small pipeline takes {limit - 2}. Name an emoji, "
                 "'tiger face' for example."
             )
-
-
-def swap_scheduler(pipe: Any, name: str, steps: int) -> None:
-    """Give `pipe` the scheduler of that name. InvalidSetting where it cannot do `steps` steps."""
-    import diffusers
-
-    cls, extra = SCHEDULERS[name]
-    pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **extra)
-    try:
-        pipe.scheduler.set_timesteps(steps)
-    except (ValueError, IndexError, RuntimeError) as error:
-        raise InvalidSetting(f"{cls} cannot do --steps {steps} ({error}). Take another number.") from error
 
 
 def generate_all(pipes: dict[str, Any], job: Job) -> list[Result]:

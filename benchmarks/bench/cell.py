@@ -1,0 +1,152 @@
+"""One cell of the grid: its variants side by side, each started once, then run in turn."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from stepcache import RunRecord, last_run
+
+from .calls import Call, Timed, UNetClock, timed
+from .entries import Entry
+from .variants import Variant
+
+OUT_OF_TIME = "not run: out of time"
+RUNS = 2  # of each variant beside the repeats: the first call, and a warm one for caches and the memory's peak
+
+Result = TypeVar("Result")
+
+
+class Cell:
+    """All variants of `pipe` at one size, batch, interval and branch.
+
+    backend: torch.compile's. deadline: of `time.monotonic`; no variant is started after it, and no repeat but the
+    first.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        call: Call,
+        variants: Sequence[Variant],
+        *,
+        device: str,
+        backend: str,
+        deadline: float | None,
+        progress: tqdm,
+    ) -> None:
+        self.entries = [Entry(variant) for variant in variants]
+        self._pipe, self._call, self._device, self._backend = pipe, call, device, backend
+        self._deadline, self._progress = deadline, progress
+        self._base = self._reserved()
+
+    def measure(self, repeats: int) -> None:
+        """Start every variant, in order, then run all of them `repeats` times, each time beginning with another one."""
+        for entry in self.entries:
+            if missing := entry.variant.missing(self._device):
+                entry.status = f"not here: {missing}"
+            elif self._late():
+                entry.status = OUT_OF_TIME
+            else:
+                self._attempt(entry, "first call", self._start)
+            self._progress.update(RUNS)
+        for repeat in range(repeats):
+            if repeat > 0 and self._late():
+                self._progress.update((repeats - repeat) * len(self.entries))
+                break
+            first = repeat % len(self.entries)
+            runs = []
+            for entry in self.entries[first:] + self.entries[:first]:
+                if not entry.status:
+                    runs.append((entry, self._attempt(entry, f"repeat {repeat + 1}", self._run)))
+                self._progress.update()
+            for entry, run in runs:  # a repeat counts when all of it is done: speed-ups are ratios within it
+                if run is not None:
+                    entry.repeats.append(run)
+
+    def close(self) -> None:
+        """Free the variants and all that torch has compiled for them."""
+        for entry in self.entries:
+            entry.drop()
+        torch.compiler.reset()
+        self._free()
+
+    def _start(self, entry: Entry) -> None:
+        before, graphs = self._reserved(), _graphs()
+        start = time.perf_counter()
+        entry.pipe = entry.variant.put_on(self._pipe, self._backend)
+        entry.clock = UNetClock(entry.pipe.unet, self._device)
+        self._run(entry)
+        entry.first_call_s = time.perf_counter() - start
+        entry.graphs, entry.graphs_cached = (now - then for now, then in zip(_graphs(), graphs, strict=True))
+        if entry.variant.captures and _record(entry.pipe).captures < len(set(entry.kinds)):
+            # It would run on all the same, as another variant.
+            raise RuntimeError("stepcache did not capture its graphs; a warning of its own says why")
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self._run(entry)
+        if self._device == "cuda":
+            # Reserved, since what a captured graph uses is not counted as allocated. What the variants before this one
+            # hold is not this one's.
+            entry.peak_memory_mib = (torch.cuda.max_memory_reserved() - before + self._base) / 2**20
+
+    def _run(self, entry: Entry) -> Timed:
+        assert entry.clock is not None
+        run = timed(self._call, entry.pipe, entry.clock)
+        if entry.variant.key.startswith("stepcache"):
+            entry.kinds = _record(entry.pipe).kinds
+        return run
+
+    def _attempt(self, entry: Entry, what: str, job: Callable[[Entry], Result]) -> Result | None:
+        """What `job` returns; where it fails, the entry gets the reason and lets go of its memory."""
+        reuse = "" if entry.variant.interval is None else f" {entry.variant.interval}:{entry.variant.branch}"
+        self._progress.set_description_str(f"{self._call}{reuse}, {entry.variant.label}: {what}")
+        try:
+            return job(entry)
+        except Exception as error:  # whatever a variant runs into is a row, and the others go on
+            entry.status = self._reason(entry, error)
+        # Not before the exception is gone, whose traceback holds the tensors of all its frames.
+        entry.drop()
+        self._free()
+        return None
+
+    def _reason(self, entry: Entry, error: Exception) -> str:
+        text = " ".join(str(error).split())
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+            others = sum(other.pipe is not None for other in self.entries if other is not entry)
+            return f"out of memory, with {others} other variants held: {text[:200]}"
+        return f"failed: {type(error).__name__}: {text[:300]}"
+
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _free(self) -> None:
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _reserved(self) -> int:
+        """Bytes that torch holds on the GPU for what is alive, the pools of captured graphs included; 0 on a CPU."""
+        if self._device != "cuda":
+            return 0
+        self._free()
+        return torch.cuda.memory_reserved()
+
+
+def _record(pipe: object) -> RunRecord:
+    record = last_run(pipe)
+    assert record is not None
+    return record
+
+
+def _graphs() -> tuple[int, int]:
+    """Graphs that Dynamo has made in this process, and those that torch had on disk."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], counters["aot_autograd"]["autograd_cache_hit"]

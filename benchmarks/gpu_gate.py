@@ -1,0 +1,188 @@
+"""The gate: tests, kernels, profile and the grid's most telling cells on a machine with a GPU, in nine minutes.
+
+    python3 benchmarks/gpu_gate.py --out DIR        # from a bare checkout: no network, no install, no pip
+    python3 benchmarks/gpu_gate.py --list           # the jobs, in order of worth, with the seconds they may take
+    python3 benchmarks/gpu_gate.py --dry-run        # all of the script on a CPU, in small sizes
+
+The machine needs Python 3.10 and torch 2.11, or newer, with triton, transformers, pytest, hypothesis, accelerate and
+peft. What it lacks comes beside the checkout as wheels of pure Python. To get them where there is a network:
+
+    mkdir -p wheels && echo /wheels/ >> .git/info/exclude
+    python3 -m pip download --no-deps -d wheels diffusers==0.42.1 DeepCache==0.1.1 importlib_metadata
+
+With the device tool of this project's workplace (10 minutes a command, 8 files come back from $OUT), the first call is
+
+    run(carry=["wheels"], timeout_s=600, command='python3 benchmarks/gpu_gate.py --out "$OUT" --commit COMMIT')
+
+COMMIT being `git rev-parse --short=12 HEAD`, since no .git travels there. For the cells that did not fit, copy the
+files that came back to a folder earlier/, exclude it as wheels/, and call again at the same commit:
+
+    run(carry=["wheels", "earlier"], timeout_s=600,
+        command='python3 benchmarks/gpu_gate.py --out "$OUT" --commit COMMIT --continue earlier')
+
+Jobs run in order of worth, each in a process of its own; one that crashes or hangs is named and the next has its turn.
+Tests that fail end the gate: no figures. CSVs, gate.log and gate.csv (what became of each job) are written as it goes.
+The last lines of the output are the summary. Exit status: 0 all tests green and all jobs done; 1 tests failed; 2
+something is missing, and the summary says what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from gate_cells import run_cell
+from gate_checkout import environment
+from gate_jobs import ROOT, Job, Outcome, Runner, read_outcomes
+from gate_plan import QUICK_TESTS, TESTS, dry_jobs, gpu_jobs, red_lines
+from gate_summary import summary
+
+RESULTS = ROOT / "benchmarks" / "results"
+NEEDED = ("torch", "triton", "diffusers", "transformers", "DeepCache", "accelerate", "peft", "pytest", "hypothesis")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the jobs, print the summary; returns the exit status."""
+    start = time.monotonic()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    earlier = take_over(args.earlier, args.out) if args.earlier else []
+    with tempfile.TemporaryDirectory(prefix="stepcache-gate-") as folder:
+        wheels = args.wheels or (ROOT / "wheels" if (ROOT / "wheels").is_dir() else None)
+        variables = environment(Path(folder), wheels)
+        if args.commit:
+            variables["STEPCACHE_COMMIT"] = args.commit
+        jobs = jobs_of(args, Path(folder))
+        runner = Runner(args.out, variables, start + 60 * args.minutes, earlier=earlier)
+        runner.say(f"Commit {args.commit or 'unknown'}, wheels {wheels or 'none'}, results to {args.out}.")
+        runner.run(jobs)
+    return report(args.out, runner, [job.name for job in jobs], args.dry_run)
+
+
+def jobs_of(args: argparse.Namespace, scratch: Path) -> list[Job]:
+    """The jobs that were asked for. SystemExit where one of them is not known."""
+    jobs = dry_jobs(args.out, scratch, args.tests) if args.dry_run else gpu_jobs(args.out, scratch)
+    if unknown := sorted(set(args.only) - {job.name for job in jobs}):
+        raise SystemExit(f"--only: there is no job {', '.join(unknown)}; --list names them.")
+    return [job for job in jobs if not args.only or job.name in args.only]
+
+
+def report(out: Path, runner: Runner, jobs: Sequence[str], dry: bool) -> int:
+    """Print what was found, and what is missing; returns the exit status."""
+    outcomes = runner.outcomes
+    red = [name for name in TESTS if name in outcomes and outcomes[name].status == "failed"]
+    print("\n" + summary(out, [*outcomes.values()]) + "\n")
+    if red:
+        for name in red:
+            output = runner.output(name)
+            print(f"No figures: {name} failed.", *red_lines(output)[:20], *output.splitlines()[-30:], sep="\n  ")
+        return 1
+    if dry:
+        print("A dry run: no GPU, no GPU tests; the kernels' benchmark compared results and timed nothing.")
+    missing = [name for name in jobs if name not in outcomes or outcomes[name].status != "done"]
+    if missing:
+        print(f"Missing: {', '.join(missing)}. What there is lies in {out}.")
+        return 2
+    print(f"All {len(jobs)} jobs done; results in {out}.")
+    return 0
+
+
+def take_over(folder: Path, out: Path) -> list[Outcome]:
+    """Copy the CSVs of an earlier run of the same commit to `out`; returns what became of its jobs.
+
+    The environment is left out: it may be another machine's now.
+    """
+    files = sorted(folder.glob("*.csv"))
+    if not any(path.name == "gate.csv" for path in files):
+        raise SystemExit(f"--continue {folder}: there is no gate.csv, so nothing to continue.")
+    for path in files:
+        if path.resolve() != (out / path.name).resolve():
+            shutil.copyfile(path, out / path.name)
+    return [outcome for outcome in read_outcomes(out / "gate.csv") if outcome.job != "environment"]
+
+
+def report_environment(dry: bool) -> None:
+    """Print what this process runs on. SystemExit where something is missing that cannot be done without."""
+    wrong = [text for name in NEEDED if (text := import_error(name))]
+    if wrong:
+        raise SystemExit(f"{'; '.join(wrong)}. Carry what is missing as wheels (see the top of gpu_gate.py).")
+    import stepcache.kernels
+    import torch
+    from stepcache.bench.rows import Rig
+
+    for name, value in vars(Rig.now()).items():
+        print(f"{name}: {value}")
+    print(f"CUDA of torch: {torch.version.cuda}, stepcache from {Path(stepcache.__file__).resolve().parent}")
+    if torch.cuda.is_available():
+        from kernel_bench import driver_version
+
+        free, total = torch.cuda.mem_get_info()
+        print(f"driver: {driver_version()}, memory: {free >> 20} of {total >> 20} MiB free")
+    elif not dry:
+        raise SystemExit("torch sees no CUDA GPU here. --dry-run tries the script without one.")
+
+
+def import_error(name: str) -> str:
+    """Why that package cannot be imported, "" where it can: diffusers looks for packages and versions by itself."""
+    try:
+        import_module(name)
+    except Exception as error:
+        return f"{name}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+    return ""
+
+
+def choose(out: Path) -> None:
+    """The joins that would run on our kernels by default, by this run's figures: to `out`, not to the checkout."""
+    import choose_kernels
+
+    shutil.copyfile(choose_kernels.DEFAULTS, out / "defaults.csv")
+    choose_kernels.choose([out / "bench_cat_group_norm_silu.csv"], out / "defaults.csv")
+    print((out / "defaults.csv").read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of CSVs and log (default benchmarks/results)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="that all of it may take (default 9)")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels (default: wheels/ of the checkout, if there)")
+    parser.add_argument("--commit", default="", help="of this checkout, where there is no .git to tell")
+    parser.add_argument(
+        "--continue", dest="earlier", type=Path, metavar="DIR", help="results of an earlier run: do what is missing"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="JOB", help="these jobs, by name; a job that needs others says so"
+    )
+    parser.add_argument("--list", action="store_true", help="print the jobs and end")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, small sizes")
+    for name, options in (
+        ("--tests", {"nargs": "+", "default": QUICK_TESTS}),  # what a dry run has in the place of its own
+        ("--environment", {"action": "store_true"}),  # the rest are what the gate starts
+        ("--choose", {"action": "store_true"}),
+        ("--cell", {}),
+        ("--seconds", {"type": float}),
+    ):
+        parser.add_argument(name, help=argparse.SUPPRESS, **options)
+    args = parser.parse_args(argv)
+    if args.environment:
+        report_environment(args.dry_run)
+    elif args.choose:
+        choose(args.out)
+    elif args.cell:
+        run_cell(args.cell, args.out, args.seconds)
+    elif args.list:
+        for job in jobs_of(args, args.out):
+            print(f"{job.name:24} begun with {job.least:3.0f} s left, takes at most {job.most:3.0f} s")
+    else:
+        return run(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""`stepcache bench`: eager, torch.compile, DeepCache and stepcache side by side, as a CSV and a table.
+
+What is measured and how is in stepcache.bench (benchmarks/bench of a checkout).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ._arguments import check_guidance, check_seed, integers
+from ._pipelines import SCHEDULERS
+from ._quiet import quiet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `stepcache bench`."""
+    from stepcache.bench.grid import DTYPES, GridSpec
+    from stepcache.bench.variants import LADDER, MODES
+
+    default = GridSpec()
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="demo (the small trained pipeline that comes with the package), a local pipeline's directory, or sd15, "
+        "sd21, sdxl: the real architectures with random weights. Nothing is downloaded",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        type=_sizes,
+        default=default.sizes,
+        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: what the model was made for)",
+    )
+    parser.add_argument(
+        "--batch", metavar="N,N", type=integers, default=default.batches, help="images of a call (default 1)"
+    )
+    parser.add_argument(
+        "--reuse",
+        metavar="I:B,I:B",
+        type=_pairs,
+        default=default.reuse,
+        help="interval:branch of those that reuse features (default 3:0,5:0,5:1)",
+    )
+    parser.add_argument(
+        "--variants",
+        metavar="NAME,NAME",
+        type=_names,
+        default=default.variants,
+        help=f"the most important first; of {', '.join(LADDER)} (default all)",
+    )
+    parser.add_argument(
+        "--modes",
+        metavar="MODE,MODE",
+        type=_names,
+        default=default.modes,
+        help=f"of torch.compile, for compile and stepcache-compiled; compile+deepcache takes the first (default "
+        f"{','.join(MODES)})",
+    )
+    parser.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=default.guidance, help="guidance scale, 1 for none (default %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=default.repeats, help="timed calls of each variant (default %(default)s)"
+    )
+    parser.add_argument(
+        "--scheduler", choices=SCHEDULERS, default=default.scheduler, help="sampler (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: float16 on CUDA, float32 on a CPU"
+    )
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of a call's first image (default %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("stepcache-bench.csv"),
+        help="CSV that rows are added to as cells finish (default %(default)s)",
+    )
+    parser.epilog = (
+        "Compile times are those of torch's caches as they are; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 makes all of them "
+        "a cold start's. Ctrl-C keeps the rows done."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write, print. StepCacheError or OSError before that where it cannot be done; 130 after an interrupt."""
+    check_guidance(args.guidance)
+    check_seed(args.seed)
+    with quiet("diffusers", "transformers"):
+        from stepcache.bench.grid import GridSpec, run_grid
+        from stepcache.bench.table import table
+
+        spec = GridSpec(
+            model=args.model,
+            sizes=args.size,
+            batches=args.batch,
+            reuse=args.reuse,
+            variants=args.variants,
+            modes=args.modes,
+            steps=args.steps,
+            guidance=args.guidance,
+            repeats=args.repeats,
+            scheduler=args.scheduler,
+            dtype=args.dtype,
+            device=args.device,
+            seed=args.seed,
+        )
+        before = _length(args.out)
+        try:
+            rows = run_grid(spec, args.out)
+        except KeyboardInterrupt:
+            kept = f"the rows done are in {args.out}" if _length(args.out) > before else "no row was done"
+            print(f"stepcache: interrupted; {kept}", file=sys.stderr)
+            return 130
+    print(table(rows))
+    print(f"\nRows: {args.out}")
+    return 0
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """ "512,768x512" as (height, width) pairs."""
+    sizes = []
+    for part in text.lower().split(","):
+        numbers = part.split("x")
+        if not (len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)):
+            raise argparse.ArgumentTypeError(f"{part!r} is no size: 512, or 768x512 (height x width)")
+        sizes.append((int(numbers[0]), int(numbers[-1])))
+    return sizes
+
+
+def _pairs(text: str) -> list[tuple[int, int]]:
+    """ "3:0,5:1" as (interval, branch) pairs."""
+    pairs = []
+    for part in text.split(","):
+        interval, colon, branch = part.partition(":")
+        if not (colon and interval.isdecimal() and branch.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{part!r} is no interval:branch, such as 3:0")
+        pairs.append((int(interval), int(branch)))
+    return pairs

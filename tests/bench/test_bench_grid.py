@@ -1,0 +1,277 @@
+"""The whole of `run_grid` on a tiny pipeline: rows, file, failures, interrupt, deadline."""
+
+import gc
+import math
+import time
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bench_tiny import spec, tiny_model
+from stepcache.bench import cell as cell_module
+from stepcache.bench import grid
+from stepcache.bench.calls import Call
+from stepcache.bench.rows import Rig, read
+from stepcache.bench.schema import BenchRow
+from stepcache.bench.table import table
+from stepcache.bench.variants import LADDER, Variant
+from tqdm import tqdm
+
+from stepcache.errors import BranchOutOfRange, InvalidSetting
+
+EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "rows.csv"
+    variants = ["eager", "deepcache", "stepcache-eager", "stepcache-triton"]
+    return grid.run_grid(spec(variants=variants, batches=[1, 2]), out), out
+
+
+def of(rows, name, batch=1):
+    return [row for row in rows if row.variant == name and row.batch == batch]
+
+
+def test_the_file_has_the_rows_with_the_rig(measured):
+    rows, out = measured
+    assert read(out, BenchRow) == rows
+    assert all(rig.torch == torch.__version__ for rig in read(out, Rig))
+
+
+def test_each_variant_has_a_row_at_each_setting_and_eager_one(measured):
+    rows, _ = measured
+    assert [(row.batch, row.variant, row.interval, row.branch) for row in rows] == [
+        (batch, name, *pair)
+        for batch in (1, 2)
+        for name, pair in [
+            (EAGER, (None, None)),
+            *((name, (3, 0)) for name in (DEEPCACHE, STEPCACHE, LADDER["stepcache-triton"])),
+            *((name, (2, 1)) for name in (DEEPCACHE, STEPCACHE, LADDER["stepcache-triton"])),
+        ]
+    ]
+    for row in rows:
+        assert row.weights == "random" and row.dtype == "float32" and row.scheduler == "DDIMScheduler"
+        assert (row.height, row.width, row.steps) == (64, 64, 4)
+
+
+def test_what_was_measured_hangs_together(measured):
+    rows, _ = measured
+    for row in rows:
+        if row.variant == LADDER["stepcache-triton"]:
+            assert row.status == "not here: needs CUDA"
+            assert row.repeats == 0 and row.pipeline_s is row.psnr is row.first_call_s is None
+            continue
+        assert row.status == "ok" and row.repeats == 2
+        assert 0 < row.unet_s < row.pipeline_s
+        assert row.pipeline_s_p20 <= row.pipeline_s <= row.pipeline_s_p80
+        assert row.unet_s_p20 <= row.unet_s <= row.unet_s_p80
+        assert row.share == pytest.approx(row.unet_speedup / row.flop_bound)
+        assert row.peak_memory_mib is row.compile_s is row.graphs is None
+    (eager,) = of(rows, EAGER)
+    assert eager.speedup == eager.unet_speedup == eager.flop_bound == 1
+    assert math.isinf(eager.psnr) and eager.ssim == 1 and eager.speedup_over_deepcache is None
+    for ours, theirs in zip(of(rows, STEPCACHE), of(rows, DEEPCACHE), strict=True):
+        assert ours.kinds == {3: "FPPF", 2: "FPFP"}[ours.interval] and theirs.kinds == ""
+        assert ours.flop_bound == theirs.flop_bound > 1
+        assert theirs.speedup_over_deepcache == 1 != ours.speedup_over_deepcache
+        assert 5 < ours.psnr == pytest.approx(theirs.psnr, abs=0.01)
+        assert ours.ssim == pytest.approx(theirs.ssim, abs=1e-3) and ours.ssim < 1
+
+
+def test_compiled_variants_say_what_compiling_took(tmp_path):
+    rows = grid.run_grid(
+        spec(variants=["stepcache-compiled", "stepcache-eager"], reuse=[(2, 0)], repeats=1), tmp_path / "rows.csv"
+    )
+    compiled, eager = rows
+    assert compiled.mode == "default" and compiled.graphs == 2 and compiled.graphs_cached == 0
+    assert compiled.compile_s == pytest.approx(compiled.first_call_s - compiled.pipeline_s)
+    assert compiled.compile_s > eager.first_call_s
+    assert compiled.speedup is compiled.psnr is compiled.share is None  # eager was not asked for
+    assert compiled.flop_bound > 1
+
+
+def test_every_size_is_compiled_for_itself(tmp_path):
+    # As a user's first size is. In one process Dynamo would make the second one's shapes dynamic.
+    sizes = [(64, 64), (64, 72)]
+    rows = grid.run_grid(spec(variants=["compile"], sizes=sizes, steps=2, repeats=1), tmp_path / "rows.csv")
+    assert [(row.height, row.width, row.graphs, row.status) for row in rows] == [(64, 64, 1, "ok"), (64, 72, 1, "ok")]
+
+
+def test_rows_are_added_to_a_file_that_is_there(tmp_path):
+    out = tmp_path / "new" / "rows.csv"
+    one = spec(variants=["eager"], repeats=1)
+    rows = [*grid.run_grid(one, out), *grid.run_grid(replace(one, steps=2), out)]
+    assert [row.steps for row in rows] == [4, 2] and read(out, BenchRow) == rows
+
+
+def test_a_variant_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    put_on = Variant.put_on
+
+    def failing(self, pipe, backend):
+        mine = put_on(self, pipe, backend)
+        if self.key == "deepcache":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+        if self.key == "stepcache-eager" and self.interval == 2:
+            mine.scheduler = None
+        return mine
+
+    monkeypatch.setattr(Variant, "put_on", failing)
+    rows = grid.run_grid(spec(), tmp_path / "rows.csv")
+    assert [row.status.split(":")[0] for row in rows] == [
+        "ok", "out of memory, with 1 other variants held", "ok", "out of memory, with 1 other variants held", "failed",
+    ]  # fmt: skip
+    assert "CUDA out of memory. Tried to allocate 20 GiB" in rows[1].status
+    assert rows[4].status.startswith("failed: UnsupportedPipeline: ") and "\n" not in rows[4].status
+    assert rows[2].speedup is not None and rows[2].speedup_over_deepcache is None
+    assert read(tmp_path / "rows.csv", BenchRow) == rows
+
+
+def test_a_variant_that_fails_in_a_repeat_is_no_longer_run(tmp_path, monkeypatch):
+    run, calls = cell_module.timed, []
+
+    def failing(call, pipe, clock):
+        calls.append(type(pipe).__name__)
+        if len(calls) == 6:  # two variants are started with two calls each
+            raise MemoryError("no more")
+        return run(call, pipe, clock)
+
+    monkeypatch.setattr(cell_module, "timed", failing)
+    rows = grid.run_grid(spec(variants=["eager", "stepcache-eager"], reuse=[(3, 0)], repeats=3), tmp_path / "rows.csv")
+    assert [row.status for row in rows] == ["ok", "out of memory, with 1 other variants held: no more"]
+    assert [row.repeats for row in rows] == [3, 0] and len(calls) == 4 + 2 + 2
+
+
+def test_a_failed_variant_is_freed(monkeypatch):
+    model, units = tiny_model(), []
+    put_on = Variant.put_on
+
+    def remembered(self, pipe, backend):
+        mine = put_on(self, pipe, backend)
+        units.append(weakref.ref(mine.unet))
+        mine.vae = None
+        return mine
+
+    monkeypatch.setattr(Variant, "put_on", remembered)
+    call = Call(["fox face"], 64, 64, steps=2, guidance=3.0, seed=0)
+    one = cell_module.Cell(
+        model.pipe, call, [Variant("eager")], device="cpu", backend="eager", deadline=None,
+        progress=tqdm(disable=True),
+    )  # fmt: skip
+    gc.disable()
+    try:
+        one.measure(1)
+        assert one.entries[0].status.startswith("failed") and units[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_an_interrupt_keeps_the_repeats_done(tmp_path, monkeypatch):
+    run, calls = cell_module.timed, []
+
+    def interrupted(call, pipe, clock):
+        calls.append(None)
+        if len(calls) == 12:  # in the second repeat: three variants, two calls each and three in the first repeat
+            raise KeyboardInterrupt
+        return run(call, pipe, clock)
+
+    monkeypatch.setattr(cell_module, "timed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv")
+    rows = read(tmp_path / "rows.csv", BenchRow)
+    assert [row.variant for row in rows] == [EAGER, DEEPCACHE, STEPCACHE]
+    assert all(row.repeats == 1 and row.status == "ok" and row.speedup for row in rows)
+
+
+def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
+    rows = grid.run_grid(spec(), tmp_path / "none.csv", deadline=time.monotonic() - 1)
+    assert len(rows) == 5 and {row.status for row in rows} == {"not run: out of time"}
+
+    # Over while the second variant of the first cell is started.
+    clock = iter([0.0, 0.0])
+    monkeypatch.setattr(cell_module.time, "monotonic", lambda: next(clock, 2.0))
+    rows = grid.run_grid(spec(repeats=3), tmp_path / "some.csv", deadline=1.0)
+    assert [row.status for row in rows] == ["ok", "ok", *["not run: out of time"] * 3]
+    assert [row.repeats for row in rows] == [1, 1, 0, 0, 0]
+
+
+def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
+    run = cell_module.timed
+
+    def broken(call, pipe, clock):
+        result = run(call, pipe, clock)
+        return replace(result, images=np.full_like(result.images, np.nan))
+
+    monkeypatch.setattr(cell_module, "timed", broken)
+    rows = grid.run_grid(spec(repeats=1, reuse=[(3, 0)]), tmp_path / "rows.csv")
+    for row in rows:
+        assert row.status == "ok, but its images are not finite" and row.psnr is row.ssim is None
+        assert row.speedup > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sizes": [(64, 60)]}, "multiple of 8 pixels, got 64x60"),
+        ({"sizes": [(8, 64)]}, "size must be an integer of at least 16, got 8"),
+        ({"batches": []}, "no batch"),
+        ({"batches": [0]}, "batch must be an integer of at least 1, got 0"),
+        ({"reuse": [(0, 0)]}, "interval must be an integer of at least 1, got 0"),
+        ({"variants": ["eager", "magic"]}, "got eager, magic"),
+        ({"modes": []}, "got none"),
+        ({"steps": 0}, "steps must be"),
+        ({"repeats": 0}, "repeats must be"),
+        ({"scheduler": "lms"}, "got lms"),
+        ({"dtype": "int8"}, "got int8"),
+        ({"device": "tpu"}, "got tpu"),
+    ],
+)
+def test_a_spec_is_checked(changes, words):
+    with pytest.raises(InvalidSetting, match=words):
+        spec(**changes)
+
+
+def test_what_is_named_twice_is_measured_once():
+    cells = spec(batches=[1, 1], reuse=[(3, 0), (3, 0)], variants=["eager", "deepcache", "eager"]).cells([(64, 64)])
+    assert list(cells) == [((64, 64), 1, [Variant("eager"), Variant("deepcache", "", 3, 0)])]
+
+
+def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(Call, "__call__", lambda *args, **kwargs: pytest.fail("ran"))
+    with pytest.raises(BranchOutOfRange, match="branch=4"):
+        grid.run_grid(spec(reuse=[(3, 4)]), tmp_path / "rows.csv")
+    with pytest.raises(InvalidSetting, match="cannot do --steps 2000"):
+        grid.run_grid(spec(steps=2000), tmp_path / "rows.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InvalidSetting, match="other columns"):
+        grid.run_grid(spec(), tmp_path / "other.csv")
+    with pytest.raises(OSError, match="directory"):
+        grid.run_grid(spec(), tmp_path)
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "rows.csv").exists()
+
+
+def test_without_a_size_it_is_the_models_own(tmp_path):
+    (row,) = grid.run_grid(spec(sizes=[], variants=["eager"], repeats=1), tmp_path / "rows.csv")
+    assert (row.height, row.width) == (64, 64)
+
+
+def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):
+    rows, _ = measured
+    first, second, legend = table(rows).split("\n\n")
+    assert first.startswith("tiny, 64x64, batch 1, 4 steps of DDIMScheduler") and "images mean nothing" in first
+    assert second.startswith("tiny, 64x64, batch 2") and legend.startswith("I:B")
+    lines = first.splitlines()[2:]
+    assert len(lines) == len(rows) / 2
+    assert " same " in lines[0] and " 1.00x " in lines[0]
+    assert lines[1].startswith("DeepCache 0.1.1 ") and f"{of(rows, DEEPCACHE)[0].speedup:.2f}x" in lines[1]
+    assert lines[3].split()[-4:] == ["not", "here:", "needs", "CUDA"]
+    assert max(map(len, lines)) < 160

@@ -1,0 +1,115 @@
+"""Each rung of the ladder on the same weights, without one seeing another."""
+
+import numpy as np
+import pytest
+import torch
+from bench_tiny import tiny_pipe
+from stepcache.bench.calls import Call, UNetClock, timed
+from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
+from torch._dynamo.utils import counters
+
+from stepcache import last_run
+
+CALL = Call(["tiger face"], 64, 64, steps=4, guidance=3.0, seed=0)
+ON_CPU = {
+    "compile+deepcache": Variant("compile+deepcache", "default", 3, 0),
+    "eager": Variant("eager"),
+    "deepcache": Variant("deepcache", "", 3, 0),
+    "compile": Variant("compile", "default"),
+    "stepcache-eager": Variant("stepcache-eager", "", 3, 0),
+    "stepcache-compiled": Variant("stepcache-compiled", "default", 3, 0),
+}
+
+
+def attributes(unet):
+    return {path: (type(module), set(vars(module))) for path, module in unet.named_modules()}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_the_order_is_that_of_the_keys_and_modes():
+    variants = ladder(["stepcache-compiled", "eager", "stepcache-triton", "compile"], MODES[:2], (5, 1))
+    assert variants == [
+        Variant("stepcache-compiled", "default", 5, 1),
+        Variant("stepcache-compiled", "reduce-overhead", 5, 1),
+        Variant("eager"),
+        Variant("stepcache-triton", "", 5, 1),
+        Variant("compile", "default"),
+        Variant("compile", "reduce-overhead"),
+    ]
+    assert [v.key for v in ladder(list(LADDER), ["default"], (3, 0))] == list(LADDER)
+    assert [v.mode for v in ladder(["compile+deepcache"], ["max-autotune", "default"], (3, 0))] == ["max-autotune"]
+
+
+def test_variants_give_the_same_images_while_others_run_in_between():
+    pipe = tiny_pipe()
+    before = attributes(pipe.unet)
+    pipes = {key: variant.put_on(pipe, "eager") for key, variant in ON_CPU.items()}
+    clocks = {key: UNetClock(mine.unet, "cpu") for key, mine in pipes.items()}
+    counts = []
+
+    def images(key):
+        graphs = counters["stats"]["unique_graphs"]
+        run = timed(CALL, pipes[key], clocks[key])
+        counts.append(counters["stats"]["unique_graphs"] - graphs)
+        assert run.unet_calls == 4 and 0 < run.unet_seconds < run.seconds
+        return run.images
+
+    # DeepCache's step is a number in Python, so each step compiles anew, until Dynamo has had enough of that U-Net.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        first = {key: images(key) for key in ON_CPU}
+        assert counts == [2, 0, 0, 1, 0, 2]  # nobody else's
+        counts.clear()
+        second = {key: images(key) for key in reversed(ON_CPU)}
+    assert not any(counts)  # what was compiled is still there
+    for key in pipes:
+        assert np.array_equal(first[key], second[key]), key
+    assert np.array_equal(CALL(pipe), first["eager"])
+    assert attributes(pipe.unet) == before
+    assert last_run(pipes["stepcache-compiled"]).kinds == "FPPF"
+
+    assert np.abs(first["compile"] - first["eager"]).max() < 1e-3
+    reused = [first[key] for key in ("deepcache", "compile+deepcache", "stepcache-eager", "stepcache-compiled")]
+    assert all(np.abs(each - reused[0]).max() < 1e-3 for each in reused)
+    assert np.abs(reused[0] - first["eager"]).max() > 0.01
+
+
+def test_twins_share_weights_and_nothing_else():
+    pipe = tiny_pipe()
+    other = twin(pipe)
+    assert other.unet is not pipe.unet and other.scheduler is not pipe.scheduler and other.vae is pipe.vae
+    ours, theirs = dict(pipe.unet.named_parameters()), dict(other.unet.named_parameters())
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    modules = {id(module) for module in pipe.unet.modules()}
+    assert not modules & {id(module) for module in other.unet.modules()}
+
+
+def test_what_a_cpu_cannot_run_says_so(monkeypatch):
+    assert Variant("stepcache-triton", "", 3, 0).missing("cpu") == Variant("stepcache-graphs").missing("cpu")
+    assert "CUDA" in Variant("stepcache-graphs", "", 3, 0).missing("cpu")
+    assert "CUDA" in Variant("compile", "reduce-overhead").missing("cpu")
+    assert not any(variant.missing("cpu") for variant in ON_CPU.values())
+    assert not any(variant.missing("cuda") for variant in ladder(list(LADDER), MODES, (3, 0)))
+    monkeypatch.setattr("stepcache.bench.variants.find_spec", lambda name: None)
+    assert "pip install DeepCache" in ON_CPU["deepcache"].missing("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ladder(list(LADDER), MODES[:2], (3, 0)), ids=lambda v: v.label)
+def test_on_a_gpu(variant):
+    pipe = tiny_pipe().to("cuda")
+    want = CALL(ON_CPU["eager" if variant.interval is None else "stepcache-eager"].put_on(pipe))
+    mine = variant.put_on(pipe)
+    clock = UNetClock(mine.unet, "cuda")
+    captures = 0
+    for _ in range(3):
+        run = timed(CALL, mine, clock)
+        assert np.abs(run.images - want).max() < 0.05
+        assert run.unet_calls == 4 and 0 < run.unet_seconds < run.seconds
+        captures += last_run(mine).captures if variant.captures else 0
+    assert captures == (2 if variant.captures else 0)

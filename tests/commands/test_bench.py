@@ -1,0 +1,130 @@
+"""`stepcache bench`: its options, its output, and what it says where it cannot run. The grid: tests/bench."""
+
+import csv
+
+import pytest
+from stepcache.bench import grid
+from stepcache.bench.rows import read, write
+from stepcache.bench.schema import BenchRow
+from stepcache.bench.variants import LADDER
+
+from stepcache import cli
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run on the demo: (status, stdout, stderr, CSV)."""
+    import contextlib
+    import io
+
+    folder = tmp_path_factory.mktemp("bench")
+    output, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        patch.chdir(folder)
+        arguments = ["--variants", "eager,stepcache-eager,stepcache-graphs", "--reuse", "2:1", "--batch", "1,2"]
+        status = cli.main(["bench", "demo", "--device", "cpu", "--steps", "2", "--repeats", "1", *arguments])
+    return status, output.getvalue(), errors.getvalue(), folder / "stepcache-bench.csv"
+
+
+def test_rows_and_table(small_run):
+    status, output, _, path = small_run
+    assert status == 0
+    rows = read(path, BenchRow)
+    assert [(row.batch, row.variant) for row in rows] == [
+        (batch, LADDER[key]) for batch in (1, 2) for key in ("eager", "stepcache-eager", "stepcache-graphs")
+    ]
+    assert all(row.model == "demo" and row.weights == "trained" and row.height == 64 for row in rows)
+    assert [row.kinds for row in rows[:2]] == ["", "FP"]
+    assert "demo, 64x64, batch 2, 2 steps of DDIMScheduler, guidance 7.5, float32 on cpu" in output
+    assert output.endswith("\n\nRows: stepcache-bench.csv\n")
+
+
+def test_progress_is_shown_and_libraries_are_not_heard(small_run):
+    _, output, errors, _ = small_run
+    assert "64x64, batch 1 2:1, stepcache eager: first call" in errors and "18/18" in errors
+    for noise in ("torchvision", "Loading", "Warning", "deprecated"):
+        assert noise not in errors + output
+
+
+def parsed(*arguments):
+    asked = cli._parser("bench").parse_args(["bench", "demo", *arguments])
+    return {name: value for name, value in vars(asked).items() if name not in ("command", "model")}
+
+
+def test_options_are_the_specs_fields():
+    defaults = parsed()
+    spec = grid.GridSpec(**{NAMES.get(name, name): value for name, value in defaults.items() if name != "out"})
+    assert spec == grid.GridSpec()
+    assert parsed("--size", "512,768x1024")["size"] == [(512, 512), (768, 1024)]
+    assert parsed("--reuse", "3:0,5:1")["reuse"] == [(3, 0), (5, 1)]
+    assert parsed("--modes", "default,max-autotune")["modes"] == ["default", "max-autotune"]
+
+
+NAMES = {"size": "sizes", "batch": "batches"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "12y"], "'12y' is no size"),
+        (["--size", "1x2x3"], "'1x2x3' is no size"),
+        (["--reuse", "3"], "'3' is no interval:branch"),
+        (["--reuse", "3:-1"], "'3:-1' is no interval:branch"),
+        (["--batch", "1,"], "'1,' is no integer"),
+        (["--scheduler", "nonsense"], "nonsense"),
+    ],
+)
+def test_arguments_that_do_not_parse(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["bench", "demo", *arguments])
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "60"], "size must be a multiple of 8 pixels, got 60x60"),
+        (["--reuse", "0:0"], "interval must be an integer of at least 1, got 0"),
+        (["--reuse", "3:12"], "branch=12 is out of range"),
+        (["--variants", "eager,magic"], "variants are some of eager, deepcache"),
+        (["--modes", "fast"], "modes are some of default"),
+        (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
+        (["--guidance", "nan"], "--guidance must be a number, got nan"),
+        (["--seed", "-1"], "--seed must be from 0"),
+        (["--out", "."], "Is a directory"),
+    ],
+)
+def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid.Call, "__call__", lambda *args, **kwargs: pytest.fail("generated an image"))
+    assert cli.main(["bench", "demo", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("stepcache: ") and words in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_model_of_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", "no/such/model"]) == 2
+    assert "nothing is downloaded" in capsys.readouterr().err
+
+
+def interrupted(rows):
+    def run_grid(spec, out):
+        write(out, rows, append=True)
+        raise KeyboardInterrupt
+
+    return run_grid
+
+
+def test_an_interrupt_says_where_the_rows_are(small_run, tmp_path, monkeypatch, capsys):
+    rows = read(small_run[-1], BenchRow)
+    out = str(tmp_path / "rows.csv")
+    monkeypatch.setattr(grid, "run_grid", interrupted(rows[:1]))
+    assert cli.main(["bench", "demo", "--out", out]) == 130
+    assert capsys.readouterr().err == f"stepcache: interrupted; the rows done are in {out}\n"
+    monkeypatch.setattr(grid, "run_grid", interrupted([]))
+    assert cli.main(["bench", "demo", "--out", out]) == 130
+    assert "no row was done" in capsys.readouterr().err
+    with open(out, newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1

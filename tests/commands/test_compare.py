@@ -1,0 +1,308 @@
+import argparse
+import base64
+import contextlib
+import io
+import json
+import re
+import shutil
+import socket
+
+import numpy as np
+import pytest
+import small
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+from test_scores import save_clip
+
+from stepcache import cli, fidelity
+from stepcache.commands import _runs, compare
+from stepcache.commands._comparison import Comparison, Setting
+from stepcache.commands._prompts import Prompt
+from stepcache.commands._runs import Job, Made, Scores, make_all, rehearse
+from stepcache.errors import StepCacheError
+
+PROMPTS = [
+    {"prompt": "red apple", "seed": 3},
+    {"prompt": "fox face", "negative_prompt": "tiger face", "height": 48, "width": 80},
+]
+
+
+def run(*arguments):
+    """(status, output, errors) of `stepcache compare`, without a network."""
+    output, errors = io.StringIO(), io.StringIO()
+
+    def refuse(*args):
+        raise AssertionError("compare asked for the network")
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        patch.setattr(socket.socket, "connect", refuse)
+        status = cli.main(["compare", *map(str, arguments)])
+    return status, output.getvalue(), errors.getvalue()
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """(status, output, errors, page, sheet) of a small run on a pipeline's directory, with CLIP scores."""
+    path = tmp_path_factory.mktemp("compare")
+    save_clip(path / "clip")
+    (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    result = run(
+        small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", "1", "--steps", "4",
+        "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html",
+    )  # fmt: skip
+    return *result, (path / "page.html").read_text(), path / "page.png"
+
+
+def lines_of(output):
+    """The table's lines, their columns separated by single blanks."""
+    return [" ".join(line.split()) for line in output.splitlines()]
+
+
+def test_the_table_has_every_setting(small_run):
+    status, output, _, _, _ = small_run
+    assert status == 0
+    original, exact, reused = (line for line in lines_of(output) if re.match(r"original|interval", line))
+    assert re.fullmatch(r"original [\d.]+ -?[\d.]+", original)  # seconds and CLIP score
+    assert re.fullmatch(r"interval 1, branch 1 [\d.]+ [\d.]+x identical identical 1\.000 1\.000 -?[\d.]+", exact)
+    assert original.split()[-1] == exact.split()[-1]
+    assert re.fullmatch(r"interval 3, branch 1 [\d.]+ [\d.]+x [\d.]+ dB [\d.]+ dB 0\.\d+ 0\.\d+ -?[\d.]+", reused)
+    assert "LPIPS needs" in output and "CLIP scores need" not in output
+    assert "2 prompts, 4 steps of DDIMScheduler, guidance 3, float32" in output
+
+
+def pictures(page, kind):
+    """The pixels of the page's images of that class, 0..1."""
+    uris = re.findall(rf'<figure class="{kind}".*?src="data:image/webp;base64,([^"]+)"', page, re.DOTALL)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGB")) / 255 for uri in uris]
+
+
+def test_the_page_has_the_images_that_the_pipeline_makes(small_run):
+    """Against stock calls of the same pipeline, with the prompts' seeds, sizes and negative prompts."""
+    page = small_run[3]
+    originals, reused, differences = (pictures(page, kind) for kind in ("original", "reused", "difference"))
+    assert [len(images) for images in (originals, reused, differences)] == [2, 4, 4]
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
+    first = small.demo_pipe()("red apple", generator=torch.Generator().manual_seed(3), **options).images[0]
+    second = small.demo_pipe()(
+        "fox face", negative_prompt="tiger face", height=48, width=80, generator=torch.Generator().manual_seed(1),
+        **options,
+    ).images[0]  # fmt: skip
+    for shown, made in zip(originals, (first, second), strict=True):
+        assert shown.shape == made.shape
+        assert np.abs(shown - made).max() <= 0.5 / 255 + 1e-6
+    for i, original in enumerate(originals):
+        exact, fast = reused[2 * i : 2 * i + 2]
+        assert (exact == original).all() and not differences[2 * i].any()
+        expected = np.clip(4 * np.abs(fast - original).max(-1, keepdims=True), 0, 1)
+        assert np.abs(differences[2 * i + 1] - expected).max() < 0.03  # shown in 8 bits each
+        psnr = float(re.findall(r"<dt>PSNR</dt><dd>([\d.]+) dB", page)[i])
+        assert fidelity.psnr(fast[None], original[None])[0] == pytest.approx(psnr, abs=0.2)
+
+
+def test_the_page_says_what_was_run(small_run):
+    page = small_run[3]
+    for words in ("DDIMScheduler", "StableDiffusionPipeline", "float32", torch.__version__, "prompts.jsonl", "CLIP"):
+        assert words in page
+    assert page.count('class="drift"') == 2 and "the first prompt;" not in page
+    assert "mean over\n    the first prompt." in page
+    assert 'aria-label="2 of 4 U-Net calls are partial: FPPF"' in page
+
+
+def test_the_sheet_has_a_row_a_setting(small_run):
+    with Image.open(small_run[4]) as sheet:
+        assert sheet.format == "PNG"
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert ((pixels[..., 0] > 150) & (pixels[..., 1] < 90)).mean() > 0.01  # red apples and foxes
+    assert pixels.shape[0] > 3 * 192
+
+
+def test_progress_is_shown_and_libraries_are_not_heard(small_run):
+    _, output, errors, _, _ = small_run
+    assert "7/7 images" in errors and "to go" in errors  # two prompts, three pipes, one run for drift
+    assert "interval 3, branch 1" in errors and "drift, branch 1" in errors
+    for noise in ("torchvision (not", "Loading", "Warning", "deprecated"):
+        assert noise not in errors + output
+
+
+def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compare, "make_all", lambda pipe, job, *rest: asked.extend(job.prompts) or 1 / 0)
+    monkeypatch.setattr(compare, "rehearse", lambda *args: None)
+    for pipeline, first in (("demo", "fox face"), (small.DEMO, "a macro photograph")):
+        asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            run(pipeline, "--out", tmp_path / "x.html")
+        assert asked[0].text.startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no/such/place"], "'no/such/place' is no pipeline: there is no no/such/place/model_index.json here"),
+        (["demo", "--prompts", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["demo", "--prompts", "empty.txt"], "empty.txt has no prompts"),
+        (["demo", "--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
+        (["demo", "--interval", "0"], "interval must be an integer of at least 1, got 0"),
+        (["demo", "--branch", "12"], "branch=12 is out of range"),
+        (["demo", "--steps", "0"], "--steps must be an integer of at least 1, got 0"),
+        (["demo", "--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
+        (["demo", "--scheduler", "lcm", "--steps", "60"], "LCMScheduler cannot do --steps 60"),
+        (["demo", "--drift", "-1"], "--drift must be an integer of at least 0, got -1"),
+        (["demo", "--guidance", "nan"], "--guidance must be a number, got nan"),
+        (["demo", "--seed", "-1"], "--seed must be from 0"),
+        (["demo", "--size", "big"], "--size must be pixels such as 512 or 512x768 (height x width), got 'big'"),
+        (["demo", "--size", "64x60"], "--size must be a multiple of 8 pixels and at least 16, got 60"),
+        (["demo", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
+        (["demo", "--clip", "nowhere"], "--clip 'nowhere' is no directory of a CLIP model"),
+        (["demo", "--out", "no/such/place.html"], "no/such/place.html: No such file or directory"),
+        (["demo", "--out", "page.png"], "--out must be a file name that ends in .html, got 'page.png'"),
+        (["demo", "--sheet", "sheet.jpg"], "--sheet must be a file name that ends in .png, got 'sheet.jpg'"),
+    ],
+)
+def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkeypatch, tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"promt": "x"}\n')
+    there = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Job, "make", lambda *args, **kwargs: pytest.fail("made an image"))
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert errors.startswith("stepcache: ") and words in errors
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("arguments", [[], ["demo", "--nonsense"], ["demo", "--dtype", "int8"]])
+def test_arguments_that_do_not_parse(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["compare", *arguments])
+    assert exit.value.code == 2
+
+
+def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
+    index = tmp_path / "model_index.json"
+    for text, words in (
+        ("{", f"{index} is no JSON"),
+        ('{"_class_name": "FluxPipeline", "transformer": []}', "FluxPipeline without a U-Net"),
+        ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}', "cannot load"),
+    ):
+        index.write_text(text)
+        status, _, errors = run(tmp_path, "--out", tmp_path / "x.html")
+        assert status == 2 and words in errors
+
+
+def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    status, _, errors = run("demo", "--out", tmp_path / "x.html")
+    assert status == 2
+    assert "StableDiffusionImg2ImgPipeline takes no height, width: compare is for text-to-image" in errors
+
+
+def test_what_the_pipeline_itself_refuses_is_said_before_the_first_image():
+    pipe = small.demo_pipe()
+    job = Job([Prompt("a"), Prompt("b", height=44, width=64)], steps=4, guidance=3.0, seed=0)
+    with pytest.raises(StepCacheError, match=r"cannot make 'b' at 44x64 px: .*divisible by 8"):
+        rehearse(pipe, job)
+
+
+def comparison_of(*settings):
+    return Comparison("m", "s", [Setting(*setting) for setting in settings])
+
+
+def test_seeds_and_sizes():
+    job = Job([Prompt("a"), Prompt("b"), Prompt("c", seed=3, height=64)], 4, 3.0, seed=10, size=(32, 48))
+    assert [job.seed_of(i) for i in range(3)] == [10, 11, 3]
+    assert [job.size_of(i) for i in range(3)] == [(32, 48), (32, 48), (64, 48)]
+    assert Job([Prompt("a")], 4, 3.0, 0).size_of(0) == (None, None)
+
+
+def fake_make(*images, censored=()):
+    """In the place of Job.make: those levels in turn; a KeyboardInterrupt where it is None."""
+    made = iter(range(len(images)))
+
+    def make(self, pipe, index, each_step=None, steps=None):
+        i = next(made)
+        if images[i] is None:
+            raise KeyboardInterrupt
+        return Made(np.full((16, 16, 3), images[i]), 1.0 + i, i in censored)
+
+    return make
+
+
+def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
+    pipe, comparison = small.demo_pipe(), comparison_of((2, 0))
+    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.5, None))
+    job = Job([Prompt("a"), Prompt("b"), Prompt("c")], 2, 3.0, 0)
+    assert make_all(pipe, job, comparison, Scores(), drift=0) is False
+    (result,) = comparison.results
+    assert result.prompt.text == "a" and result.reused[0].psnr == pytest.approx(20.0)
+    assert "_stepcache_attachment" not in vars(type(pipe))
+    monkeypatch.setattr(Job, "make", fake_make(None))
+    with pytest.raises(KeyboardInterrupt):
+        make_all(pipe, job, comparison_of((2, 0)), Scores(), drift=0)
+
+
+def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(Job, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
+    status, output, _ = run("demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html")
+    assert status == 130
+    assert "Interrupted after 1 of 12 prompts." in output
+    assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
+    assert (tmp_path / "x.png").exists()
+
+
+def test_images_that_the_safety_checker_blackened_are_not_compared(monkeypatch):
+    comparison = comparison_of((2, 0), (3, 0))
+    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.0, censored={2}))
+    assert make_all(small.demo_pipe(), Job([Prompt("a")], 2, 3.0, 0), comparison, Scores(), drift=0)
+    compared, blackened = comparison.results[0].reused
+    assert compared.psnr == pytest.approx(20.0) and not compared.censored
+    assert blackened.psnr is None and blackened.ssim is None and blackened.censored
+
+
+def test_an_image_of_no_numbers_is_an_error():
+    pipe = small.demo_pipe()
+    decode = pipe.vae.decode
+
+    def broken(*args, **kwargs):
+        return tuple(torch.full_like(image, torch.nan) for image in decode(*args, **kwargs))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StepCacheError, match="values that are no numbers"):
+        patch.setattr(pipe.vae, "decode", broken)
+        Job([Prompt("a")], 1, 3.0, 0).make(pipe, 0)
+
+
+def test_prompts_that_are_cut_off_are_mentioned():
+    job = Job([Prompt("red apple"), Prompt("face " * 30)], 2, 3.0, 0)
+    (note,) = compare._too_long(small.demo_pipe(), job)
+    assert note.startswith("1 prompt of more than 14 tokens, which the pipeline cuts off: face face")
+
+
+def test_a_sheet_of_many_prompts_goes_on_below(monkeypatch):
+    comparison = comparison_of((2, 0))
+    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(Job, "make", fake_make(*[0.5] * 18))
+    prompts = [Prompt(str(i)) for i in range(9)]
+    make_all(small.demo_pipe(), Job(prompts, 2, 3.0, 0), comparison, Scores(), drift=0)
+    tall = compare.draw(comparison)
+    comparison.results = comparison.results[:8]
+    short = compare.draw(comparison)
+    assert tall.width == short.width and tall.height > 1.8 * short.height
+
+
+def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
+    """Without options: its scheduler and its guidance scale; a copy elsewhere is named after its directory."""
+    shutil.copytree(small.DEMO, tmp_path / "my model")
+    seen = []
+    monkeypatch.setattr(compare, "rehearse", lambda pipe, job: None)
+    monkeypatch.setattr(
+        compare, "make_all", lambda pipe, job, comparison, *rest: seen.append((job, comparison)) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "my model", "--out", tmp_path / "x.html")
+    ((job, comparison),) = seen
+    assert (job.guidance, job.steps, comparison.model) == (7.5, 30, "my model")
+    assert [setting.name for setting in comparison.settings] == [f"interval {n}, branch 0" for n in (2, 3, 5)]
