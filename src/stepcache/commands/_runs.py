@@ -23,6 +23,9 @@ from ._scores import ClipScore, Lpips
 
 THUMBNAIL = 256  # pixels, of the contact sheet's images
 
+# Called with a name and the pipe at the start of an image; gives what is to be called at the end of each step.
+Begin = Callable[[str, Any], Callable[[], None]]
+
 
 @dataclass(frozen=True)
 class Made:
@@ -35,11 +38,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Job:
-    """What is made, the same for all settings. size: (height, width) in pixels, or None for the pipeline's default."""
+    """What is made, the same for all settings.
+
+    guidance, size (height, width in pixels): None for the pipeline's own.
+    """
 
     prompts: Sequence[Prompt]
     steps: int
-    guidance: float
+    guidance: float | None
     seed: int
     size: tuple[int, int] | None = None
 
@@ -67,6 +73,7 @@ class Job:
             return tensors
 
         prompt, (height, width) = self.prompts[index], self.size_of(index)
+        guidance = {} if self.guidance is None else {"guidance_scale": self.guidance}
         start = time.perf_counter()
         output = pipe(
             prompt=prompt.text,
@@ -74,7 +81,7 @@ class Job:
             height=height,
             width=width,
             num_inference_steps=steps or self.steps,
-            guidance_scale=self.guidance,
+            **guidance,
             generator=torch.Generator("cpu").manual_seed(self.seed_of(index)),
             output_type="np",
             callback_on_step_end=on_step_end,
@@ -127,25 +134,13 @@ def make_all(pipe: Any, job: Job, comparison: Comparison, scores: Scores, drift:
     total = len(job.prompts) * (1 + len(settings)) + min(drift, len(job.prompts)) * len(branches)
     with _progress(total) as begin:
         try:
-            for index, prompt in enumerate(job.prompts):
-                original = job.make(pipe, index, begin("original", pipe))
-                reused = []
-                for setting in settings:
-                    accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
-                    try:
-                        made = job.make(pipe, index, begin(setting.name, pipe))
-                        record = last_run(pipe)
-                    finally:
-                        restore(pipe)
-                    assert record is not None
-                    reused.append(_reused(made, record.kinds, original, prompt, scores))
+            for index in range(len(job.prompts)):
+                result = _compared(pipe, job, index, settings, scores, begin)
                 drifts: dict[Setting, list[float]] = {}
                 for branch, same in branches.items() if index < drift else ():
                     drifts |= _drifts(pipe, job, index, branch, same, begin)
-                # All of a prompt or nothing: whoever interrupts gets whole rows.
-                shot = _shot(original, "F" * len(reused[0].kinds), prompt, scores)
-                height, width = original.image.shape[:2]
-                comparison.results.append(Compared(prompt, job.seed_of(index), height, width, shot, reused))
+                # All of a prompt or nothing: interrupted, the comparison has whole prompts.
+                comparison.results.append(result)
                 for setting, values in drifts.items():
                     comparison.drifts.setdefault(setting, []).append(values)
         except KeyboardInterrupt:
@@ -155,8 +150,26 @@ def make_all(pipe: Any, job: Job, comparison: Comparison, scores: Scores, drift:
     return True
 
 
+def _compared(pipe: Any, job: Job, index: int, settings: Sequence[Setting], scores: Scores, begin: Begin) -> Compared:
+    """One prompt's images, without stepcache and with it at each setting."""
+    prompt, original = job.prompts[index], job.make(pipe, index, begin("original", pipe))
+    reused = []
+    for setting in settings:
+        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
+        try:
+            made = job.make(pipe, index, begin(setting.name, pipe))
+            record = last_run(pipe)
+        finally:
+            restore(pipe)
+        assert record is not None
+        reused.append(_reused(made, record.kinds, original, prompt, scores))
+    height, width = original.image.shape[:2]
+    shot = _shot(original, "F" * len(reused[0].kinds), prompt, scores)
+    return Compared(prompt, job.seed_of(index), height, width, shot, reused)
+
+
 def _drifts(
-    pipe: Any, job: Job, index: int, branch: int, settings: Sequence[Setting], begin: Callable[[str, Any], Any]
+    pipe: Any, job: Job, index: int, branch: int, settings: Sequence[Setting], begin: Begin
 ) -> dict[Setting, list[float]]:
     """The drift of each step for each of the settings, which are of one branch."""
     moved = begin(f"drift, branch {branch}", pipe)
@@ -197,8 +210,8 @@ def _reused(made: Made, kinds: str, original: Made, prompt: Prompt, scores: Scor
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, Any], Callable[[], None]]]:
-    """A bar of `total` images. Yields begin(name, pipe), to be called for each; what that returns, after each step."""
+def _progress(total: int) -> Iterator[Begin]:
+    """A bar of `total` images; yields what is to be called for each of them."""
     from tqdm import tqdm
 
     # The bar counts in images, but moves a step at a time: its numbers are rounded.

@@ -13,6 +13,7 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,8 @@ def run(args: argparse.Namespace) -> int:
     Where it is interrupted, the prompts that are done are written, and the status is 130.
     """
     demo = args.pipeline == DEMO
-    prompts = bundled_prompts(DEMO if demo else "general") if args.prompts is None else read_prompts(args.prompts)
-    intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
-    for interval in intervals:
-        Schedule.uniform(interval)
-    steps, drift = positive_int("--steps", args.steps), positive_int("--drift", args.drift, at_least=0)
-    size = _size(args.size)
-    check_guidance(args.guidance)
-    check_seed(args.seed)
+    job, settings = _checked(args, demo)
+    drift = positive_int("--drift", args.drift, at_least=0)
     device = _device(args.device)
     dtype = DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
     sheet = args.sheet or args.out.with_suffix(".png")
@@ -125,44 +120,57 @@ def run(args: argparse.Namespace) -> int:
     check_writable(sheet, ".png", "--sheet")
 
     with quiet("diffusers", "transformers"), one_thread() if demo and device == "cpu" else nullcontext():
-        clip = None if args.clip is None else ClipScore(args.clip, device)
-        without_lpips = missing_for_lpips()
-        scores = Scores(None if without_lpips else Lpips(device), clip)
+        scores, missing = _scores(args.clip, device)
         pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype, args.variant)
-        _check_call(pipe)
-        for branch in branches:
-            accelerate(pipe, branch=branch, compile=False, cuda_graphs=False)
-        restore(pipe)
-        if args.scheduler is None:
-            check_steps(pipe, steps)
-        else:
-            swap_scheduler(pipe, args.scheduler, steps)
-        guidance = args.guidance if args.guidance is not None else 3.0 if demo else _default_guidance(pipe)
-        job = Job(prompts, steps, guidance, args.seed, size)
+        _check_pipe(pipe, settings)
+        if args.scheduler is not None:
+            swap_scheduler(pipe, args.scheduler, job.steps)
+        check_steps(pipe, job.steps)
+        if job.guidance is None:
+            job = replace(job, guidance=_default_guidance(pipe))
         facts = _facts(args, pipe, job, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
             summary=_summary(job, dict(facts)),
-            settings=[Setting(interval, branch) for branch in branches for interval in intervals],
+            settings=settings,
             facts=facts,
-            missing=[without_lpips] if without_lpips else [],
+            missing=missing,
             notes=_too_long(pipe, job),
         )
-        if clip is None:
-            comparison.missing.append(
-                "CLIP scores need a CLIP model: --clip DIR, a directory of a transformers CLIPModel."
-            )
         print("\n".join([comparison.summary, *comparison.notes]), flush=True)
         rehearse(pipe, job)
         done = make_all(pipe, job, comparison, scores, drift)
     if not done:
-        comparison.notes.append(f"Interrupted after {len(comparison.results)} of {len(prompts)} prompts.")
+        comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(job.prompts), 'prompt')}.")
     args.out.write_text(html_report(comparison), encoding="utf-8")
     draw(comparison).save(sheet, format="PNG", optimize=True)
     print(f"\n{table(figures_of(comparison))}\n")
-    print("\n".join(comparison.missing if done else [*comparison.missing, comparison.notes[-1]]))
+    print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
     print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB\nContact sheet: {sheet}")
     return 0 if done else 130
+
+
+def _checked(args: argparse.Namespace, demo: bool) -> tuple[Job, list[Setting]]:
+    """What is asked for, checked as far as it can be without a pipeline."""
+    prompts = bundled_prompts(DEMO if demo else "general") if args.prompts is None else read_prompts(args.prompts)
+    intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
+    for interval in intervals:
+        Schedule.uniform(interval)
+    check_guidance(args.guidance)
+    check_seed(args.seed)
+    guidance = 3.0 if demo and args.guidance is None else args.guidance
+    job = Job(prompts, positive_int("--steps", args.steps), guidance, args.seed, _size(args.size))
+    return job, [Setting(interval, branch) for branch in branches for interval in intervals]
+
+
+def _scores(clip: Path | None, device: str) -> tuple[Scores, list[str]]:
+    """The scores whose weights are at hand, and of the others what they need."""
+    missing = []
+    if without_lpips := missing_for_lpips():
+        missing.append(without_lpips)
+    if clip is None:
+        missing.append("CLIP scores need a CLIP model: --clip DIR, a directory of a transformers CLIPModel.")
+    return Scores(None if without_lpips else Lpips(device), None if clip is None else ClipScore(clip, device)), missing
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -186,8 +194,9 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _check_call(pipe: Any) -> None:
-    """UnsupportedPipeline where the pipe does not make images from prompts alone, as far as its call's names say."""
+def _check_pipe(pipe: Any, settings: Sequence[Setting]) -> None:
+    """UnsupportedPipeline where the pipe does not make images from prompts alone, as far as its call's names say, and
+    what `accelerate` raises for one of the settings."""
     takes = inspect.signature(type(pipe).__call__).parameters
     missing = NEEDED - set(takes)
     # IP-Adapter's is an extra; any other image is what the pipeline starts from.
@@ -195,6 +204,9 @@ def _check_call(pipe: Any) -> None:
     if missing or images:
         why = f"takes no {', '.join(sorted(missing))}" if missing else f"takes {', '.join(sorted(images))}"
         raise UnsupportedPipeline(f"{type(pipe).__name__} {why}: compare is for text-to-image pipelines.")
+    for setting in settings:
+        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
+    restore(pipe)
 
 
 def _default_guidance(pipe: Any) -> float:
