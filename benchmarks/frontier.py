@@ -11,7 +11,8 @@ eager, the best of the seeds, one after the other: a rough figure beside the exa
 - `DeepCache`: hold, both halves of the batch, uniform intervals, branches 0 and 1. `DeepCache 1:N`: the paper's
   non-uniform schedule (section 4.3), its centre in the middle of the run, power 1.4.
 - `linear`, `damped`: the feature extrapolated, damping 1 and 0.5. `reuse`: guidance reuse. And both together.
-- `calibrated`: plans from `stepcache calibrate`, one for each budget, on other prompts.
+- `linear + alternate (prototype)`: every second full step on the conditional half alone (alternate.py).
+- `calibrated`: plans from `stepcache calibrate` on other prompts, one for each cost of DeepCache's front.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from alternate import alternating
+from frontier_rows import ALTERNATE, CALIBRATED, DEEPCACHE, HIGH, LOW, Row, deepcache, front
 from stepcache.bench.rows import RESULTS, write
 from tqdm import tqdm
 
@@ -41,39 +42,14 @@ from stepcache.macs import branch_macs, meta_unet
 SETTINGS = tuple(itertools.product(("ddim", "dpm++", "euler"), (20, 50), (3.0, 7.5)))
 INTERVALS = (2, 3, 4, 5, 6)
 BRANCHES = (0, 1)
-BUDGETS = (2.0, 2.5, 3.0, 3.5, 4.0)
 SEEDS = (101, 102, 103)
 TRIALS = 40
 # Emoji that the demo knows: those in CALIBRATION are never measured on, those in HELD_OUT never calibrated on.
 CALIBRATION = (
     "fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "pineapple", "panda face", "maple leaf",
+    "dog face", "raccoon", "hot dog", "peanuts", "ice cream", "grapes", "penguin", "lemon",
 )  # fmt: skip
-HELD_OUT = ("tiger face", "avocado", "frog face", "mushroom", "tangerine", "dog face")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one cost in one setting. PSNR and SSIM are means over all held-out images."""
-
-    model: str
-    scheduler: str  # its name in `stepcache demo --scheduler`
-    steps: int
-    guidance_scale: float
-    method: str
-    predict: str  # hold, linear, a damping, or fitted
-    guidance: str  # both, reuse
-    branch: int
-    schedule: str  # the run's own record, "FPPFPP..."
-    budget: float | None  # asked of the calibration
-    speedup_macs: float
-    seconds: float
-    speedup_seconds: float
-    psnr: float
-    psnr_p20: float  # over images
-    psnr_p80: float
-    ssim: float
-    prompts: int
-    seeds: int
+HELD_OUT = ("tiger face", "avocado", "frog face", "mushroom", "watermelon", "cat face")
 
 
 class Candidate(NamedTuple):
@@ -89,12 +65,12 @@ def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) ->
     """What needs no calibration; on deeper branches than the first, only DeepCache's algorithm and the best of ours."""
     for interval, branch in itertools.product(intervals, branches):
         uniform = {"interval": interval, "branch": branch}
-        yield Candidate("DeepCache", branch, uniform)
+        yield Candidate(DEEPCACHE, branch, uniform)
         yield Candidate("linear", branch, {**uniform, "predict": "linear"})
         yield Candidate("linear + reuse", branch, {**uniform, "predict": "linear", "guidance": "reuse"})
         if branch == branches[0]:
             paper = Schedule.nonuniform(steps, interval, center=steps // 2, power=1.4)
-            yield Candidate("DeepCache 1:N", branch, {"schedule": paper, "branch": branch})
+            yield Candidate(f"{DEEPCACHE} 1:N", branch, {"schedule": paper, "branch": branch})
             yield Candidate("reuse", branch, {**uniform, "guidance": "reuse"})
             yield Candidate("damped", branch, {**uniform, "predict": 0.5})
             yield Candidate("damped + reuse", branch, {**uniform, "predict": 0.5, "guidance": "reuse"})
@@ -155,7 +131,7 @@ class Bench:
                 yield
 
         images, seconds = self._images(mode)
-        candidate = Candidate("linear + alternate (prototype)", branch, {})
+        candidate = Candidate(ALTERNATE, branch, {})
         run = runs[0]
         return self._row(model, candidate, "linear", "alternate", run.letters, run.cost(share), images, seconds)
 
@@ -203,7 +179,6 @@ def measure(
     *,
     intervals: Sequence[int] = INTERVALS,
     branches: Sequence[int] = BRANCHES,
-    budgets: Sequence[float] = BUDGETS,
     seeds: Sequence[int] = SEEDS,
     trials: int = TRIALS,
 ) -> Iterator[Row]:
@@ -212,17 +187,17 @@ def measure(
     bench = Bench(pipe, scheduler, steps, guidance, held_out, seeds)
     size = pipe.unet.config.sample_size
     shares = {count.branch: count.share for count in branch_macs(meta_unet(pipe.unet.config), size, size)}
+    rows = []
     for candidate in candidates(steps, intervals, branches):
-        yield bench.row(model, candidate, shares[candidate.branch])
+        rows.append(bench.row(model, candidate, shares[candidate.branch]))
+        yield rows[-1]
     for interval in intervals:
         yield bench.alternating_row(model, interval, branches[0], shares[branches[0]])
-    for plan, budget in zip(
-        calibrate(pipe, calibration, steps=steps, guidance=guidance, budgets=budgets, trials=trials),
-        budgets,
-        strict=True,
-    ):
-        candidate = Candidate("calibrated", plan.branch, {"plan": plan}, budget)
-        yield bench.row(model, candidate, shares[plan.branch])
+    # At the costs that DeepCache's algorithm has a point at, so that the two are compared at the same cost.
+    budgets = [row.speedup_macs for row in front(deepcache(rows)) if LOW <= row.speedup_macs <= HIGH]
+    plans = calibrate(pipe, calibration, steps=steps, guidance=guidance, budgets=budgets, trials=trials)
+    for plan, budget in zip(plans, budgets, strict=True):
+        yield bench.row(model, Candidate(CALIBRATED, plan.branch, {"plan": plan}, budget), shares[plan.branch])
 
 
 def setting_of(text: str) -> tuple[str, int, float]:

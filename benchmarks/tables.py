@@ -18,9 +18,11 @@ from typing import TypeVar
 import cold_start
 import cpu_ratio
 import host_overhead
+import rest_of_loop
 import two_graphs
 from bench_tables import headline_table, ladder_tables
 from figures import Figure
+from frontier_pages import frontier_figures, frontier_headline, frontier_table
 from markdown_table import caption, table
 from plots import fidelity_figures, ladder_figures
 from stepcache.bench.rows import RESULTS, ROOT, Rig, read
@@ -77,6 +79,19 @@ def cold_start_table(path: Path) -> str:
     return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
 
 
+def rest_of_loop_table(path: Path) -> str:
+    """The share of each part of a call, and the whole call's seconds."""
+    parts = [part for part in rest_of_loop.PARTS if part != "whole"]
+    found: dict[str, dict[str, rest_of_loop.Row]] = {}
+    for row in read(path, rest_of_loop.Row):
+        found.setdefault(row.variant, {})[row.part] = row
+    lines = [
+        (variant, *(f"{100 * row[part].share:.1f} %" for part in parts), f"{row['whole'].seconds:.3f}")
+        for variant, row in found.items()
+    ]
+    return table(("variant", *parts, "whole call, s"), lines) + "\n" + caption(read(path, Rig)[:1])
+
+
 def csv(make: Callable[[Path], Made], *names: str) -> Callable[[Path], Made | None]:
     """A maker that takes a folder, and of it the first of these files that is there; None where there is none."""
 
@@ -95,6 +110,9 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "bench_gpu": csv(ladder_tables, "bench_gpu.csv"),
     "bench_sd21_cpu": csv(ladder_tables, "bench_sd21_cpu.csv"),
     "bench_demo": csv(ladder_tables, "bench_demo.csv"),
+    "frontier": csv(frontier_table, "frontier.csv"),
+    "frontier_headline": csv(frontier_headline, "frontier.csv"),
+    "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
 }
 
 FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
@@ -103,6 +121,7 @@ FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
     "bench_sd21_cpu_ladder": csv(ladder_figures, "bench_sd21_cpu.csv"),
     "bench_demo_ladder": csv(ladder_figures, "bench_demo.csv"),
     "bench_demo_fidelity": csv(fidelity_figures, "bench_demo.csv"),
+    "frontier": csv(frontier_figures, "frontier.csv"),
 }
 
 

@@ -31,6 +31,16 @@ def test_every_unet_pops_the_skips_it_pushes(name):
     assert len(layout.skips) == len(layout.joins)
 
 
+def test_k_blocks_have_a_skip_and_a_join_each():
+    layout = Layout(down=((4, True), (4, True), (4, False)), up=((4, True), (4, True), (4, False)), block_skips=2)
+    assert layout.skips == ("down_blocks.0.resnets.3", "down_blocks.1.resnets.3")
+    assert [layout.cut(m) for m in range(2)] == [Cut(0, 2, 0, by_block=True), Cut(1, 1, 0, by_block=True)]
+    assert [layout.cut(m).skips for m in range(2)] == [1, 2]
+    assert layout.cached(1) == "output of up_blocks.0"
+    with pytest.raises(BranchOutOfRange, match="branches 0 to 1"):
+        layout.cut(2)
+
+
 def test_out_of_range_lists_every_branch_and_what_it_caches():
     with pytest.raises(BranchOutOfRange) as error:
         SD.cut(12)

@@ -235,6 +235,23 @@ def test_a_whole_run_on_the_ops(options):
     assert torch.equal(accelerate(pipe, 3, kernels=False)(6), want)
 
 
+def test_the_ops_are_in_the_compiled_graphs():
+    """Joins are decided while Dynamo traces: what it cannot see through would leave every graph on the concat."""
+    ops = []
+
+    def backend(graph, inputs):
+        targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        ops.append([target.split(".")[1] for target in targets if target.startswith("stepcache.")])
+        return graph
+
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 3, predict="linear")(6)
+    got = accelerate(pipe, 3, predict="linear", kernels=True, compile={"backend": backend})(6)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    join = ["cat_group_norm_silu", "dual_conv1x1"]
+    assert ops == [join * 4, join]  # the full graph, and the partial one
+
+
 def test_layer_hooks_are_not_bypassed(caplog):
     """The ops read weights without calling the layers, on which offloading hooks may sit."""
     from accelerate.hooks import ModelHook, add_hook_to_module

@@ -8,7 +8,7 @@ from small import UNETS, make_unet
 
 from stepcache.errors import BranchOutOfRange, InvalidSetting, UnsupportedUNet
 from stepcache.forwards import family_of
-from stepcache.macs import BranchMacs, branch_macs, example_inputs, feature_shape, meta_unet
+from stepcache.macs import BranchMacs, branch_macs, example_inputs, feature_shapes, meta_unet
 
 TINY = {
     "sample_size": 8,
@@ -88,24 +88,22 @@ def test_features_have_the_shapes_of_a_real_run(name, size):
     """On the CPU, with weights and the example inputs, for every branch; odd sizes are rounded up at each level."""
     unet = make_unet(name)
     inputs = example_inputs(unet, *size, batch=2)
+    meta = meta_unet({**unet.config, "_class_name": "UNet2DConditionModel"})
+    shapes = feature_shapes(meta, example_inputs(meta, *size, batch=2))
     family = family_of(unet)
     layout = family.layout(unet)
-    for branch in range(len(layout.joins)):
-        cut = layout.cut(branch)
+    assert len(shapes) == len(layout.joins)
+    for branch, shape in enumerate(shapes):
         with torch.no_grad():
-            _, feature = family.full(unet, cut, **inputs)
-        assert feature_shape(unet, layout, cut, (2, 4, *size)) == tuple(feature.shape)
+            _, feature = family.full(unet, layout.cut(branch), **inputs)
+        assert shape == tuple(feature.shape)
 
 
-def test_downsamplers_that_pad_on_one_side_only_round_down():
-    unet = UNet2DConditionModel(**{**TINY, "downsample_padding": 0}).eval()
-    family = family_of(unet)
-    layout = family.layout(unet)
-    cut = layout.cut(3)
-    with torch.no_grad():
-        _, feature = family.full(unet, cut, **example_inputs(unet, 10, 8))
-    assert feature_shape(unet, layout, cut, (1, 4, 10, 8)) == tuple(feature.shape) == (1, 16, 5, 4)
-    assert feature_shape(unet, layout, cut, (1, 4, 11, 8)) == (1, 16, 5, 4)
+@pytest.mark.parametrize("height", [10, 11])
+def test_downsamplers_that_pad_on_one_side_only_round_down(height):
+    unet = meta_unet({**TINY, "downsample_padding": 0})
+    (row,) = branch_macs(unet, height, 8, branches=(3,))
+    assert row.feature == (1, 16, 5, 4)
 
 
 def test_all_branches_are_counted_and_a_deeper_one_costs_more():
@@ -132,11 +130,34 @@ def test_all_branches_are_counted_and_a_deeper_one_costs_more():
         ({"cross_attention_dim": (12, 12)}, "encoder_hidden_states", (2, 77, 12)),
         ({"addition_embed_type": "text", "addition_embed_type_num_heads": 2}, "sample", (2, 4, 8, 8)),
         ({"in_channels": 9}, "sample", (2, 9, 8, 8)),
+        ({"class_embed_type": "identity"}, "class_labels", (2, 32)),
+        ({"cross_attention_dim": (8, 16)}, "sample", (2, 4, 8, 8)),
+        ({"encoder_hid_dim": 20, "encoder_hid_dim_type": "text_image_proj"}, "encoder_hidden_states", (2, 77, 20)),
     ],
 )
 def test_conditionings_that_the_config_asks_for(settings, name, shape):
     unet = meta_unet({**TINY, **settings})
     assert example_inputs(unet, 8, 8, batch=2)[name].shape == shape
+    assert list(branch_macs(unet, 8, 8, batch=2, branches=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes"),
+    [
+        ({"addition_embed_type": "image"}, {"image_embeds": (2, 20)}),
+        ({"addition_embed_type": "image_hint", "in_channels": 8}, {"image_embeds": (2, 20), "hint": (2, 3, 64, 64)}),
+        ({"addition_embed_type": "text_image"}, {"text_embeds": (2, 12), "image_embeds": (2, 12)}),
+        ({"encoder_hid_dim_type": "text_image_proj"}, {"image_embeds": (2, 12)}),
+        ({"encoder_hid_dim_type": "image_proj"}, {"image_embeds": (2, 20)}),
+        ({"encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"}, {"image_embeds": (2, 20)}),
+    ],
+)
+def test_image_embeddings_of_kandinsky(settings, shapes):
+    unet = meta_unet({**TINY, "encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 20, **settings})
+    inputs = example_inputs(unet, 8, 8, batch=2)
+    assert {name: tuple(value.shape) for name, value in inputs["added_cond_kwargs"].items()} == shapes
+    assert ("encoder_hidden_states" in inputs) == (settings.get("encoder_hid_dim_type") != "image_proj")
+    assert inputs["sample"].shape == (2, 4, 8, 8)
     assert list(branch_macs(unet, 8, 8, batch=2, branches=(0,)))
 
 
@@ -155,19 +176,17 @@ def test_text_time_fills_the_width_that_the_config_gives(width, ids, text):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "later", "words"),
     [
-        ({"addition_embed_type": "image", "encoder_hid_dim": 12}, "addition_embed_type='image'"),
-        (
-            {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 12},
-            "encoder_hid_dim_type='image_proj'",
-        ),
-        ({"cross_attention_dim": (12, 16)}, "cross_attention_dim=[12, 16]"),
-        ({"class_embed_type": "identity"}, "class_embed_type='identity'"),
+        ({"cross_attention_dim": (12, 16)}, {}, "cross_attention_dim=[12, 16]"),
+        ({}, {"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type='ip_image_proj'"),
+        ({}, {"addition_embed_type": "new"}, "addition_embed_type='new'"),
+        ({}, {"class_embed_type": "new"}, "class_embed_type='new'"),
     ],
 )
-def test_a_conditioning_without_example_inputs_is_named(settings, words):
+def test_a_conditioning_without_example_inputs_is_named(settings, later, words):
     unet = meta_unet({**TINY, **settings})
+    unet.register_to_config(**later)  # as loading an IP-Adapter does; from_config would not take the others
     with pytest.raises(UnsupportedUNet) as error:
         branch_macs(unet, 8, 8)
     assert words in str(error.value)
@@ -202,6 +221,6 @@ def test_a_config_that_no_unet_can_be_built_from(config, words):
 
 
 def test_a_block_that_stepcache_does_not_know():
-    unet = meta_unet({**TINY, "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D")})
-    with pytest.raises(UnsupportedUNet, match=r"down_blocks\.1 is a AttnDownBlock2D"):
+    unet = meta_unet({**TINY, "down_block_types": ("CrossAttnDownBlock2D", "DownEncoderBlock2D")})
+    with pytest.raises(UnsupportedUNet, match=r"down_blocks\.1 is a DownEncoderBlock2D"):
         branch_macs(unet, 8, 8)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from .attach import attach, detach, require, scheduled_steps
 from .graphs import artifacts
+from .plans import Plan
 from .schedule import Schedule, positive_int
 from .session import RunRecord, Session
 from .settings import Settings
@@ -29,6 +30,8 @@ def accelerate(
     kernels: bool | str = "auto",
     max_buckets: int = 4,
     vae: bool = False,
+    plan: str | os.PathLike[str] | Plan | None = None,
+    adapt: bool = False,
     compiled: str | os.PathLike[str] | None = None,
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
@@ -65,6 +68,13 @@ def accelerate(
             False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
             each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
             Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
+        plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance that were found
+            for one model, scheduler and number of steps; interval, branch, schedule, predict and guidance stay at their
+            defaults beside it. Another U-Net (its config, or a sample of its weights; a LoRA that is not fused does not
+            count) or scheduler raises InvalidSetting here, another number of steps at the first U-Net call of a run. A
+            guidance scale other than the plan's is only warned of. Price: up to three buffers of the feature's size.
+        adapt: True takes a plan for another model or scheduler as it is, and stretches its full steps to another number
+            of steps, with the plan's damped line in the place of its fitted weights; a warning says so. Default False.
         compiled: a file that `save_compiled` wrote: what it holds is not compiled again. Made by another torch, device
             or Python, it is passed over with a warning. It holds pickles; load only what you trust.
 
@@ -79,7 +89,18 @@ def accelerate(
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
     settings = Settings.check(
-        interval, branch, schedule, compile, cuda_graphs, kernels, max_buckets, predict, guidance, vae
+        interval,
+        branch,
+        schedule,
+        compile,
+        cuda_graphs,
+        kernels,
+        max_buckets,
+        predict,
+        guidance,
+        vae,
+        plan,
+        adapt,
     )
     if compiled is not None:
         artifacts.load(compiled)

@@ -22,9 +22,10 @@ from torch import nn
 from .batches import guided
 from .buffers import Buckets
 from .decoder import DecoderGraphs, vae_of
-from .errors import AlreadyCached, NotAccelerated, UnsupportedPipeline
+from .errors import AlreadyCached, InvalidSetting, NotAccelerated, UnsupportedPipeline
 from .forwards import family_of
 from .graphs import Plan
+from .predict import Predictor
 from .schedule import Schedule
 from .session import Core, RunRecord, Session, current
 from .settings import Settings
@@ -37,11 +38,37 @@ _ORIGINAL = "_stepcache_original"
 rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
 
 
+class _Replacement:
+    """`intercepted` in the place of `stock`, which is `owner.name`: its method, or a plain function on it.
+
+    It has stock's signature, which pipelines look at. A copy of the owner, made in a callback say, has the stock method
+    bound to itself. A copy of its attributes alone has this very object: panorama pipelines save and put back
+    `vars(scheduler)` around each view.
+    """
+
+    def __init__(self, owner: object, name: str, stock: Callable[..., Any], intercepted: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, stock)
+        self._owner, self._name, self._stock, self._intercepted = owner, name, stock, intercepted
+        setattr(self, _ORIGINAL, stock)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._intercepted(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._owner))
+        if copied is None:
+            return self
+        function = getattr(self._stock, "__func__", None)
+        return self._stock if function is None else types.MethodType(function, copied)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._owner, self._name)
+
+
 class _Interception:
     """A function put in the place of `owner.name`, for as long as at least one run needs it.
 
-    `wrap(stock)` makes it from what was there. It is installed as a method bound to `owner`, so that a copy of the
-    owner, made in a callback say, has one bound to itself; there it is its class's own method again.
+    `wrap(stock)` makes it from what was there.
     """
 
     _lock = threading.Lock()
@@ -51,21 +78,7 @@ class _Interception:
         self.owner, self.name, self.users = owner, name, 0
         self.missing = name not in vars(owner)
         self.original = stock = getattr(owner, name)
-        intercepted = wrap(stock)
-
-        function = getattr(stock, "__func__", None)
-        if function is None:
-            # Somebody's plain function on the object stays one: bound, it would lose its first parameter to inspect.
-            self.replacement: Any = functools.wraps(stock)(intercepted)
-            setattr(self.replacement, _ORIGINAL, stock)
-            return
-
-        @functools.wraps(function)
-        def method(self: object, *args: Any, **kwargs: Any) -> Any:
-            return intercepted(*args, **kwargs) if self is owner else function(self, *args, **kwargs)
-
-        setattr(method, _ORIGINAL, stock)
-        self.replacement = types.MethodType(method, owner)
+        self.replacement = _Replacement(owner, name, stock, wrap(stock))
 
     @classmethod
     @contextmanager
@@ -140,6 +153,17 @@ def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[.
     return step
 
 
+def _set_timesteps_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        session = current.get()
+        if session is not None and session.scheduler is scheduler:
+            session.begin_loop()
+        return result
+
+    return set_timesteps
+
+
 def _seat(unet: nn.Module) -> tuple[object, str]:
     """Where the U-Net's own forward hangs: under the offloading hooks of diffusers or accelerate, if any."""
     registry = getattr(unet, "_diffusers_hook", None)
@@ -152,8 +176,9 @@ def _check_unwrapped(unet: nn.Module) -> None:
     """Raise AlreadyCached where somebody else already stands in the place of the U-Net's forward."""
     if type(unet).__name__ == "OptimizedModule" or getattr(unet, "_compiled_call_impl", None) is not None:
         raise AlreadyCached(
-            "pipe.unet is compiled already, which hides its layers. Give stepcache the plain U-Net "
-            "(pipe.unet = pipe.unet._orig_mod after torch.compile)."
+            "pipe.unet is compiled already, which hides its layers. Give stepcache the plain U-Net, which it compiles "
+            "itself (pipe.unet = pipe.unet._orig_mod after torch.compile; pipe.unet._compiled_call_impl = None after "
+            "pipe.unet.compile)."
         )
     owner, name = _seat(unet)
     forward = getattr(owner, name)
@@ -228,7 +253,9 @@ class Attachment:
         _check_no_cache_hooks(unet)
         family = family_of(unet)
         with self._lock:
-            if self._unet is None or self._unet() is not unet:
+            known = self._unet is not None and self._unet() is unet
+            self._check_plan(pipe, None if known else unet)
+            if not known:
                 self._drop()
                 self._unet = weakref.ref(unet, lambda _: self._drop())
             if self._idle:
@@ -237,6 +264,39 @@ class Attachment:
         plan = Plan(family, family.layout(unet).cut(settings.branch), settings.graphs, settings.predictor)
         decoder = DecoderGraphs(settings.graphs, settings.max_buckets, plan.costs) if settings.vae else None
         return unet, Core(plan, Buckets(settings.max_buckets), decoder)
+
+    def _check_plan(self, pipe: Any, unet: nn.Module | None) -> None:
+        """InvalidSetting where a plan was made for another scheduler than the pipe's, or another U-Net than `unet`."""
+        plan = self.settings.plan
+        if plan is None or self.settings.adapt:
+            return
+        made_for = plan.made_for
+        reason = made_for.not_the_scheduler(pipe.scheduler) or (
+            made_for.not_the_model(unet) if unet is not None else ""
+        )
+        if reason:
+            raise InvalidSetting(
+                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or take it as "
+                "it is with accelerate(..., adapt=True); its figures do not hold then."
+            )
+
+    def _fit(self, pipe: Any, core: Core, steps: int | None) -> tuple[Schedule, Predictor]:
+        """Schedule and predictor that the plan has for a run of `steps`, and a word where it is used otherwise."""
+        plan = self.settings.plan
+        assert plan is not None
+        fitting = plan.for_steps(steps, self.settings.adapt)
+        if steps != len(plan.mask):
+            core.plan.say_once(
+                f"A plan for {len(plan.mask)} steps in a run of {steps}: its full steps are stretched to "
+                f"{fitting[0].kinds(steps or 0)}, and a line damped by {plan.damping:g} takes the place of its weights."
+            )
+        guidance, made_for = getattr(pipe, "_guidance_scale", None), plan.made_for.guidance
+        if guidance is not None and guidance != made_for:
+            core.plan.say_once(
+                f"A plan that was calibrated with guidance scale {made_for:g} in a run with {guidance:g}: it works, "
+                "but its figures are not those of this run."
+            )
+        return fitting
 
     def park(self, unet: nn.Module, core: Core) -> None:
         """Take the core back after a run, or free it where it is of no use any more."""
@@ -252,20 +312,24 @@ class Attachment:
         unet, core = self.prepare(pipe)
         scheduler = pipe.scheduler
         schedule = rehearsal.get() or self.settings.schedule
-        halves = {"guided": guided(pipe)} if self.settings.reuse_guidance else {}
-        session = Session(unet, scheduler, schedule, core, count_steps, **halves)
+        further: dict[str, Any] = {"guided": guided(pipe)} if self.settings.reuse_guidance else {}
+        if self.settings.plan is not None and rehearsal.get() is None:
+            further["fit"] = functools.partial(self._fit, pipe, core)
+        session = Session(unet, scheduler, schedule, core, count_steps, **further)
         self.last = session.record
         owner, name = _seat(unet)
         with ExitStack() as places:
             places.enter_context(_Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
-            places.enter_context(_Interception.on(scheduler, "step", functools.partial(_step_in_session, scheduler)))
+            for method, watch in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
+                if hasattr(scheduler, method):
+                    places.enter_context(_Interception.on(scheduler, method, functools.partial(watch, scheduler)))
             for block in core.plan.blocks(unet):
                 places.enter_context(_Interception.on(block, "forward", functools.partial(_block_in_session, block)))
             if core.decoder is not None:
                 vae, decoder = vae_of(pipe)
                 core.decoder.begin_run(vae, decoder)
-                watch = functools.partial(_decoder_in_session, decoder)
-                places.enter_context(_Interception.on(decoder, "forward", watch))
+                decoding = functools.partial(_decoder_in_session, decoder)
+                places.enter_context(_Interception.on(decoder, "forward", decoding))
             token = current.set(session)
             try:
                 yield session

@@ -2,7 +2,8 @@
 
 Known by name, after reading each pipeline's loop: a batch of another make-up looks the same from inside. Left out:
 three-way batches (InstructPix2Pix), those with a perturbed part (PAG), several U-Net calls a step (SAG, LEdits++,
-Attend-and-Excite, panorama), and pipelines that do not tell whether guidance is on (no `do_classifier_free_guidance`).
+Attend-and-Excite, panorama), and pipelines that do not tell whether guidance is on (no `do_classifier_free_guidance`:
+ModelScope's) or whose answer lies on the device, where reading it would make the host wait (StableVideoDiffusion).
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ from .errors import UnsupportedPipeline
 
 HALVED = frozenset(
     {
+        "AnimateDiffControlNetPipeline",
+        "AnimateDiffPipeline",
+        "AnimateDiffSDXLPipeline",
+        "AnimateDiffSparseControlNetPipeline",
+        "AnimateDiffVideoToVideoControlNetPipeline",
+        "AnimateDiffVideoToVideoPipeline",
         "KandinskyV22Img2ImgPipeline",
         "KandinskyV22InpaintPipeline",
         "KandinskyV22Pipeline",
         "KolorsImg2ImgPipeline",
         "KolorsPipeline",
+        "PIAPipeline",
         "StableDiffusionAdapterPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",

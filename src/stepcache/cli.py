@@ -18,6 +18,7 @@ from .errors import StepCacheError
 # Name -> one line for `stepcache --help`. The file is commands/<name>.py.
 COMMANDS = {
     "bench": "eager, torch.compile, DeepCache and stepcache side by side: seconds, memory and fidelity as a CSV",
+    "calibrate": "find the plan with the best images at a given cost, for one pipeline, scheduler and step count",
     "compare": "original against accelerated on your prompts: an HTML page of images, figures and drift",
     "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
     "inspect": "what each branch of a U-Net runs, caches and costs, and the speed-up it allows",

@@ -72,7 +72,7 @@ class Layout:
                 f"branch={number} is out of range: this U-Net has branches 0 to {len(joins) - 1}. "
                 f"What each caches:\n{choices}"
             )
-        return Cut(number, joins[number].block, joins[number].layer)
+        return Cut(number, joins[number].block, joins[number].layer, self.block_skips is not None)
 
     def cached(self, branch: int) -> str:
         """In words, the feature of `branch`: the output of the layer that runs just before its join."""
@@ -86,11 +86,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cut:
-    """One branch of one U-Net: the partial step enters `up_blocks[block]` at ResNet `layer` with skips 0..branch."""
+    """One branch of one U-Net: the partial step enters `up_blocks[block]` at ResNet `layer` with skips 0..branch.
+
+    by_block: skips are those of K blocks, one a block.
+    """
 
     branch: int
     block: int
     layer: int
+    by_block: bool = False
 
     @property
     def skips(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .buffers import Bucket, Buckets, Kept
 from .errors import AlreadyCached, UnsupportedVAE
-from .graphs import GraphSettings, _offloading, _signature, tensors_of
+from .graphs import GraphSettings, hooks_on, signature, tensors_of
 from .graphs.baked import Baked
 from .graphs.captured import MAX_STALE
 from .graphs.costs import Costs
@@ -95,7 +95,7 @@ class DecoderGraphs:
             # Weakly: the pipe may drop its VAE, and the graphs go with it.
             self._decoder = weakref.ref(decoder, lambda _: self.clear())
             self._signature, self._forward = inspect.signature(type(decoder).forward), _forward_of(type(decoder))
-        self._hooks, self._first = _offloading(vae), True
+        self._hooks, self._first = hooks_on(vae), True
         self.buckets.limit = self.max_buckets * (TILE_SHAPES if getattr(vae, "use_tiling", False) else 1)
 
     def belongs_to(self, decoder: nn.Module) -> bool:
@@ -110,7 +110,7 @@ class DecoderGraphs:
         inputs = self._signature.bind(decoder, *args, **kwargs).arguments
         inputs.pop("self")
         autocast = torch.get_autocast_dtype(device.type) if autocasts(device.type) else None
-        key = _signature(inputs), torch.is_inference_mode_enabled(), autocast
+        key = signature(inputs), torch.is_inference_mode_enabled(), autocast
         graph = self.buckets.get(key, functools.partial(self._bucket, inputs, device)).graphs
         if graph.captured is None or graph.captured.failed or not self._may_capture():
             return graph.direct(decoder, inputs)
@@ -139,8 +139,8 @@ class DecoderGraphs:
             self._say_once("The VAE is in training mode: its decoder runs eager. Call vae.eval().")
         elif torch.is_grad_enabled():
             self._say_once("Gradients are enabled: the VAE's decoder runs eager. Use torch.no_grad().")
-        elif self._hooks == "inside":
-            self._say_once("Offloading hooks sit on the VAE's layers: its decoder runs eager.")
+        elif self._hooks in ("inside", "forward"):
+            self._say_once("Hooks sit on the VAE's layers: its decoder runs eager.")
         else:
             return False
         return True

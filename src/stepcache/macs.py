@@ -8,7 +8,7 @@ knows nothing of kernels, and not of the VAE and the text encoder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cut import Cut, Layout
+from .cut import Cut
 from .errors import InvalidSetting, UnsupportedUNet
 from .forwards import FAMILIES, family_of
+from .join import reference_join
 
 # Text tokens of CLIP, which all U-Nets of Stable Diffusion are conditioned on.
 TOKENS = 77
@@ -65,7 +66,8 @@ def meta_unet(config: Mapping[str, Any]) -> nn.Module:
             f"diffusers cannot build a {name} from this config ({type(error).__name__}: {error}). "
             "Check it against the model's own unet/config.json."
         ) from error
-    return unet.eval().requires_grad_(False)
+    # SVD's mixing factors are made from numbers, and so on the CPU.
+    return unet.to("meta").eval().requires_grad_(False)
 
 
 def branch_macs(
@@ -88,11 +90,11 @@ def branch_macs(
 def _count(unet: nn.Module, family: ModuleType, cuts: list[Cut], inputs: dict[str, Any]) -> Iterator[BranchMacs]:
     from torch.utils.flop_counter import FlopCounterMode
 
-    def macs(function: Callable[..., Any], *args: Any) -> int:
+    def macs(function: Callable[..., Any]) -> int:
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                function(unet, *args, **inputs)
-        except RuntimeError as error:
+                function()
+        except (RuntimeError, ValueError) as error:
             size = "x".join(str(n) for n in inputs["sample"].shape[-2:])
             raise UnsupportedUNet(
                 f"This U-Net does not run on latents of {size} ({error}). Try a larger size; if that fails too, "
@@ -100,46 +102,58 @@ def _count(unet: nn.Module, family: ModuleType, cuts: list[Cut], inputs: dict[st
             ) from error
         return counter.get_total_flops() // 2
 
-    whole = macs(family.full, cuts[0]) if cuts else 0
+    if not cuts:
+        return
+    shapes: list[tuple[int, ...]] = []
+    # The full step would hand each feature out, but tracing one for each branch takes most of the time.
+    whole = macs(lambda: shapes.extend(feature_shapes(unet, inputs)))
     for cut in cuts:
-        # The full step would hand it out, but tracing one for each branch takes most of the time.
-        shape = feature_shape(unet, family.layout(unet), cut, inputs["sample"].shape)
-        yield BranchMacs(cut.branch, whole, macs(family.partial, cut, inputs["sample"].new_empty(shape)), shape)
+        shape = shapes[cut.branch]
+        feature = inputs["sample"].new_empty(shape)
+        yield BranchMacs(cut.branch, whole, macs(lambda f=feature, c=cut: family.partial(unet, c, f, **inputs)), shape)
 
 
-def feature_shape(unet: nn.Module, layout: Layout, cut: Cut, sample: Sequence[int]) -> tuple[int, ...]:
-    """[B, C, H, W] of the feature of `cut` for a sample [B, in_channels, H, W].
+def feature_shapes(unet: nn.Module, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes [B, C, H, W] of the features of all branches, from one full step on `inputs` of the family's `full`."""
+    family = family_of(unet)
+    layout = family.layout(unet)
+    shapes: list[tuple[int, ...]] = []
 
-    It is as large as the skip that it meets, and has the channels that the join's ResNet takes beside the skip's.
-    """
-    batch, _, height, width = sample
-    for path in layout.skips[: cut.skips]:
-        skip: Any = unet.get_submodule(path)
-        if ".downsamplers." in path:
-            # Stride 2 with three taps; padding 0 stands for one pixel on the far sides only.
-            height, width = ((n + 1) // 2 if skip.padding else n // 2 for n in (height, width))
-    resnet: Any = unet.get_submodule(f"up_blocks.{cut.block}.resnets.{cut.layer}")
-    return batch, resnet.in_channels - skip.out_channels, height, width
+    def noting_join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor) -> Tensor:
+        shapes.append(tuple(hidden.shape))
+        return reference_join(resnet, hidden, skip, temb)
+
+    family.full(unet, layout.cut(0), noting_join, **inputs)
+    features = []
+    for branch, (batch, channels, *size) in enumerate(reversed(shapes)):
+        beside = family.image_channels(unet, layout.cut(branch)) if hasattr(family, "image_channels") else 0
+        features.append((batch, channels + beside, *size))
+    return features
 
 
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
     """Inputs of the family's `full` and `partial` for latents of `height` x `width`, with the conditionings of `unet`.
 
-    Zeros, float32, on the U-Net's device: sample [B, in_channels, H, W], timestep [1], encoder_hidden_states
-    [B, 77, D], and class labels, the guidance embedding of LCM and SDXL's added conditions where the config has them.
-    UnsupportedUNet, with the config's setting, for a conditioning that is not built here (image embeddings).
+    A family's own `example_inputs`, if it has one; else those of text-to-image: zeros, float32, on the U-Net's device:
+    sample [B, in_channels, H, W], timestep [1], encoder_hidden_states [B, 77, D], and class labels, the guidance
+    embedding of LCM, SDXL's added conditions and image embeddings where the config has them. UnsupportedUNet, with the
+    config's setting, for a conditioning that is not built here.
     """
+    own = getattr(family_of(unet), "example_inputs", None)
+    if own is not None:
+        inputs: dict[str, Any] = own(unet, height, width, batch)
+        return inputs
     config: Any = unet.config
     device = next(unet.parameters()).device
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    inputs: dict[str, Any] = {
-        "sample": zeros(batch, config.in_channels, height, width),
-        "timestep": zeros(1),
-        "encoder_hidden_states": zeros(batch, TOKENS, _text_width(config)),
-    }
+    # A hint, as large as the image, comes in as four channels of latents.
+    hint = config.addition_embed_type == "image_hint"
+    inputs = {"sample": zeros(batch, config.in_channels - 4 * hint, height, width), "timestep": zeros(1)}
+    if (text := _text_width(config)) is not None:
+        inputs["encoder_hidden_states"] = zeros(batch, TOKENS, text)
     if config.time_cond_proj_dim is not None:
         inputs["timestep_cond"] = zeros(batch, config.time_cond_proj_dim)
 
@@ -149,31 +163,45 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
         inputs["class_labels"] = zeros(batch)
     elif config.class_embed_type in ("projection", "simple_projection"):
         inputs["class_labels"] = zeros(batch, config.projection_class_embeddings_input_dim)
+    elif config.class_embed_type == "identity":
+        embedding: Any = unet.time_embedding
+        inputs["class_labels"] = zeros(batch, embedding.linear_2.out_features)
     elif config.class_embed_type is not None:
         raise _unknown("class_embed_type", config.class_embed_type)
 
+    added: dict[str, Tensor] = {}
     if config.addition_embed_type == "text_time":
         width_all, width_id = config.projection_class_embeddings_input_dim, config.addition_time_embed_dim
         # The config only has the sum of the two; how it is divided does not change the count. SDXL has 6 ids.
         ids = min(6, (width_all - 1) // width_id)
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": zeros(batch, width_all - ids * width_id),
-            "time_ids": zeros(batch, ids),
-        }
-    elif config.addition_embed_type not in (None, "text"):
+        added = {"text_embeds": zeros(batch, width_all - ids * width_id), "time_ids": zeros(batch, ids)}
+    elif config.addition_embed_type == "text_image":
+        added["text_embeds"] = zeros(batch, config.cross_attention_dim)
+    elif hint:
+        added["hint"] = zeros(batch, 3, 8 * height, 8 * width)
+    elif config.addition_embed_type not in (None, "text", "image"):
         raise _unknown("addition_embed_type", config.addition_embed_type)
-    return inputs
+    kinds = config.addition_embed_type, config.encoder_hid_dim_type
+    if "text_image" in kinds or "text_image_proj" in kinds:
+        added["image_embeds"] = zeros(batch, config.cross_attention_dim)
+    elif "image" in kinds or "image_proj" in kinds or hint:
+        added["image_embeds"] = zeros(batch, config.encoder_hid_dim)
+    return {**inputs, "added_cond_kwargs": added} if added else inputs
 
 
-def _text_width(config: Any) -> int:
-    """Width of the text embeddings that go into the U-Net."""
-    if config.encoder_hid_dim_type == "text_proj":
+def _text_width(config: Any) -> int | None:
+    """Width of the text embeddings that go into the U-Net; None where it takes none."""
+    if config.encoder_hid_dim_type == "image_proj":
+        return None
+    if config.encoder_hid_dim_type in ("text_proj", "text_image_proj"):
         return int(config.encoder_hid_dim)
     if config.encoder_hid_dim_type is not None:
         raise _unknown("encoder_hid_dim_type", config.encoder_hid_dim_type)
     widths = config.cross_attention_dim
     if isinstance(widths, int):
         return widths
+    if tuple(widths) == tuple(config.block_out_channels):  # AudioLDM: the image attends to itself, twice
+        return None
     if len(set(widths)) > 1:
         raise _unknown("cross_attention_dim", list(widths))
     return int(widths[0])
@@ -181,6 +209,6 @@ def _text_width(config: Any) -> int:
 
 def _unknown(name: str, value: object) -> UnsupportedUNet:
     return UnsupportedUNet(
-        f"No example inputs for a U-Net with {name}={value!r}: counting knows text, class labels and SDXL's text_time. "
-        "stepcache may still accelerate it; measure it instead."
+        f"No example inputs for a U-Net with {name}={value!r}: counting knows text, image embeddings, class labels and "
+        "SDXL's text_time. stepcache may still accelerate it; measure it instead."
     )

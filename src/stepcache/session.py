@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .attention_maps import keeper_of
 from .buffers import Buckets
 from .decoder import DecoderGraphs
 from .forwards import lora_scaled
 from .graphs import BucketGraphs, Plan, tensors_of
+from .predict import Predictor
 from .schedule import Schedule
 
 logger = logging.getLogger("stepcache")
@@ -37,8 +39,10 @@ MAX_SLOTS = 64
 class RunRecord:
     """What happened in one run.
 
-    letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients).
-    steps: scheduler steps taken. buckets: sizes met, in order: (batch, channels, height, width) of the U-Net's input.
+    letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients, or the
+    pipeline reads attention maps of every layer).
+    steps: scheduler steps taken. buckets: sizes met, in order: the shape of the U-Net's input, (batch, channels, height,
+    width), and a fifth number for the frames of a video.
     buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
     captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
     graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them.
@@ -90,7 +94,8 @@ class Session:
 
     count_steps gives the number of steps of the run, or None where nobody knows it; it is asked at the first U-Net
     call, when the pipeline has set its timesteps. guided tells, at each call, whether its batch is [unconditional,
-    conditional] of which a partial step runs the second half only.
+    conditional] of which a partial step runs the second half only. fit gives the schedule and the predictor of a run of
+    that number of steps, where they depend on it.
     """
 
     def __init__(
@@ -101,22 +106,26 @@ class Session:
         core: Core,
         count_steps: Callable[[], int | None],
         guided: Callable[[], bool] = lambda: False,
+        fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None,
     ) -> None:
         self.unet, self.scheduler = unet, scheduler
         self.record = RunRecord()
         self._schedule, self._core, self._count_steps, self._guided = schedule, core, count_steps, guided
+        self._predictor, self._fit = core.plan.predictor, fit
         # Goes into the features that are written from one scheduled full step to the next; those with another one are
         # an earlier run's, or older than the last full step (a slot or a batch size that it did not have).
         self._stamp = object()
         self._id = object()  # in the place of the session itself, which what is kept must not hold
         self._before = replace(core.plan.costs)
-        self._step, self._slot = 0, 0
+        self._earlier, self._step, self._slot = 0, 0, 0  # steps of earlier loops, and of this one
+        self._new_loop = True  # the next U-Net call is the first one of a denoising loop
         # scheduler.step was called, with that timestep, and no U-Net call has followed yet.
         self._stepped = False
         self._timestep: object = None
         self._steps: int | None = None
         self._full = True
         self._last_key: object = None
+        self._keeps_maps: bool | None = None  # looked for at the first call, when the pipeline has set its processors
 
     @property
     def core(self) -> Core:
@@ -133,6 +142,15 @@ class Session:
             self._next_step()
         self._stepped, self._timestep = True, timestep
 
+    def begin_loop(self) -> None:
+        """The scheduler's timesteps were set: a denoising loop of its own follows. The watched scheduler calls it.
+
+        FreeInit, Marigold and Pix2Pix Zero have several loops in one call of the pipeline.
+        """
+        if self._stepped:
+            self._next_step()
+        self._slot, self._stepped, self._timestep, self._new_loop = 0, False, None, True
+
     def _next_step(self) -> None:
         self._step += 1
         self._slot = 0
@@ -146,8 +164,11 @@ class Session:
             if timestep is not self._timestep or not isinstance(timestep, torch.Tensor):
                 self._next_step()
             self._stepped, self._timestep = False, None
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs)):
-            # A gradient through a partial step would miss the deep layers.
+        if self._keeps_maps is None:
+            self._keeps_maps = self._looks_for_maps()
+        # A gradient through a partial step would miss the deep layers.
+        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs))
+        if gradients or self._keeps_maps:
             self.record.letters.append("S")
             return stock(*args, **kwargs)
         if lora_scale == 1.0:
@@ -157,11 +178,21 @@ class Session:
                 output = self._run(inputs)
         return core.plan.family.wrap(output, return_dict)
 
+    def _looks_for_maps(self) -> bool:
+        """Whether the pipeline reads attention maps of each call, so that all calls of the run are stock."""
+        keeper = keeper_of(self.unet)
+        if keeper is not None:
+            self._core.plan.say_once(
+                f"{keeper} is on the U-Net: the pipeline reads its attention maps in each step, and a step that reuses "
+                "features makes none. This run is that of the original, no faster."
+            )
+        return keeper is not None
+
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         core, record = self._core, self.record
         if self._slot == 0:
-            if self._steps is None:
-                self._steps = self._count_steps()
+            if self._new_loop:
+                self._enter_loop()
             self._full = self._schedule.is_full(self._step, self._steps)
             if self._full:
                 self._stamp = object()
@@ -182,13 +213,22 @@ class Session:
             kept.mark(self._stamp, self._step)
             return output
         record.letters.append("P")
-        kept.weigh(core.plan.predictor, self._step)
+        kept.weigh(self._predictor, self._step)
         return bucket.graphs.partial(self.unet, inputs, kept, slot)
+
+    def _enter_loop(self) -> None:
+        """At the first U-Net call of a loop: nothing of an earlier one is read, not even for a prediction."""
+        self._new_loop = False
+        self._earlier, self._step = self._earlier + self._step, 0
+        self._id = object()
+        self._steps = self._count_steps()
+        if self._fit is not None:
+            self._schedule, self._predictor = self._fit(self._steps)
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
         record = self.record
-        record.steps = self._step + self._stepped
+        record.steps = self._earlier + self._step + self._stepped
         record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.static_nbytes
         record.compile_seconds = self._core.plan.costs.compile_seconds - self._before.compile_seconds
         record.captures = self._core.plan.costs.captures - self._before.captures

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InvalidSetting
 from .graphs import GraphSettings
+from .plans import Plan, plan_of
 from .predict import HOLD, Predictor, predictor_of
 from .schedule import Schedule, positive_int
 
@@ -21,6 +22,8 @@ class Settings:
     predictor: Predictor = HOLD
     reuse_guidance: bool = False
     vae: bool = False
+    plan: Plan | None = None
+    adapt: bool = False
 
     @classmethod
     def check(
@@ -35,8 +38,11 @@ class Settings:
         predict: object = "hold",
         guidance: object = "both",
         vae: object = False,
+        plan: object = None,
+        adapt: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
+        asked = schedule
         uniform = Schedule.uniform(interval)  # type: ignore[arg-type]  # that it is an int is what is checked
         if schedule is None:
             schedule = uniform
@@ -50,5 +56,27 @@ class Settings:
             raise InvalidSetting(f'guidance must be "both" or "reuse", got {guidance!r}.')
         if not isinstance(vae, bool):
             raise InvalidSetting(f"vae must be True or False, got {vae!r}.")
+        if not isinstance(adapt, bool):
+            raise InvalidSetting(f"adapt must be True or False, got {adapt!r}.")
         graphs = GraphSettings(compile, cuda_graphs, kernels)
+        if plan is not None:
+            _check_defaults(interval=interval, branch=branch, schedule=asked, predict=predict, guidance=guidance)
+            found = plan_of(plan)
+            reuse = found.guidance == "reuse"
+            return cls(found.schedule, found.branch, graphs, buckets, found.predictor, reuse, vae, found, adapt)
+        if adapt:
+            raise InvalidSetting("adapt=True is for plan=, which is not there.")
         return cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae)
+
+
+# What a plan settles, and the defaults of `accelerate` that stand for "not given".
+_SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "guidance": "both"}
+
+
+def _check_defaults(**given: object) -> None:
+    others = [f"{name}={value!r}" for name, value in given.items() if value != _SETTLED[name]]
+    if others:
+        raise InvalidSetting(
+            f"plan= and {', '.join(others)}: a plan has its own full steps, branch, prediction and guidance. "
+            "Leave one or the other out."
+        )

@@ -67,31 +67,55 @@ def test_what_each_branch_of_sdxl_adds():
     ]
 
 
-@pytest.mark.parametrize("branch", range(4))
-def test_the_words_are_what_a_partial_step_runs(branch):
+# Block types and what else the config has then, beside TINY's; branches that the U-Net has.
+KINDS = {
+    "cross-attention": (["DownBlock2D", "CrossAttnDownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"], {}, 4),
+    "self-attention": (["AttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "AttnUpBlock2D"], {}, 4),
+    "k": (
+        ["KDownBlock2D", "KCrossAttnDownBlock2D"],
+        ["KCrossAttnUpBlock2D", "KUpBlock2D"],
+        {"block_out_channels": [32, 32], "mid_block_type": None, "layers_per_block": 2, "time_embedding_dim": 32},
+        1,
+    ),
+    "ncsn++": (
+        ["SkipDownBlock2D", "AttnSkipDownBlock2D"],
+        ["AttnSkipUpBlock2D", "SkipUpBlock2D"],
+        {"_class_name": "UNet2DModel", "block_out_channels": [32, 32]},
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "branch"), [(kind, m) for kind, (*_, n) in KINDS.items() for m in range(n)])
+def test_the_words_are_what_a_partial_step_runs(kind, branch):
     """Every ResNet, attention and sampler that the words of branches 0..m name is called, and no other one."""
     import torch
 
     from stepcache.macs import example_inputs
 
-    unet = meta_unet({**TINY, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-                      "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]})  # fmt: skip
+    down, up, settings, branches = KINDS[kind]
+    unet = meta_unet({**TINY, "down_block_types": down, "up_block_types": up, **settings})
     family = family_of(unet)
     layout, inputs = family.layout(unet), example_inputs(unet, 8, 8)
+    assert len(layout.joins) == branches
     called = set()
     for path, module in unet.named_modules():
         if match := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnet|attention|downsampler|upsampler)s\.(\d)", path):
-            way, block, kind, i = match.groups()
-            name = f"{way} {block}: {kind}" + ("" if "sampler" in kind else f" {i}")
-            module.register_forward_hook(lambda *_, name=name: called.add(name))
+            way, block, part, i = match.groups()
+            name = f"{way} {block}: {part}" + ("" if "sampler" in part else f" {i}")
+        elif match := re.fullmatch(r"up_blocks\.(\d)\.resnet_up", path):  # NCSN++'s upsampler of the hidden state
+            name = f"up {match[1]}: upsampler"
+        else:
+            continue
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
     with torch.no_grad():
         _, feature = family.full(unet, layout.cut(branch), **inputs)
         called.clear()
         family.partial(unet, layout.cut(branch), feature, **inputs)
     named = set()
     for m in range(branch + 1):
-        for part in in_words(unet, layout, m).removeprefix("+ ").split("; "):
-            where, _, things = part.partition(": ")
+        for words in in_words(unet, layout, m).removeprefix("+ ").split("; "):
+            where, _, things = words.partition(": ")
             named |= {f"{where}: {thing}" for thing in things.split(", ") if thing}
     assert named == called
 
@@ -158,7 +182,7 @@ def bad_places(tmp_path):
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "flux" / "transformer").mkdir(parents=True)
-    blocks = {**TINY, "up_block_types": ["AttnUpBlock2D", "CrossAttnUpBlock2D"]}
+    blocks = {**TINY, "up_block_types": ["UpDecoderBlock2D", "CrossAttnUpBlock2D"]}
     return {
         "absent": (tmp_path / "absent", "nothing is downloaded"),
         "empty": (tmp_path / "empty", "has no unet/config.json"),
@@ -168,12 +192,12 @@ def bad_places(tmp_path):
         "list": (config("list", "[1, 2]"), "it has no _class_name"),
         "nameless": (config("nameless", "{}"), "it has no _class_name"),
         "vae": (config("vae", '{"_class_name": "AutoencoderKL"}'), "AutoencoderKL is not a U-Net that stepcache knows"),
-        "block": (config("block", json.dumps(blocks)), "up_blocks.0 is a AttnUpBlock2D"),
+        "block": (config("block", json.dumps(blocks)), "up_blocks.0 is a UpDecoderBlock2D"),
         "wrong": (config("wrong", json.dumps({**TINY, "block_out_channels": [8]})), "diffusers cannot build"),
         "size": (config("size", json.dumps({**TINY, "sample_size": "8"})), "sample_size must be an integer"),
-        "image": (
-            config("image", json.dumps({**TINY, "encoder_hid_dim": 4, "encoder_hid_dim_type": "image_proj"})),
-            "encoder_hid_dim_type='image_proj'",
+        "widths": (
+            config("widths", json.dumps({**TINY, "cross_attention_dim": [12, 16]})),
+            "cross_attention_dim=[12, 16]",
         ),
     }
 
@@ -192,7 +216,7 @@ def bad_places(tmp_path):
         "block",
         "wrong",
         "size",
-        "image",
+        "widths",
     ],
 )
 def test_bad_unets_are_named_with_the_way_out(case, tmp_path, capsys):

@@ -232,15 +232,6 @@ def test_low_precision_is_bit_identical_too(dtype):
     check_all_branches(unet, inputs)
 
 
-def test_unsupported_blocks_are_named():
-    unet = make_unet(
-        "sd", down_block_types=("AttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "AttnUpBlock2D"),
-        block_out_channels=(8, 16),
-    )  # fmt: skip
-    with pytest.raises(UnsupportedUNet, match=r"down_blocks.0 is a AttnDownBlock2D"):
-        family_of(unet)
-
-
 def test_a_block_whose_forward_is_overridden_is_refused():
     unet = make_unet("sd")
     block = unet.up_blocks[1]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ..cut import Layout
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
@@ -164,18 +163,33 @@ def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:
 def in_words(unet: Any, layout: Layout, branch: int) -> str:
     """What a partial step of `branch` runs on top of that of the branch before it; all of it for branch 0."""
     skip, join = layout.skips[branch], layout.joins[branch]
+    by_block = layout.block_skips is not None
+    parts = []
+    if by_block:
+        parts.append("conv_in" if branch == 0 else f"down {branch - 1}: downsampler")
     if skip == "conv_in":
-        down = skip
+        parts.append(skip)
     else:
         _, block, kind, layer = skip.split(".")
-        runs = "downsampler" if kind == "downsamplers" else _layer(unet.down_blocks[int(block)], layer)
-        down = f"down {block}: {runs}"
-    up = f"up {join.block}: {_layer(unet.up_blocks[join.block], join.layer)}"
+        layers = range(layout.down[int(block)][0]) if by_block else [int(layer)]
+        runs = "downsampler" if kind == "downsamplers" else _layers(unet.down_blocks[int(block)], layers)
+        parts.append(f"down {block}: {runs}")
     resnets, upsamples = layout.up[join.block]
-    if upsamples and join.layer == resnets - 1:
-        up += ", upsampler"
-    return f"{down}; {up}; conv_out" if branch == 0 else f"+ {down}; {up}"
+    layers = range(resnets) if by_block else [join.layer]
+    parts.append(f"up {join.block}: {_layers(unet.up_blocks[join.block], layers)}")
+    if upsamples and layers[-1] == resnets - 1:
+        parts[-1] += ", upsampler"
+    words = "; ".join(parts)
+    return f"{words}; conv_out" if branch == 0 else f"+ {words}"
 
 
-def _layer(block: nn.Module, i: object) -> str:
-    return f"resnet {i}, attention {i}" if getattr(block, "has_cross_attention", False) else f"resnet {i}"
+def _layers(block: Any, layers: Sequence[int]) -> str:
+    attentions = len(getattr(block, "attentions", ()))
+    words = []
+    for i in layers:
+        words.append(f"resnet {i}")
+        if attentions == len(block.resnets):
+            words.append(f"attention {i}")
+        elif attentions and i == len(block.resnets) - 1:  # AttnSkipUpBlock2D has one, at its end
+            words.append("attention 0")
+    return ", ".join(words)

@@ -7,6 +7,12 @@ A family is a module with:
 - `full(unet, cut, join, **inputs) -> (output, feature)` and `partial(unet, cut, feature, join, **inputs) -> output`:
   functions of tensors, without side effects, at the granularity of ResNets and attentions; `join` is one of join.py's;
 - `wrap(output, return_dict)`: the output as the stock forward returns it.
+
+And, where it differs from text-to-image U-Nets (macs.py):
+- `example_inputs(unet, height, width, batch)`: inputs of full and partial, all of them zeros or the like;
+- `image_channels(unet, cut)`: channels that the feature has behind those of the hidden state.
+
+blocks.py has what two of the families share: the blocks of 2D U-Nets.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..errors import UnsupportedUNet
+from .touched import check_one_device
 
 
 class Call(NamedTuple):
@@ -28,21 +35,31 @@ class Call(NamedTuple):
 
 
 # U-Net class -> the file here that holds its forwards.
-FAMILIES = {"UNet2DConditionModel": "unet_2d_condition"}
+FAMILIES = {
+    "UNet2DConditionModel": "unet_2d_condition",
+    "UNet2DModel": "unet_2d",
+    "UNet3DConditionModel": "unet_3d_condition",
+    "UNetMotionModel": "unet_motion",
+    "UNetSpatioTemporalConditionModel": "unet_spatio_temporal_condition",
+}
 
 
-def family_of(unet: object) -> ModuleType:
+def family_of(unet: Any) -> ModuleType:
     """The module in this folder for `unet`, found by class name. UnsupportedUNet where there is none."""
     from importlib import import_module
 
     for cls in type(unet).__mro__:
         if cls.__name__ in FAMILIES:
             family = import_module(f"{__name__}.{FAMILIES[cls.__name__]}")
+            check_one_device(unet)
             family.check(unet)
             return family
-    raise UnsupportedUNet(
-        f"{type(unet).__name__} is not a U-Net that stepcache knows. Supported: {', '.join(sorted(FAMILIES))}."
-    )
+    inner = {cls.__name__ for cls in type(getattr(unet, "module", None)).__mro__}
+    way_out = "Run this pipeline without stepcache."
+    if inner & set(FAMILIES):
+        way_out = "Give stepcache the U-Net inside (pipe.unet = pipe.unet.module), and each device a pipe of its own."
+    known = ", ".join(sorted(FAMILIES))
+    raise UnsupportedUNet(f"{type(unet).__name__} is not a U-Net that stepcache knows. Supported: {known}. {way_out}")
 
 
 @contextmanager

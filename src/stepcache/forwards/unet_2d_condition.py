@@ -1,4 +1,5 @@
-"""Full and partial forward of `UNet2DConditionModel` (SD 1.x, 2.x, SDXL, refiner, inpaint, distilled ones).
+"""Full and partial forward of `UNet2DConditionModel` (SD 1.x, 2.x, SDXL, refiner, inpaint, distilled ones; Kandinsky
+2.x, DeepFloyd IF, the latent upscaler).
 
 Both follow diffusers' own forward operation by operation, through the U-Net's own methods and modules, so that in
 fp32 `full` gives the stock output bit for bit, and so does `partial` on a feature of the same step. They take what
@@ -6,8 +7,9 @@ that forward takes, with three differences: `timestep` is a float32 tensor [1] o
 integers, and `Timesteps` casts to float32 anyway), the LoRA scale is not in `cross_attention_kwargs`, and lists of
 T2I-Adapter residuals are not consumed.
 
-Shapes: sample [B, in_channels, H, W], encoder_hidden_states [B, L, D], time embedding [B, E], feature [B, C, H', W'],
-output [B, out_channels, H, W]. Dtypes as in the stock forward; the feature has that of the hidden state.
+Shapes: sample [B, in_channels, H, W], encoder_hidden_states [B, L, D] or None, time embedding [B, E], feature
+[B, C, H', W'], output [B, out_channels, H, W]. Dtypes as in the stock forward; the feature has that of the hidden
+state.
 """
 
 from __future__ import annotations
@@ -18,72 +20,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut, Layout, layout_of
-from ..errors import UnsupportedUNet
-from ..join import Join, freeu, reference_join
-from . import Call
+from ..cut import Cut
+from ..errors import InvalidSetting
+from ..join import Join, reference_join
+from . import Call, blocks
 
-# Blocks whose forward is followed below; others are refused by name.
-DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
-UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
+_SKIP = "It carries an image beside the hidden state, for which diffusers' UNet2DConditionModel has no place either."
+REFUSED = {**blocks.REFUSED, **dict.fromkeys([name for name, kind in blocks.KINDS.items() if kind.image], _SKIP)}
+
+layout, deep_modules = blocks.layout, blocks.deep_modules
 
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, with the name, where the U-Net's or one of its blocks' forward is not the known one."""
-    _check_forward("the U-Net", unet, ("UNet2DConditionModel",))
-    for path, known in (("down_blocks", DOWN_BLOCKS), ("up_blocks", UP_BLOCKS)):
-        for i, block in enumerate(getattr(unet, path)):
-            _check_forward(f"{path}.{i}", block, known)
-            _check_untouched(f"{path}.{i}", block)
-
-
-def _check_forward(where: str, module: nn.Module, known: tuple[str, ...]) -> None:
-    # By the class that defines forward: a subclass that keeps it is fine, one that overrides it is not.
-    name = type(module).forward.__qualname__.removesuffix(".forward")
-    if name not in known:
-        raise UnsupportedUNet(
-            f"{where} is a {type(module).__name__}, whose forward ({name}.forward) stepcache does not know. "
-            f"Known there: {', '.join(known)}. Run this pipeline without stepcache."
-        )
-
-
-def _check_untouched(where: str, block: nn.Module) -> None:
-    # A block is not called as a module below, its layers are: what sits on its forward would be left out.
-    touched = [name for name in ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl") if getattr(block, name)]
-    if "forward" in vars(block) and getattr(block.forward, "__func__", None) is not type(block).forward:
-        touched.append("forward")
-    if touched:
-        raise UnsupportedUNet(
-            f"{where} has {', '.join(touched)} of its own. stepcache calls the layers of a block and not the block, so "
-            "that would have no effect; take it off, or run this pipeline without stepcache."
-        )
-
-
-def layout(unet: nn.Module) -> Layout:
-    """The U-Net's joins and skips."""
-    return layout_of(unet.down_blocks, unet.up_blocks)
-
-
-def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules that a partial step does not run."""
-    entry = unet.up_blocks[cut.block]
-    up = [*unet.up_blocks[: cut.block], *entry.resnets[: cut.layer], *getattr(entry, "attentions", [])[: cut.layer]]
-    down: list[nn.Module] = []
-    skips = 1  # conv_in's
-    for block in unet.down_blocks:
-        for layer in zip(block.resnets, getattr(block, "attentions", None) or block.resnets, strict=True):
-            down += layer if skips >= cut.skips else ()
-            skips += 1
-        if block.downsamplers is not None:
-            down += block.downsamplers if skips >= cut.skips else ()
-            skips += 1
-    return [module for module in (*up, *down, unet.mid_block) if module is not None]
+    blocks.check(unet, "UNet2DConditionModel", REFUSED)
 
 
 def bind(
     sample: Tensor,
     timestep: Any,  # a tensor, float or int
-    encoder_hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None,
     class_labels: Tensor | None = None,
     timestep_cond: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -110,9 +66,9 @@ def bind(
     inputs: dict[str, Any] = {
         "sample": sample,
         "timestep": timestep,
-        "encoder_hidden_states": encoder_hidden_states,
     }
     optional = {
+        "encoder_hidden_states": encoder_hidden_states,
         "class_labels": class_labels,
         "timestep_cond": timestep_cond,
         "attention_mask": attention_mask,
@@ -139,17 +95,18 @@ def wrap(output: Tensor, return_dict: bool) -> Any:
 def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     call = _prepare(unet, **inputs)
-    hidden, skips, rest = _down(unet, call, limit=None)
+    hidden, skips, rest = _down(unet, call, cut, limit=None)
     hidden = _mid(unet, call, hidden, rest)
-    return _up(unet, call, hidden, skips, join, start=(0, 0), tap=(cut.block, cut.layer))
+    entry = cut.block, cut.layer
+    feature = _up(unet, call, hidden, skips, join, start=(0, 0), stop=entry)
+    return _out(unet, _up(unet, call, feature, skips, join, start=entry)), feature
 
 
 def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
     """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
     call = _prepare(unet, **inputs)
-    _, skips, _ = _down(unet, call, limit=cut.skips)
-    output, _ = _up(unet, call, feature, skips, join, start=(cut.block, cut.layer), tap=(cut.block, cut.layer))
-    return output
+    _, skips, _ = _down(unet, call, cut, limit=cut.skips)
+    return _out(unet, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
 
 
 class _Prepared(NamedTuple):
@@ -168,7 +125,7 @@ def _prepare(
     unet: nn.Module,
     sample: Tensor,
     timestep: Tensor,
-    encoder_hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
     class_labels: Tensor | None = None,
     timestep_cond: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -220,15 +177,18 @@ def _bias(mask: Tensor | None, sample: Tensor) -> Tensor | None:
     return None if mask is None else ((1 - mask.to(sample.dtype)) * -10000.0).unsqueeze(1)
 
 
-def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _down(unet: nn.Module, call: _Prepared, cut: Cut, limit: int | None) -> tuple[Tensor, list[Any], list[Tensor]]:
     """The down path, until `limit` skips are there (None: all). Returns (hidden, skips, adapter residuals left)."""
     hidden = unet.conv_in(call.sample)
-    skips, rest = [hidden], call.adapter
+    skips: list[Any] = [] if cut.by_block else [hidden]
+    rest = call.adapter
     for block in unet.down_blocks:
         if len(skips) == limit:
             break
         residual, rest = (rest[0], rest[1:]) if rest else (None, rest)
         hidden = _down_block(block, call, hidden, residual, skips, limit)
+    if call.control_down and cut.by_block:
+        raise InvalidSetting("A U-Net of K blocks takes no residuals of a ControlNet: its skips are one a block.")
     # zip: a ControlNet may send fewer residuals than there are skips, a partial step takes fewer than are sent.
     for i, (skip, residual) in enumerate(zip(skips, call.control_down, strict=False)):
         skips[i] = skip + residual
@@ -236,29 +196,22 @@ def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, 
 
 
 def _down_block(
-    block: nn.Module, call: _Prepared, hidden: Tensor, residual: Tensor | None, skips: list[Tensor], limit: int | None
+    block: nn.Module, call: _Prepared, hidden: Tensor, residual: Tensor | None, skips: list[Any], limit: int | None
 ) -> Tensor:
     """One down block; its outputs are appended to `skips`. `residual` is T2I-Adapter's for this block."""
-    attends = getattr(block, "has_cross_attention", False)
-    last = len(block.resnets) - 1
-    for i, resnet in enumerate(block.resnets):
-        if len(skips) == limit:
-            return hidden
-        hidden = resnet(hidden, call.temb)
-        if attends:
-            hidden = block.attentions[i](hidden, **call.attention, return_dict=False)[0]
-            if i == last and residual is not None:
-                hidden = hidden + residual
-        skips.append(hidden)
-    if block.downsamplers is not None:
-        if len(skips) == limit:
-            return hidden
-        for downsampler in block.downsamplers:
-            hidden = downsampler(hidden)
-        skips.append(hidden)
-    # A block with attention takes the residual before its downsampler, one without takes it at its end, skip included.
-    if not attends and residual is not None:
-        hidden += residual
+    kind = blocks.kind_of(block)
+    if residual is not None and kind.attend in (blocks.added_text, blocks.k_attention):
+        raise InvalidSetting(f"A {type(block).__name__} takes no residuals of a T2I-Adapter, in diffusers neither.")
+    # A block with transformers takes the residual before its downsampler, others take it after that, skip included.
+    early = kind.attend is blocks.transformer or block.downsamplers is None
+    added = residual if early else None
+    hidden = blocks.down_layers(block, kind, hidden, call.temb, call.attention, skips, limit, added)
+    if block.downsamplers is not None and len(skips) != limit:
+        hidden = blocks.resampled(block.downsamplers, hidden, call.temb)
+        if residual is not None and not early:
+            hidden = hidden + residual
+        if not kind.by_block:
+            skips.append(hidden)
     return hidden
 
 
@@ -277,30 +230,29 @@ def _mid(unet: nn.Module, call: _Prepared, hidden: Tensor, rest: list[Tensor]) -
 def _up(
     unet: nn.Module,
     call: _Prepared,
-    hidden: Tensor,
-    skips: list[Tensor],
+    hidden: Any,
+    skips: list[Any],
     join: Join,
     start: tuple[int, int],
-    tap: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """The up path from ResNet `start` (block, layer) on, popping `skips`. Returns (output, hidden at `tap`)."""
-    feature = hidden
+    stop: tuple[int, int] | None = None,
+) -> Any:
+    """The up path from layer `start` (block, layer) to before `stop` (None: to its end). Returns the hidden state."""
     for b, block in enumerate(unet.up_blocks):
         if b < start[0]:
             continue
-        attends = getattr(block, "has_cross_attention", False)
-        for i, resnet in enumerate(block.resnets):
-            if b == start[0] and i < start[1]:
-                continue
-            if (b, i) == tap:
-                feature = hidden
-            hidden = join(resnet, *freeu(block, hidden, skips.pop()), call.temb)
-            if attends:
-                hidden = block.attentions[i](hidden, **call.attention, return_dict=False)[0]
+        kind = blocks.kind_of(block)
+        first = start[1] if b == start[0] else 0
+        last = stop[1] if stop is not None and b == stop[0] else None
+        hidden = blocks.up_layers(block, kind, hidden, call.temb, call.attention, skips, join, first, last)
+        if last is not None:
+            break
         if block.upsamplers is not None:
-            size = skips[-1].shape[2:] if call.sized and skips else None
-            for upsampler in block.upsamplers:
-                hidden = upsampler(hidden, size)
+            size = (skips[-1].shape[2:],) if call.sized and kind.sized and skips else ()
+            hidden = blocks.resampled(block.upsamplers, hidden, call.temb, *size)
+    return hidden
+
+
+def _out(unet: nn.Module, hidden: Tensor) -> Tensor:
     if unet.conv_norm_out:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
-    return unet.conv_out(hidden), feature
+    return unet.conv_out(hidden)

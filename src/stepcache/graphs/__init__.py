@@ -122,7 +122,7 @@ class Plan:
             return sample.shape, sample.dtype, sample.device, sample.stride()
         device = sample.device.type
         autocast = torch.get_autocast_dtype(device) if autocasts(device) else None
-        return _signature(inputs), torch.is_inference_mode_enabled(), autocast
+        return signature(inputs), torch.is_inference_mode_enabled(), autocast
 
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool = False) -> Bucket[BucketGraphs]:
         """A new bucket for such inputs. reuse_guidance: their batch is [unconditional, conditional]."""
@@ -135,7 +135,8 @@ class Plan:
         """The repeated blocks to be compiled one by one, where compile="regional"."""
         if self.settings.compile != "regional":
             return []
-        names = getattr(unet, "_repeated_blocks", None) or ()
+        # U-Nets for video do not tell theirs.
+        names = getattr(unet, "_repeated_blocks", None) or ("BasicTransformerBlock", "TemporalBasicTransformerBlock")
         return [module for module in unet.modules() if type(module).__name__ in names]
 
     def run_block(self, block: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -179,9 +180,9 @@ class BucketGraphs:
         self._hooks = ""
 
     def begin_run(self, unet: nn.Module) -> None:
-        """Called before the first call of a run: look for offloading hooks, which may have come or gone."""
+        """Called before the first call of a run: look for hooks, which may have come or gone."""
         if not self._plain:
-            self._hooks = _offloading(unet)
+            self._hooks = hooks_on(unet)
 
     def full(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The whole U-Net; `kept`, of slot `slot`, is written. Returns the output."""
@@ -202,7 +203,10 @@ class BucketGraphs:
             self.plan.say_once("Gradients are enabled: graphs run eager. Use torch.no_grad() around the loop.")
             return self.eager
         if self._hooks == "inside":
-            self.plan.say_once("Offloading hooks sit on the U-Net's layers: graphs run eager.")
+            self.plan.say_once("Hooks that offload, cast or align devices sit on the U-Net's layers: graphs run eager.")
+            return self.eager
+        if self._hooks == "forward":
+            self.plan.say_once("Forward hooks sit on the U-Net's layers: graphs run eager, and the hooks at each call.")
             return self.eager
         if self.captured is None or self.captured.failed:
             return self.direct
@@ -222,26 +226,31 @@ class BucketGraphs:
         return 0 if self.captured is None else self.captured.nbytes
 
 
-def _offloading(unet: nn.Module) -> str:
-    """Where offloading hooks of accelerate or diffusers sit: "" nowhere, "outside" on the U-Net, "inside" on layers."""
+def hooks_on(model: nn.Module) -> str:
+    """Which hooks a graph of a U-Net or a VAE would leave out: "" none, "outside" offloading hooks of accelerate or
+    diffusers on the model, "inside" such hooks on its layers (or ones that align devices or cast), "forward" torch's
+    own hooks on layers.
+    """
     where = ""
-    for module in unet.modules():
+    for module in model.modules():
         values = vars(module)  # asked of a module itself, a missing attribute costs a microsecond
         if "_hf_hook" in values or getattr(values.get("_diffusers_hook"), "hooks", None):
-            if module is not unet:
+            if module is not model:
                 return "inside"
             where = "outside"
+        if module is not model and (values.get("_forward_hooks") or values.get("_forward_pre_hooks")):
+            return "forward"
     return where
 
 
-def _signature(value: Any) -> Hashable:
+def signature(value: Any) -> Hashable:
     """Shapes, dtypes, devices and strides of all tensors in `value`, and all else as it is."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.stride()
     if isinstance(value, dict):
-        return tuple((key, _signature(item)) for key, item in value.items())
+        return tuple((key, signature(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(_signature(item) for item in value)
+        return tuple(signature(item) for item in value)
     return value if isinstance(value, Hashable) else _Same(value)
 
 
@@ -258,4 +267,4 @@ class _Same:
         return id(self.value)
 
 
-__all__ = ["BucketGraphs", "GraphSettings", "Plan", "tensors_of"]
+__all__ = ["BucketGraphs", "GraphSettings", "Plan", "hooks_on", "signature", "tensors_of"]

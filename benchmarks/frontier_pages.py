@@ -1,0 +1,96 @@
+"""Table and figures of frontier.csv."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from figures import Figure
+from frontier_rows import (
+    AIMS,
+    CALIBRATED,
+    HIGH,
+    LOW,
+    Row,
+    Setting,
+    best_at,
+    by_setting,
+    deepcache,
+    front,
+    gains,
+    settings_of_accelerate,
+)
+from markdown_table import caption, table
+from plots import Point, draw_points
+from stepcache.bench.rows import Rig, read
+
+SHOWN = (("dpm++", 50, 7.5), ("dpm++", 20, 7.5))  # on the first page; all settings are in the table
+
+
+def frontier_table(path: Path) -> str:
+    """In each setting, DeepCache's best and ours at the costs of DeepCache's front."""
+    lines = []
+    for setting, rows in by_setting(read(path, Row)).items():
+        found = gains(rows)
+        cells = [
+            f"{gain.theirs.speedup_macs:.2f}x: {gain.theirs.psnr:.1f} → {gain.ours.psnr:.1f} ({gain.decibel:+.1f})"
+            for gain in found
+        ]
+        least = min((gain.decibel for gain in found), default=float("nan"))
+        aim = AIMS.get(setting.steps)
+        verdict = "" if aim is None else (f"≥ {aim:g}: yes" if least >= aim else f"≥ {aim:g}: **no**")
+        lines.append((str(setting), "<br>".join(cells), f"{least:+.1f}", verdict))
+    header = ("setting", "at a speed-up in MACs of: DeepCache's algorithm → stepcache, dB", "least gain", "aim")
+    return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def frontier_headline(path: Path) -> str:
+    """Means over the settings with one number of steps, at a few costs."""
+    settings = by_setting(read(path, Row))
+    lines = []
+    for steps in sorted({setting.steps for setting in settings}, reverse=True):
+        for speedup in (LOW, 2.5, 3.0, 3.5, HIGH):
+            groups = [
+                (deepcache(rows), settings_of_accelerate(rows), [r for r in rows if r.method == CALIBRATED])
+                for setting, rows in settings.items()
+                if setting.steps == steps
+            ]
+            means = []
+            for which in range(3):
+                best = [best_at(group[which], speedup) for group in groups]
+                known = [row.psnr for row in best if row is not None]
+                means.append(f"{sum(known) / len(known):.1f}" if len(known) == len(best) else "")
+            lines.append((f"{steps}", f"{speedup:g}x", *means))
+    header = ("steps", "speed-up in MACs", "DeepCache's algorithm", "`predict`, `guidance`", "calibrated plan")
+    return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def frontier_figures(path: Path) -> list[Figure]:
+    """Fidelity against cost in the settings that are SHOWN."""
+    figures = []
+    for setting, rows in by_setting(read(path, Row)).items():
+        if setting[1:] in SHOWN:
+            title = f"{setting.model}: {setting}"
+            draw = partial(
+                draw_points, _points(rows), title=title, x="speed-up of the U-Net in MACs",
+                y="PSNR against the original's images, dB; held-out prompts, three seeds",
+            )  # fmt: skip
+            figures.append(Figure(f"frontier_{setting.steps}", f"Fidelity against cost, {title}", draw))
+    return figures
+
+
+def _points(rows: list[Row]) -> list[Point]:
+    groups = {
+        "DeepCache's algorithm": (deepcache(rows), False),
+        "predict and guidance": (settings_of_accelerate(rows), True),
+        "calibrated plans": ([row for row in rows if row.method == CALIBRATED], True),
+    }
+    return [
+        Point(name, row.speedup_macs, row.psnr, "", ours)
+        for name, (group, ours) in groups.items()
+        for row in front(group)
+        if 0.9 * LOW <= row.speedup_macs <= 1.1 * HIGH
+    ]
+
+
+__all__ = ["Setting", "frontier_figures", "frontier_headline", "frontier_table"]

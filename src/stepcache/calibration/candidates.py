@@ -1,0 +1,121 @@
+"""Candidates: all that a plan may be, as small frozen values; and the moves from one to its neighbours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..plans import Table
+from ..predict import HOLD, Fitted, Line, Predictor
+from .features import Grams, fitted_weights
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run.
+
+    A partial step takes the feature to be hold + d * (target - hold). target: the line through the last two full steps,
+    or for `fitted` the least-squares combination of the last `order`. d goes from `early` at step 0 to `late` at the
+    last step, in a straight line; it may be negative, where a sampler turns back what the last step did.
+    """
+
+    mask: str
+    branch: int
+    reuse: bool
+    fitted: bool = False
+    order: int = 2
+    early: float = 0.0
+    late: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """A name for the journal, and for people."""
+        target = f"fitted {self.order}" if self.fitted else "line"
+        how = f"{target} {self.early:g}..{self.late:g}" if self.early or self.late else "hold"
+        return f"{self.mask} branch {self.branch} {'reuse' if self.reuse else 'both'} {how}"
+
+    @property
+    def line(self) -> Line | None:
+        """The line that it is, where it is one with the same damping in all steps."""
+        if not self.early and not self.late:
+            return HOLD
+        return Line(self.early) if not self.fitted and self.early == self.late and 0 < self.early <= 1 else None
+
+    def table(self, grams: Grams) -> Table:
+        """Weights of all partial steps (predict.Fitted); empty where it is a `line`."""
+        table: dict[tuple[int, int, tuple[int, ...]], tuple[float, ...]] = {}
+        if self.line is not None:
+            return table
+        full: tuple[int, ...] = ()
+        for step, letter in enumerate(self.mask):
+            if letter == "F":
+                full = (step, *full)[: self.order]
+                continue
+            for value in range(1 + self.reuse):
+                table[value, step, full] = self._weights(grams, value, step, full)
+        return table
+
+    def predictor(self, grams: Grams, otherwise: Line = HOLD) -> Predictor:
+        """For a run; `otherwise` in steps that the table does not know."""
+        return self.line or Fitted(self.table(grams), self.order, otherwise)
+
+    def _weights(self, grams: Grams, value: int, step: int, full: tuple[int, ...]) -> tuple[float, ...]:
+        hold = HOLD.weights(value, step, full)
+        if self.fitted:
+            target = fitted_weights(grams.of(value, self.reuse), step, full)
+        else:
+            target = Line(1.0).weights(value, step, full)
+        d = self.early + (self.late - self.early) * step / (len(self.mask) - 1)
+        # Rounded as in the file, so that what was measured is what is run.
+        return tuple(round(h + d * (t - h), 7) for h, t in zip(hold, target, strict=True))
+
+
+def speedup(mask: str, share: float, reuse: bool) -> float:
+    """The original's MACs over this run's. share: a partial step's part of a full one; reuse runs half of it."""
+    full = mask.count("F")
+    return len(mask) / (full + (len(mask) - full) * (share / 2 if reuse else share))
+
+
+def most_full_steps(steps: int, share: float, reuse: bool, budget: float) -> int:
+    """How many full steps a run of `steps` may have and be `budget` times cheaper all the same; 0: there is none."""
+    fits = (n for n in range(steps, 0, -1) if speedup("F" * n + "P" * (steps - n), share, reuse) >= budget - 1e-9)
+    return next(fits, 0)
+
+
+def warped(steps: int, full: int, power: float = 1.0) -> str:
+    """A mask of exactly `full` full steps, at steps * (j / full) ** power: uniform, denser early over 1, late under."""
+    at = {0}
+    for j in range(1, full):
+        step = round(steps * (j / full) ** power)
+        # Where rounding puts two on one step, the next free one is taken, at the end the one before.
+        at.add(next(s for s in (*range(step, steps), *range(step - 1, 0, -1)) if s not in at))
+    return "".join("F" if step in at else "P" for step in range(steps))
+
+
+def uniform(steps: int, interval: int) -> str:
+    """DeepCache's mask."""
+    return "".join("P" if step % interval else "F" for step in range(steps))
+
+
+def predictors(near: Candidate) -> Iterator[Candidate]:
+    """The same run with other ways to predict: a little more or less of the target, then other targets."""
+    for early, late in ((0.25, 0.25), (-0.25, -0.25), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)):
+        yield replace(near, early=near.early + early, late=near.late + late)
+    for fitted, order in ((False, 2), (True, 2), (True, 3)):
+        if near.line != HOLD:
+            yield replace(near, fitted=fitted, order=order)
+        yield replace(near, fitted=fitted, order=order, early=1.0, late=1.0)
+
+
+def moves(near: Candidate, chance: random.Random) -> Iterator[Candidate]:
+    """The same run with one full step moved by one or two, nearest first; the order within is drawn."""
+    full = [step for step, letter in enumerate(near.mask) if letter == "F" and step]
+    for distance in (1, 2):
+        targets = [(step, step + by) for step in full for by in (-distance, distance)]
+        chance.shuffle(targets)
+        for step, to in targets:
+            if 0 < to < len(near.mask) and near.mask[to] == "P":
+                letters = list(near.mask)
+                letters[step], letters[to] = "P", "F"
+                yield replace(near, mask="".join(letters))

@@ -1,0 +1,115 @@
+"""Where candidates are measured: the original's images and features, and what has been measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..batches import guided
+from ..errors import UnsupportedPipeline
+from ..forwards import family_of
+from ..macs import branch_macs, meta_unet
+from ..plans import Figures
+from ..predict import HOLD, Line
+from .candidates import Candidate, speedup, uniform
+from .features import Collector
+from .images import Closeness, Shots, typical
+from .journal import Journal
+from .search import Space
+
+HEATS, HELD_OUT = ("first", "second"), "held out"
+
+# A candidate that is worse than the best one by more than this, in dB, on the first half of the calibration prompts is
+# not measured on the second.
+CLEARLY = 1.0
+
+# Dampings of a line that are tried for steps without fitted weights.
+DAMPINGS = (0.0, 0.5, 1.0)
+
+
+@dataclass
+class Laboratory:
+    """A pipe, its prompts (two sets to calibrate with, HEATS, and one that is HELD_OUT), and the original's images."""
+
+    pipe: Any
+    sets: Mapping[str, Shots]
+    originals: Mapping[str, np.ndarray]
+    collector: Collector
+    space: Space
+    notes: Journal
+
+    @classmethod
+    def open(cls, pipe: Any, sets: Mapping[str, Shots], branches: int, notes: Journal) -> Laboratory:
+        """Runs the original over all prompts, with an eye on the features of those to calibrate with."""
+        joins = len(family_of(pipe.unet).layout(pipe.unet).joins)
+        collector, is_guided = Collector(pipe, range(min(branches, joins))), _guided(pipe)
+
+        def original(name: str) -> np.ndarray:
+            shots = sets[name]
+            makes = [partial(shots.make, pipe, part) for part in shots.batches()]
+            return np.concatenate([make() if name == HELD_OUT else collector.run(make, is_guided) for make in makes])
+
+        originals = {name: original(name) for name in sets}
+        batch, _, height, width = collector.sample
+        counted = branch_macs(meta_unet(pipe.unet.config), height, width, batch, collector.branches)
+        iterations = len(collector.grams[0].whole)
+        space = Space(iterations, {m.branch: m.share for m in counted}, reuse=is_guided())
+        return cls(pipe, sets, originals, collector, space, notes)
+
+    def measure(self, candidate: Candidate, name: str) -> Closeness:
+        """On one of the sets; from the notes where they have it."""
+        key = f"{name}: {candidate.key}"
+        if key not in self.notes.known:
+            images = self.sets[name].under(self.pipe, candidate, self.collector.grams[candidate.branch])
+            close = Closeness.of(images, self.originals[name])
+            self.notes.add(key, [close.ssim, *close.psnr])
+        ssim, *psnr = self.notes.known[key]
+        return Closeness(tuple(psnr), ssim)
+
+    def psnr(self, candidate: Candidate, beat: Candidate | None = None) -> float:
+        """The `typical` PSNR on calibration prompts; -inf where it is clearly below that of `beat` on half of them."""
+        first, second = HEATS
+        psnr = self.measure(candidate, first).psnr
+        if beat is not None and typical(psnr) < typical(self.measure(beat, first).psnr) - CLEARLY:
+            return -float("inf")
+        return typical(psnr + self.measure(candidate, second).psnr)
+
+    def best_line(self, found: Candidate) -> Line:
+        """The damped line that does best with the candidate's mask, for steps that its weights are not for."""
+        lines = [Candidate(found.mask, found.branch, found.reuse, early=d, late=d) for d in DAMPINGS]
+        return max(lines, key=self.psnr).line or HOLD
+
+    def figures(self, what: str, candidate: Candidate) -> Figures:
+        """On held-out prompts."""
+        close = self.measure(candidate, HELD_OUT)
+        return Figures(what, self.space.speedup(candidate), close.mean_psnr, close.ssim)
+
+    def rivals(self, budget: float) -> list[Figures]:
+        """DeepCache's algorithm: the best within the budget, and the best of those one interval over it."""
+        steps = self.space.steps
+        within, over = [], []
+        for branch, share in self.space.shares.items():
+            intervals = range(2, steps + 1)
+            fits = [n for n in intervals if speedup(uniform(steps, n), share, reuse=False) >= budget - 1e-9]
+            if fits:
+                within.append((fits[0], branch))
+            if fits[:1] != [2]:
+                over.append((fits[0] - 1 if fits else steps, branch))
+        sides = [[self._deepcache(*each) for each in side] for side in (within, over) if side]
+        return [max(side, key=lambda figures: figures.psnr) for side in sides]
+
+    def _deepcache(self, interval: int, branch: int) -> Figures:
+        name = f"DeepCache, interval {interval}, branch {branch}"
+        return self.figures(name, Candidate(uniform(self.space.steps, interval), branch, reuse=False))
+
+
+def _guided(pipe: Any) -> Callable[[], bool]:
+    """batches.guided, or never where the pipe's batch is not known to be two halves."""
+    try:
+        return guided(pipe)
+    except UnsupportedPipeline:
+        return lambda: False

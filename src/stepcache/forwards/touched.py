@@ -1,0 +1,61 @@
+"""What users and libraries put on a U-Net that a family's forwards would pass by, since they call the layers of a block
+and not the block itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedUNet
+
+
+def check_untouched(where: str, block: nn.Module) -> None:
+    """Raise UnsupportedUNet where something sits on the forward of a block, whose layers are called but not itself.
+
+    Passed: a hook of accelerate that does no more than move the block's inputs to the device on which they are, as
+    those of a pipeline that was loaded with device_map do.
+    """
+    touched = [name for name in ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl") if getattr(block, name)]
+    values = vars(block)
+    if "forward" in values and getattr(block.forward, "__func__", None) is not type(block).forward:
+        if "group_offloading" in getattr(values.get("_diffusers_hook"), "hooks", ()):
+            raise UnsupportedUNet(
+                f"{where} is offloaded as a whole, by diffusers' group offloading at block level. stepcache calls the "
+                "layers of a block and not the block, so its weights would not be there. Load the pipeline anew, with "
+                'offload_type="leaf_level", which brings the weights of those layers that run.'
+            )
+        stock = getattr(values.get("_old_forward"), "__func__", None) is type(block).forward
+        if not stock or not all(map(_only_aligns, _accelerate_hooks(block))):
+            touched.append("forward")
+    if touched:
+        raise UnsupportedUNet(
+            f"{where} has {', '.join(touched)} of its own. stepcache calls the layers of a block and not the block, so "
+            "that would have no effect; take it off, or run this pipeline without stepcache."
+        )
+
+
+def check_one_device(unet: nn.Module) -> None:
+    """Raise UnsupportedUNet where accelerate's hooks run parts of the U-Net on different devices."""
+    hooks = [hook for module in unet.modules() for hook in _accelerate_hooks(module) if _aligns(hook)]
+    devices = {str(hook.execution_device) for hook in hooks if hook.execution_device is not None}
+    if len(devices) > 1:
+        raise UnsupportedUNet(
+            f"The U-Net is split over the devices {', '.join(sorted(devices))} by a device_map. stepcache joins hidden "
+            "states of blocks that may be far apart, and needs them on one device. A pipeline's device_map keeps each "
+            "of its models whole; load the U-Net so, or run this pipeline without stepcache."
+        )
+
+
+def _accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
+    hook = vars(module).get("_hf_hook")
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _aligns(hook: object) -> bool:
+    return type(hook).__name__ == "AlignDevicesHook"
+
+
+def _only_aligns(hook: Any) -> bool:
+    return _aligns(hook) and not hook.offload

@@ -1,0 +1,176 @@
+"""Full and partial forward of `UNetSpatioTemporalConditionModel` (Stable Video Diffusion).
+
+Each ResNet is a spatial one and a temporal one, and a mixer of the two; a join is that of the spatial one. Both
+forwards follow diffusers' own operation by operation, as unet_2d_condition.py does; they take what that forward takes,
+with `timestep` as a float32 tensor [1] or [B]. LoRA scale, ControlNet and FreeU are none of this U-Net's.
+
+Shapes: sample [B, F, in_channels, H, W], encoder_hidden_states [B, 1, D], added_time_ids [B, 3], feature
+[B*F, C, H', W'] with the frames of one video next to each other, output [B, F, out_channels, H, W].
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..cut import Cut, Layout, layout_of
+from ..join import Blend, Join, reference_join
+from . import Call, blocks, video
+
+DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
+PARTS = ("resnets", "attentions")
+
+
+def check(unet: nn.Module) -> None:
+    """Raise UnsupportedUNet, with the name, where the forward of the U-Net, a block or a join is not the known one."""
+    video.check_blocks(unet, "UNetSpatioTemporalConditionModel", DOWN_BLOCKS, UP_BLOCKS)
+    for b, block in enumerate(unet.up_blocks):
+        for i, resnet in enumerate(block.resnets):
+            # Taken apart in `_join`.
+            blocks.check_forward(f"up_blocks.{b}.resnets.{i}", resnet, ("SpatioTemporalResBlock",))
+            blocks.check_untouched(f"up_blocks.{b}.resnets.{i}", resnet)
+
+
+def layout(unet: nn.Module) -> Layout:
+    """The U-Net's joins and skips."""
+    return layout_of(unet.down_blocks, unet.up_blocks)
+
+
+def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
+    """The modules that a partial step does not run."""
+    return video.deep_modules_of(unet, cut, PARTS)
+
+
+def bind(
+    sample: Tensor,
+    timestep: Any,  # a tensor, float or int
+    encoder_hidden_states: Tensor,
+    added_time_ids: Tensor,
+    return_dict: bool = True,
+) -> Call:
+    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
+    inputs = {
+        "sample": sample,
+        "timestep": video.timestep_of(timestep, sample),
+        "encoder_hidden_states": encoder_hidden_states,
+        "added_time_ids": added_time_ids,
+    }
+    return Call(inputs, 1.0, return_dict)
+
+
+def wrap(output: Tensor, return_dict: bool) -> Any:
+    """The output [B, F, out_channels, H, W] as the stock forward returns it."""
+    if not return_dict:
+        return (output,)
+    from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
+
+    return UNetSpatioTemporalConditionOutput(sample=output)
+
+
+def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
+    """Inputs of `full` and `partial` for latents of `height` x `width` and as many frames as the model was made for."""
+    config = unet.config
+    zeros = functools.partial(torch.zeros, device=unet.conv_in.weight.device)
+    ids = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
+    widths = config.cross_attention_dim
+    return {
+        "sample": zeros(batch, config.num_frames, config.in_channels, height, width),
+        "timestep": zeros(1),
+        "encoder_hidden_states": zeros(batch, 1, widths if isinstance(widths, int) else widths[0]),
+        "added_time_ids": zeros(batch, ids),
+    }
+
+
+def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
+    call = _prepare(unet, **inputs)
+    hidden, skips = _down(unet, call, limit=None)
+    if unet.mid_block is not None:
+        hidden = unet.mid_block(hidden, call.temb, encoder_hidden_states=call.image, image_only_indicator=call.still)
+    entry = cut.block, cut.layer
+    feature = _up(unet, call, hidden, skips, join, stop=entry)
+    return _out(unet, call, _up(unet, call, feature, skips, join, start=entry)), feature
+
+
+def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
+    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+    call = _prepare(unet, **inputs)
+    _, skips = _down(unet, call, limit=cut.skips)
+    return _out(unet, call, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
+
+
+class _Prepared(NamedTuple):
+    """What the blocks need, worked out once a call."""
+
+    sample: Tensor  # [B*F, in_channels, H, W]
+    temb: Tensor  # [B*F, E]
+    image: Tensor  # encoder_hidden_states, [B*F, 1, D]
+    still: Tensor  # image_only_indicator [B, F], zeros: every frame is one of a video
+    sized: bool
+
+
+def _prepare(
+    unet: nn.Module, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, added_time_ids: Tensor
+) -> _Prepared:
+    batch, frames = sample.shape[:2]
+    temb = unet.time_embedding(unet.time_proj(timestep.expand(batch)).to(sample.dtype))
+    ids = unet.add_time_proj(added_time_ids.flatten()).reshape(batch, -1)
+    temb = temb + unet.add_embedding(ids.to(temb.dtype))
+    return _Prepared(
+        sample.flatten(0, 1),
+        video.each_frame(temb, frames),
+        video.each_frame(encoder_hidden_states, frames),
+        torch.zeros(batch, frames, dtype=sample.dtype, device=sample.device),
+        video.sized(unet, sample),
+    )
+
+
+def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, list[Tensor]]:
+    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
+
+    def layer(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
+        hidden = block.resnets[i](hidden, call.temb, image_only_indicator=call.still)
+        return _attend(block, i, call, hidden)
+
+    return video.down(unet, unet.conv_in(call.sample), layer, limit)
+
+
+def _attend(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> Tensor:
+    if not getattr(block, "has_cross_attention", False):
+        return hidden
+    attention = {"encoder_hidden_states": call.image, "image_only_indicator": call.still, "return_dict": False}
+    return block.attentions[i](hidden, **attention)[0]
+
+
+def _up(
+    unet: nn.Module,
+    call: _Prepared,
+    hidden: Tensor | Blend,
+    skips: list[Tensor],
+    join: Join,
+    start: tuple[int, int] = (0, 0),
+    stop: tuple[int, int] | None = None,
+) -> Tensor:
+    """The up path from ResNet `start` (block, layer) on, up to but without `stop`, popping `skips`."""
+
+    def layer(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
+        return _attend(block, i, call, _join(join, block.resnets[i], hidden, skip, call))
+
+    return video.up(unet, hidden, skips, layer, call.sized, start, stop)
+
+
+def _out(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
+    return video.output_of(unet, hidden).unflatten(0, call.still.shape)
+
+
+def _join(join: Join, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, call: _Prepared) -> Tensor:
+    """`resnet` on the concat of `hidden` and `skip`: a join of its spatial half, then SpatioTemporalResBlock's rest."""
+    batch, frames = call.still.shape
+    spatial = join(resnet.spatial_res_block, hidden, skip, call.temb).unflatten(0, (batch, frames)).transpose(1, 2)
+    temporal = resnet.temporal_res_block(spatial, call.temb.unflatten(0, (batch, frames)))
+    mixed = resnet.time_mixer(x_spatial=spatial, x_temporal=temporal, image_only_indicator=call.still)
+    return mixed.transpose(1, 2).flatten(0, 1)

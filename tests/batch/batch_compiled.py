@@ -1,0 +1,17 @@
+"""The torchrun job with a compile cache for each process, as on machines of their own; says what each one compiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+rank = os.environ["RANK"]
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(os.environ["FOLDER"], f"cache{rank}")
+
+import batch_torchrun  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
+
+status = batch_torchrun.main()
+misses = counters["inductor"]["fxgraph_cache_miss"] + counters["aot_autograd"]["autograd_cache_miss"]
+print(f"rank {rank} misses {misses} hits {counters['aot_autograd']['autograd_cache_hit']}", flush=True)
+sys.exit(status)

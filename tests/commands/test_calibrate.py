@@ -1,0 +1,62 @@
+"""`stepcache calibrate` on the demo pipeline."""
+
+import pytest
+
+from stepcache import accelerate, cli
+from stepcache.commands._pipelines import load_demo, swap_scheduler
+from stepcache.plans import Plan
+
+QUICK = ["calibrate", "demo", "--steps", "6", "--trials", "3", "--budget", "2x", "--device", "cpu"]
+
+
+def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert cli.main([*QUICK, "--scheduler", "euler", "--guidance", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    plan = Plan.read(out)
+    assert plan.made_for.scheduler["class"] == "EulerDiscreteScheduler" and plan.made_for.guidance == 2
+    assert plan.mask in printed and f"{plan.figures[0].psnr:.1f} dB" in printed and "DeepCache, interval" in printed
+    assert (tmp_path / "plan.json.trials.jsonl").exists()
+    pipe = load_demo("cpu")
+    swap_scheduler(pipe, "euler", 6)
+    accelerate(pipe, plan=out)
+    assert pipe("rose", num_inference_steps=6, guidance_scale=2.0).images[0].size == (64, 64)
+    # Once more, with other arguments: what is there is not mixed up with it.
+    assert cli.main([*QUICK, "--scheduler", "ddim", "--out", str(out)]) == 2
+    assert "another calibration" in capsys.readouterr().err
+
+
+def test_prompts_of_a_file(tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("rose\ntulip\n")
+    assert cli.main([*QUICK, "--prompts", str(prompts), "--out", str(tmp_path / "plan.json")]) == 2
+    assert "at least 8 different prompts" in capsys.readouterr().err
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "rose", "seed": 3}\n')
+    assert cli.main([*QUICK, "--prompts", str(own), "--out", str(tmp_path / "plan.json")]) == 2
+    assert "'rose' has a seed or a size of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--budget", "1x"], "A budget is a number over 1"),
+        (["--budget", "nanx"], "A budget is a number over 1"),
+        (["--steps", "0"], "--steps must be"),
+        (["--guidance", "nan"], "--guidance must be"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--size", "big"], "--size must be"),
+        (["--out", "plan.txt"], "ends in .json"),
+        (["--trials", "0"], "trials must be"),
+    ],
+)
+def test_what_cannot_be_done(tmp_path, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*QUICK, *arguments]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_budget_that_is_no_number(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*QUICK, "--budget", "fast"])
+    assert "'fast' is no budget" in capsys.readouterr().err
