@@ -21,7 +21,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from stepcache import Schedule, accelerate, last_run, restore
 from stepcache.calibration import calibrate
 from stepcache.commands._pipelines import default_device, load_demo, load_directory, swap_scheduler
 from stepcache.commands._prompts import read_prompts
+from stepcache.errors import InvalidSetting
 from stepcache.fidelity import mean_psnr, psnr, ssim
 from stepcache.macs import branch_macs, meta_unet
 
@@ -71,8 +72,9 @@ def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) ->
         yield Candidate("linear", branch, {**uniform, "predict": "linear"})
         yield Candidate("linear + reuse", branch, {**uniform, "predict": "linear", "guidance": "reuse"})
         if branch == branches[0]:
-            paper = Schedule.nonuniform(steps, interval, center=steps // 2, power=1.4)
-            yield Candidate(f"{DEEPCACHE} 1:N", branch, {"schedule": paper, "branch": branch})
+            with suppress(InvalidSetting):  # so many full steps, so near each other, are not to be had
+                paper = Schedule.nonuniform(steps, interval, center=steps // 2, power=1.4)
+                yield Candidate(f"{DEEPCACHE} 1:N", branch, {"schedule": paper, "branch": branch})
             yield Candidate("reuse", branch, {**uniform, "guidance": "reuse"})
             yield Candidate("damped", branch, {**uniform, "predict": 0.5})
             yield Candidate("damped + reuse", branch, {**uniform, "predict": 0.5, "guidance": "reuse"})
