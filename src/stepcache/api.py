@@ -30,6 +30,7 @@ def accelerate(
     kernels: bool | str = "auto",
     max_buckets: int = 4,
     vae: bool = False,
+    preset: str | None = None,
     plan: str | os.PathLike[str] | Plan | None = None,
     adapt: bool = False,
     compiled: str | os.PathLike[str] | None = None,
@@ -48,8 +49,8 @@ def accelerate(
         schedule: a `Schedule`, instead of `interval`.
         predict: what the feature is taken to be between full steps: "hold" (default), the last full step's, as in
             DeepCache; "linear", on the line through the last two full steps; a number between 0 and 1 damps that line.
-            Much more faithful at 50 steps; at 20 steps, where full steps are far apart, about 0.5. Price: a second
-            buffer of the feature's size, and one addition in a partial step.
+            Much more faithful at 50 steps; at 20 steps, where full steps are far apart, it can be worse than "hold".
+            Price: a second buffer of the feature's size, and one addition in a partial step.
         guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
             partial steps, and takes the difference of the halves from the last full step(s), predicted as the feature
             is. Halves a partial step's cost and the feature's buffer; costs some fidelity, more at a high guidance
@@ -68,6 +69,8 @@ def accelerate(
             False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
             each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
             Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
+        preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse"), each with the
+            line of `predict` damped by the number of steps: whole from 50 steps on, held up to 20 (presets.py).
         plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance that were found
             for one model, scheduler and number of steps; interval, branch, schedule, predict and guidance stay at their
             defaults beside it. Another U-Net (its config, or a sample of its weights; a LoRA that is not fused does not
@@ -101,6 +104,7 @@ def accelerate(
         vae,
         plan,
         adapt,
+        preset,
     )
     if compiled is not None:
         artifacts.load(compiled)

@@ -212,7 +212,13 @@ def _unet_of(pipe: object) -> nn.Module:
             f"{name} denoises with a transformer ({type(pipe.transformer).__name__}). stepcache is for U-Nets; "  # type: ignore[attr-defined]
             "for diffusion transformers see cache-dit or diffusers' own enable_cache."
         )
-    if unet is None or not callable(pipe) or not hasattr(getattr(pipe, "scheduler", None), "step"):
+    scheduler = getattr(pipe, "scheduler", None)
+    if unet is not None and scheduler is not None and not hasattr(scheduler, "step"):
+        raise UnsupportedPipeline(
+            f"{name} steps with a {type(scheduler).__name__}, which has no step(); by its calls stepcache counts. "
+            "Run this pipeline without stepcache."
+        )
+    if unet is None or scheduler is None or not callable(pipe):
         hint = " That is the U-Net itself; pass the pipeline that holds it." if hasattr(pipe, "up_blocks") else ""
         raise UnsupportedPipeline(
             f"accelerate() takes a diffusers pipeline with .unet and .scheduler, got {name}: {pipe!r:.80}.{hint}"
@@ -276,8 +282,8 @@ class Attachment:
         )
         if reason:
             raise InvalidSetting(
-                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or take it as "
-                "it is with accelerate(..., adapt=True); its figures do not hold then."
+                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or take it "
+                "as it is with accelerate(..., adapt=True); its figures do not hold then."
             )
 
     def _fit(self, pipe: Any, core: Core, steps: int | None) -> tuple[Schedule, Predictor]:
@@ -315,6 +321,8 @@ class Attachment:
         further: dict[str, Any] = {"guided": guided(pipe)} if self.settings.reuse_guidance else {}
         if self.settings.plan is not None and rehearsal.get() is None:
             further["fit"] = functools.partial(self._fit, pipe, core)
+        elif self.settings.preset is not None and rehearsal.get() is None:
+            further["fit"] = self.settings.preset.for_steps
         session = Session(unet, scheduler, schedule, core, count_steps, **further)
         self.last = session.record
         owner, name = _seat(unet)

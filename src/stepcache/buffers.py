@@ -123,8 +123,8 @@ class Kept:
 
     def weigh(self, predictor: Predictor, step: int) -> None:
         """Weights for a partial step at `step`."""
-        if not predictor.holds:
-            for i, value in enumerate(self.values):
+        for i, value in enumerate(self.values):
+            if value.blends:
                 value.weigh(predictor.weights(i, step, self.full))
 
     @property

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from .errors import InvalidSetting
 from .graphs import GraphSettings
 from .plans import Plan, plan_of
-from .predict import HOLD, Predictor, predictor_of
+from .predict import HOLD, Line, Predictor, predictor_of
+from .presets import Preset, preset_of
 from .schedule import Schedule, positive_int
 
 
@@ -24,6 +25,7 @@ class Settings:
     vae: bool = False
     plan: Plan | None = None
     adapt: bool = False
+    preset: Preset | None = None
 
     @classmethod
     def check(
@@ -40,6 +42,7 @@ class Settings:
         vae: object = False,
         plan: object = None,
         adapt: object = False,
+        preset: object = None,
     ) -> Settings:
         """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
         asked = schedule
@@ -59,24 +62,30 @@ class Settings:
         if not isinstance(adapt, bool):
             raise InvalidSetting(f"adapt must be True or False, got {adapt!r}.")
         graphs = GraphSettings(compile, cuda_graphs, kernels)
+        given = {"interval": interval, "branch": branch, "schedule": asked, "predict": predict, "guidance": guidance}
         if plan is not None:
-            _check_defaults(interval=interval, branch=branch, schedule=asked, predict=predict, guidance=guidance)
+            _check_defaults("plan", **given, preset=preset)
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
             return cls(found.schedule, found.branch, graphs, buckets, found.predictor, reuse, vae, found, adapt)
         if adapt:
             raise InvalidSetting("adapt=True is for plan=, which is not there.")
+        if preset is not None:
+            _check_defaults("preset", **given)
+            named = preset_of(preset)
+            reuse = named.guidance == "reuse"
+            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, preset=named)
         return cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae)
 
 
-# What a plan settles, and the defaults of `accelerate` that stand for "not given".
-_SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "guidance": "both"}
+# What a plan or a preset settles, and the defaults of `accelerate` that stand for "not given".
+_SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "guidance": "both", "preset": None}
 
 
-def _check_defaults(**given: object) -> None:
+def _check_defaults(what: str, **given: object) -> None:
     others = [f"{name}={value!r}" for name, value in given.items() if value != _SETTLED[name]]
     if others:
         raise InvalidSetting(
-            f"plan= and {', '.join(others)}: a plan has its own full steps, branch, prediction and guidance. "
+            f"{what}= and {', '.join(others)}: a {what} has its own full steps, branch, prediction and guidance. "
             "Leave one or the other out."
         )

@@ -102,12 +102,6 @@ class Closeness:
         return float(np.mean(finite)) if finite else float("inf")
 
 
-def typical(psnr: Sequence[float]) -> float:
-    """Interquartile mean: of what is left without the lowest and the highest quarter.
-
-    With strong guidance some prompts are on an edge, and any change tips their images over, or does not, by 20 dB: in a
-    plain mean such an image outweighs what a candidate does to all others.
-    """
-    ordered = np.sort(np.minimum(psnr, IDENTICAL))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+def score(psnr: Sequence[float]) -> float:
+    """What candidates are compared by: the mean, in which an identical image counts as IDENTICAL dB."""
+    return float(np.minimum(psnr, IDENTICAL).mean())

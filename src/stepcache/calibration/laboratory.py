@@ -17,7 +17,7 @@ from ..plans import Figures
 from ..predict import HOLD, Line
 from .candidates import Candidate, speedup, uniform
 from .features import Collector
-from .images import Closeness, Shots, typical
+from .images import Closeness, Shots, score
 from .journal import Journal
 from .search import Space
 
@@ -71,12 +71,12 @@ class Laboratory:
         return Closeness(tuple(psnr), ssim)
 
     def psnr(self, candidate: Candidate, beat: Candidate | None = None) -> float:
-        """The `typical` PSNR on calibration prompts; -inf where it is clearly below that of `beat` on half of them."""
+        """Mean PSNR on calibration prompts; -inf where it is clearly below that of `beat` on half of them."""
         first, second = HEATS
         psnr = self.measure(candidate, first).psnr
-        if beat is not None and typical(psnr) < typical(self.measure(beat, first).psnr) - CLEARLY:
+        if beat is not None and score(psnr) < score(self.measure(beat, first).psnr) - CLEARLY:
             return -float("inf")
-        return typical(psnr + self.measure(candidate, second).psnr)
+        return score(psnr + self.measure(candidate, second).psnr)
 
     def best_line(self, found: Candidate) -> Line:
         """The damped line that does best with the candidate's mask, for steps that its weights are not for."""
