@@ -41,8 +41,8 @@ class RunRecord:
 
     letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients, or the
     pipeline reads attention maps of every layer).
-    steps: scheduler steps taken. buckets: sizes met, in order: the shape of the U-Net's input, which is (batch, channels,
-    height, width), and has a fifth number for the frames of a video.
+    steps: scheduler steps taken. buckets: sizes met, in order: the shape of the U-Net's input, (batch, channels,
+    height, width), of videos with their frames besides.
     buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
     captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
     graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline
+
+DEMO = "demo"  # the PIPELINE that stands for the bundled one
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Name on the command line -> class in diffusers, and what its config needs beside the pipeline's own.
 SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
@@ -32,6 +36,17 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
 def default_device() -> str:
     """The GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable_device(name: str | None) -> str:
+    """The device, once a tensor could be put there; InvalidSetting where it could not."""
+    name = name or default_device()
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise InvalidSetting(f"--device {name!r} cannot be used here: {reason}") from error
+    return name
 
 
 def load_demo(device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -106,3 +121,8 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def default_guidance(pipe: Any) -> float:
+    """The guidance scale that a call of `pipe` has by default."""
+    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)

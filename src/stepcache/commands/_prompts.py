@@ -98,3 +98,13 @@ def check_pixels(pixels: int, what: str) -> int:
     if pixels < 16 or pixels % 8:
         raise InvalidSetting(f"{what} must be a multiple of 8 pixels and at least 16, got {pixels}.")
     return pixels
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """(height, width) in pixels of "512" or "512x768"; InvalidSetting for what is none."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
+        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {text!r}.")
+    return check_pixels(int(parts[0]), "--size"), check_pixels(int(parts[-1]), "--size")

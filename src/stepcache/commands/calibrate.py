@@ -19,10 +19,20 @@ from ..fidelity import in_words
 from ..plans import Plan
 from ..schedule import positive_int
 from ._arguments import check_guidance, check_seed, check_writable
-from ._pipelines import SCHEDULERS, check_steps, load_demo, load_directory, one_thread, swap_scheduler
-from ._prompts import bundled_prompts, read_prompts
+from ._pipelines import (
+    DEMO,
+    DTYPES,
+    SCHEDULERS,
+    check_steps,
+    default_guidance,
+    load_demo,
+    load_directory,
+    one_thread,
+    swap_scheduler,
+    usable_device,
+)
+from ._prompts import bundled_prompts, read_prompts, size_of
 from ._quiet import quiet
-from .compare import DEMO, DTYPES, _default_guidance, _device, _size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,12 +100,12 @@ def run(args: argparse.Namespace) -> int:
             f"{own[0]!r} has a seed or a size of its own; calibrate makes all images alike. Take it out, and give "
             "--size and --seed."
         )
-    size = _size(args.size)
+    size = size_of(args.size)
     steps = positive_int("--steps", args.steps, at_least=2)
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
-    device = _device(args.device)
+    device = usable_device(args.device)
     dtype = DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
 
     with quiet("diffusers", "transformers"), one_thread() if demo and device == "cpu" else nullcontext():
@@ -109,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             pipe,
             [prompt.text for prompt in prompts],
             steps=steps,
-            guidance=args.guidance if args.guidance is not None else 3.0 if demo else _default_guidance(pipe),
+            guidance=args.guidance if args.guidance is not None else 3.0 if demo else default_guidance(pipe),
             budgets=[args.budget],
             seed=args.seed,
             trials=args.trials,

@@ -23,21 +23,29 @@ from PIL import Image
 from .. import __version__
 from ..api import accelerate, restore
 from ..bench.rows import Rig
-from ..errors import InvalidSetting, UnsupportedPipeline
+from ..errors import UnsupportedPipeline
 from ..fidelity import in_words
 from ..schedule import Schedule, positive_int
 from ._arguments import check_guidance, check_seed, check_writable, distinct, integers
 from ._comparison import Comparison, Figures, Setting, figures_of
-from ._pipelines import SCHEDULERS, check_steps, default_device, load_demo, load_directory, one_thread, swap_scheduler
-from ._prompts import bundled_prompts, check_pixels, read_prompts
+from ._pipelines import (
+    DEMO,
+    DTYPES,
+    SCHEDULERS,
+    check_steps,
+    default_guidance,
+    load_demo,
+    load_directory,
+    one_thread,
+    swap_scheduler,
+    usable_device,
+)
+from ._prompts import bundled_prompts, read_prompts, size_of
 from ._quiet import quiet
 from ._report import html_report
 from ._runs import Job, Scores, make_all, rehearse
 from ._scores import ClipScore, Lpips, missing_for_lpips
 from ._sheet import SheetRow, contact_sheet
-
-DEMO = "demo"  # the PIPELINE that stands for the bundled one
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # What a pipeline's call must take.
 NEEDED = {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator"}
@@ -113,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     demo = args.pipeline == DEMO
     job, settings = _checked(args, demo)
     drift = positive_int("--drift", args.drift, at_least=0)
-    device = _device(args.device)
+    device = usable_device(args.device)
     dtype = DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
     sheet = args.sheet or args.out.with_suffix(".png")
     check_writable(args.out, ".html")
@@ -127,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             swap_scheduler(pipe, args.scheduler, job.steps)
         check_steps(pipe, job.steps)
         if job.guidance is None:
-            job = replace(job, guidance=_default_guidance(pipe))
+            job = replace(job, guidance=default_guidance(pipe))
         facts = _facts(args, pipe, job, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
@@ -159,7 +167,7 @@ def _checked(args: argparse.Namespace, demo: bool) -> tuple[Job, list[Setting]]:
     check_guidance(args.guidance)
     check_seed(args.seed)
     guidance = 3.0 if demo and args.guidance is None else args.guidance
-    job = Job(prompts, positive_int("--steps", args.steps), guidance, args.seed, _size(args.size))
+    job = Job(prompts, positive_int("--steps", args.steps), guidance, args.seed, size_of(args.size))
     return job, [Setting(interval, branch) for branch in branches for interval in intervals]
 
 
@@ -171,27 +179,6 @@ def _scores(clip: Path | None, device: str) -> tuple[Scores, list[str]]:
     if clip is None:
         missing.append("CLIP scores need a CLIP model: --clip DIR, a directory of a transformers CLIPModel.")
     return Scores(None if without_lpips else Lpips(device), None if clip is None else ClipScore(clip, device)), missing
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) in pixels of "512" or "512x768"; InvalidSetting for what is none."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {text!r}.")
-    return check_pixels(int(parts[0]), "--size"), check_pixels(int(parts[-1]), "--size")
-
-
-def _device(name: str | None) -> str:
-    """The device, once a tensor could be put there; InvalidSetting where it could not."""
-    name = name or default_device()
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise InvalidSetting(f"--device {name!r} cannot be used here: {reason}") from error
-    return name
 
 
 def _check_pipe(pipe: Any, settings: Sequence[Setting]) -> None:
@@ -207,10 +194,6 @@ def _check_pipe(pipe: Any, settings: Sequence[Setting]) -> None:
     for setting in settings:
         accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
     restore(pipe)
-
-
-def _default_guidance(pipe: Any) -> float:
-    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
 
 
 def _too_long(pipe: Any, job: Job) -> list[str]:
