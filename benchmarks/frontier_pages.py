@@ -45,24 +45,29 @@ def frontier_table(path: Path) -> str:
 
 
 def frontier_headline(path: Path) -> str:
-    """Means over the settings with one number of steps, at a few costs."""
+    """Means over the settings with one number of steps, at the costs at which DeepCache has a point in all of them."""
     settings = by_setting(read(path, Row))
     lines = []
     for steps in sorted({setting.steps for setting in settings}, reverse=True):
-        for speedup in (LOW, 2.5, 3.0, 3.5, HIGH):
-            groups = [
-                (deepcache(rows), settings_of_accelerate(rows), [r for r in rows if r.method == CALIBRATED])
-                for setting, rows in settings.items()
-                if setting.steps == steps
-            ]
+        groups = [rows for setting, rows in settings.items() if setting.steps == steps]
+        for speedup in sorted(set.intersection(*(_costs(rows) for rows in groups))):
             means = []
-            for which in range(3):
-                best = [best_at(group[which], speedup) for group in groups]
+            for choose in (deepcache, settings_of_accelerate, _calibrated):
+                best = [best_at(choose(rows), speedup) for rows in groups]
                 known = [row.psnr for row in best if row is not None]
                 means.append(f"{sum(known) / len(known):.1f}" if len(known) == len(best) else "")
-            lines.append((f"{steps}", f"{speedup:g}x", *means))
+            lines.append((f"{steps}", f"{speedup:.2f}x", *means))
     header = ("steps", "speed-up in MACs", "DeepCache's algorithm", "`predict`, `guidance`", "calibrated plan")
     return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def _costs(rows: list[Row]) -> set[float]:
+    points = front(deepcache(rows))
+    return {round(row.speedup_macs, 2) for row in points if LOW <= row.speedup_macs <= HIGH}
+
+
+def _calibrated(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.method == CALIBRATED]
 
 
 def frontier_figures(path: Path) -> list[Figure]:
@@ -83,7 +88,7 @@ def _points(rows: list[Row]) -> list[Point]:
     groups = {
         "DeepCache's algorithm": (deepcache(rows), False),
         "predict and guidance": (settings_of_accelerate(rows), True),
-        "calibrated plans": ([row for row in rows if row.method == CALIBRATED], True),
+        "calibrated plans": (_calibrated(rows), True),
     }
     return [
         Point(name, row.speedup_macs, row.psnr, "", ours)

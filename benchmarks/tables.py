@@ -4,6 +4,7 @@
 
 What stands between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` is never edited by hand, and
 tests/benchmarks/test_tables.py fails where it is not what the CSVs say. What a missing CSV would show is left empty.
+The support matrix is not made from a CSV but from the tests' tables (support_matrix.py).
 A figure is two SVGs in `results/`, light and dark, written anew together with the pages.
 """
 
@@ -26,6 +27,7 @@ from frontier_pages import frontier_figures, frontier_headline, frontier_table
 from markdown_table import caption, table
 from plots import fidelity_figures, ladder_figures
 from stepcache.bench.rows import RESULTS, ROOT, Rig, read
+from support_matrix import support_table
 
 Made = TypeVar("Made")
 PAGES = ROOT / "README.md", RESULTS / "README.md"
@@ -113,6 +115,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "frontier": csv(frontier_table, "frontier.csv"),
     "frontier_headline": csv(frontier_headline, "frontier.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
+    "support": support_table,
 }
 
 FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {

@@ -13,7 +13,8 @@ from stepcache.presets import PRESETS
 @pytest.mark.parametrize(("steps", "damping"), [(8, 0.0), (20, 0.0), (35, 0.5), (50, 1.0), (60, 1.0)])
 def test_a_preset_is_the_arguments_that_it_stands_for(name, steps, damping):
     preset = PRESETS[name]
-    assert preset.for_steps(steps)[1].damping == damping
+    assert preset.for_steps(steps)[1].damping == damping * preset.damping
+    assert preset.for_steps(None)[1].damping == 0
     if name == "fast" or steps > 35:
         return  # the same way through the code, and more of it
     pipe = loop_pipe("least")

@@ -76,8 +76,9 @@ class _Interception:
 
     def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self.owner, self.name, self.users = owner, name, 0
-        self.missing = name not in vars(owner)
         self.original = stock = getattr(owner, name)
+        # A copy of a watched object has its class's own method as an attribute (_Replacement): it can do without.
+        self.missing = name not in vars(owner) or _is_own_method(stock, owner, name)
         self.replacement = _Replacement(owner, name, stock, wrap(stock))
 
     @classmethod
@@ -108,6 +109,11 @@ class _Interception:
             del vars(self.owner)[self.name]
         else:
             vars(self.owner)[self.name] = self.original
+
+
+def _is_own_method(value: Any, owner: object, name: str) -> bool:
+    function = getattr(value, "__func__", None)
+    return function is not None and value.__self__ is owner and function is getattr(type(owner), name, None)
 
 
 def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +168,13 @@ def _set_timesteps_in_session(scheduler: object, stock: Callable[..., Any]) -> C
         return result
 
     return set_timesteps
+
+
+def _watch_scheduler(scheduler: object, places: ExitStack) -> None:
+    """Watch what the scheduler is asked to do until `places` is closed."""
+    for method, wrap in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
+        if hasattr(scheduler, method):
+            places.enter_context(_Interception.on(scheduler, method, functools.partial(wrap, scheduler)))
 
 
 def _seat(unet: nn.Module) -> tuple[object, str]:
@@ -328,9 +341,15 @@ class Attachment:
         owner, name = _seat(unet)
         with ExitStack() as places:
             places.enter_context(_Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
-            for method, watch in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
-                if hasattr(scheduler, method):
-                    places.enter_context(_Interception.on(scheduler, method, functools.partial(watch, scheduler)))
+            _watch_scheduler(scheduler, places)
+
+            def follow() -> None:
+                if pipe.scheduler is not session.scheduler:
+                    session.scheduler = pipe.scheduler
+                    _watch_scheduler(session.scheduler, places)
+                    session.begin_loop()
+
+            session.follow = follow
             for block in core.plan.blocks(unet):
                 places.enter_context(_Interception.on(block, "forward", functools.partial(_block_in_session, block)))
             if core.decoder is not None:

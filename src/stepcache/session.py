@@ -125,6 +125,8 @@ class Session:
         self._steps: int | None = None
         self._full = True
         self._last_key: object = None
+        # Before each step: attach.py looks whether the pipeline has put another scheduler in the place of its own.
+        self.follow: Callable[[], None] = lambda: None
         self._keeps_maps: bool | None = None  # looked for at the first call, when the pipeline has set its processors
 
     @property
@@ -191,6 +193,7 @@ class Session:
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         core, record = self._core, self.record
         if self._slot == 0:
+            self.follow()
             if self._new_loop:
                 self._enter_loop()
             self._full = self._schedule.is_full(self._step, self._steps)

@@ -1,0 +1,89 @@
+"""LoRAs that come, go and change on an accelerated pipe: each time its images are those of stock with the same."""
+
+import pytest
+import torch
+from builders import sd, sdxl
+from case import SIZED
+from cases_adapters import lora
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from small import captured
+
+from stepcache import accelerate, last_run, restore
+
+# In this order; each is done to every pipe.
+CHANGES = {
+    "load": lambda pipe: pipe.load_lora_weights(lora(pipe.unet), adapter_name="style"),
+    "scale": lambda pipe: pipe.set_adapters(["style"], [0.4]),
+    "load another": lambda pipe: pipe.load_lora_weights(lora(pipe.unet, 2, rank=3), adapter_name="subject"),
+    "both": lambda pipe: pipe.set_adapters(["style", "subject"], [0.7, 0.5]),
+    "swap": lambda pipe: pipe.set_adapters(["subject"], [1.0]),
+    "disable": lambda pipe: pipe.disable_lora(),
+    "enable": lambda pipe: pipe.enable_lora(),
+    "a scale for each block": lambda pipe: pipe.set_adapters(
+        ["subject"], [{"unet": {"down": 0.9, "mid": 0.5, "up": 0.2}}]
+    ),
+    "delete": lambda pipe: pipe.delete_adapters(["style"]),
+    "fuse": lambda pipe: pipe.fuse_lora(lora_scale=0.6),
+    "unfuse": lambda pipe: pipe.unfuse_lora(),
+    "unload": lambda pipe: pipe.unload_lora_weights(),
+}
+
+
+def run(pipe, **more):
+    call = {**SIZED, "num_inference_steps": 4, **more}
+    return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+
+
+@pytest.mark.parametrize("make, cls", [(sd, StableDiffusionPipeline), (sdxl, StableDiffusionXLPipeline)])
+def test_changes_on_an_accelerated_pipe(make, cls):
+    stock = make(cls)
+    plain = run(stock)
+    full, reusing, replaying = (make(cls) for _ in range(3))
+    accelerate(full, interval=1)
+    accelerate(reusing, interval=3, branch=1)
+    captured(replaying, interval=3, branch=1)
+    run(reusing), run(replaying)
+    seen = [plain]
+    for name, change in CHANGES.items():
+        for pipe in (stock, full, reusing, replaying):
+            change(pipe)
+        want = run(stock)
+        assert torch.equal(run(full), want), name
+        cached = run(reusing)
+        assert last_run(reusing).kinds == "FPPF" and not torch.equal(cached, want), name
+        assert torch.equal(run(replaying), cached), name
+        assert torch.equal(want, seen[-1]) == (name == "delete"), name  # of an adapter that is not in use
+        seen.append(want)
+    # Not to the bit: fusing and unfusing adds and subtracts.
+    torch.testing.assert_close(seen[-1], plain, rtol=1e-3, atol=1e-3)
+    assert torch.equal(run(restore(reusing)), seen[-1])
+
+
+def test_a_scale_in_the_call():
+    stock, pipe, replaying = (sd(StableDiffusionPipeline) for _ in range(3))
+    for one in (stock, pipe, replaying):
+        CHANGES["load"](one)
+    accelerate(pipe, interval=1)
+    captured(replaying, interval=1)
+    results = []
+    for scale in (1.0, 0.3, 0.0, 0.3):
+        scaled = {"cross_attention_kwargs": {"scale": scale}}
+        results.append(run(stock, **scaled))
+        assert torch.equal(run(pipe, **scaled), results[-1])
+        assert torch.equal(run(replaying, **scaled), results[-1])
+    assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+    assert torch.equal(run(pipe), results[0])
+
+
+def test_hot_swapping_writes_the_weights_in_place():
+    """Weights of the same shapes take the place of the old ones: graphs need not be captured anew."""
+    stock, pipe = sd(StableDiffusionPipeline), sd(StableDiffusionPipeline)
+    for one in (stock, pipe):
+        one.load_lora_weights(lora(one.unet), adapter_name="style")
+    captured(pipe, interval=1)
+    before = run(pipe)
+    for one in (stock, pipe):
+        one.load_lora_weights(lora(one.unet, seed=3), adapter_name="style", hotswap=True)
+    after = run(pipe)
+    assert torch.equal(after, run(stock)) and not torch.equal(after, before)
+    assert last_run(pipe).captures == 0
