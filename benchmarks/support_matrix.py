@@ -20,9 +20,9 @@ OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 NOTE = (
     "Each cell is a row of the tests' own tables ([ways of running](tests/running/ways.py), "
     "[pipelines](tests/pipelines/cases.py)), checked by `make test` on a CPU: compiled by Dynamo alone, captured by a "
-    "stand-in for CUDA graphs. *Runs eager* and *not captured*: right, but without compiled graphs or CUDA graphs, as a "
-    "warning says. *Nothing reused*: all U-Net calls of that pipeline run whole, as it needs them. *Refused*: by an error "
-    "that says why, before the run."
+    "stand-in for CUDA graphs. *Runs eager* and *not captured*: right, but without compiled graphs or CUDA graphs, as "
+    "a warning says. *Nothing reused*: all U-Net calls of that pipeline run whole, as it needs them. *Refused*: by an "
+    "error that says why, before the run."
 )
 
 

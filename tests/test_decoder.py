@@ -540,3 +540,15 @@ def test_on_a_gpu_changed_weights_are_captured_anew():
             want = vae.decode(latents)[0]
         assert torch.equal(decode(graphs, vae, latents), want)
     assert graphs.costs.captures == 2
+
+
+def test_a_forward_that_somebody_put_on_the_decoder_is_not_left_out(caplog):
+    pipe = copy.deepcopy(demo_pipe())
+    decoder = pipe.vae.decoder
+    stock = decoder.forward
+    decoder.forward = lambda *args, **kwargs: -stock(*args, **kwargs)
+    accelerate(pipe, 3)
+    want = generate(pipe, output_type="pt")
+    accelerate(pipe, 3, vae=True, cuda_graphs=StandInBackend)
+    assert torch.equal(generate(pipe, output_type="pt"), want)
+    assert "forward of its own" in caplog.text

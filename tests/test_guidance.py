@@ -10,10 +10,11 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from small import captured, core_of, demo_pipe, generate, loop_pipe, sdxl_pipe
+from small import captured, core_of, demo_pipe, generate, loop_pipe, make_inputs, sdxl_pipe
 
-from stepcache import Schedule, accelerate, last_run
+from stepcache import Schedule, accelerate, denoising, last_run
 from stepcache.batches import HALVED
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
 from stepcache.forwards import family_of
@@ -235,6 +236,44 @@ def test_accelerating_again_and_copies_keep_it():
     want = generate(pipe)
     assert torch.equal(generate(accelerate(pipe, 3, guidance="reuse")), want)
     assert torch.equal(generate(copy.deepcopy(pipe)), want)
+
+
+def test_a_loop_by_hand_runs_both_halves(caplog):
+    """What the pipe says of guidance is its last call's: a batch of two images is not taken for two halves."""
+    pipe = demo_pipe()
+    inputs = make_inputs(pipe.unet, batch=2)
+
+    @torch.no_grad()
+    def loop():
+        pipe.scheduler.set_timesteps(4)
+        x, text = inputs["sample"], inputs["encoder_hidden_states"]
+        with denoising(pipe):
+            for t in pipe.scheduler.timesteps:
+                x = pipe.scheduler.step(pipe.unet(x, t, encoder_hidden_states=text).sample, t, x).prev_sample
+        return x
+
+    accelerate(pipe, 3)
+    want = loop()
+    accelerate(pipe, 3, guidance="reuse")
+    assert torch.equal(loop(), want)  # before any call
+    generate(pipe)
+    assert torch.equal(loop(), want)
+    assert "guidance is not reused" in caplog.text
+
+
+def test_a_processor_that_looks_across_the_batch_gets_all_of_it(caplog):
+    class AcrossTheBatch(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            first = hidden_states[: max(1, hidden_states.shape[0] // 2)].mean(0, keepdim=True)
+            return super().__call__(attn, hidden_states + 0.1 * first, *args, **kwargs)
+
+    pipe = copy.deepcopy(demo_pipe())
+    pipe.unet.set_attn_processor(AcrossTheBatch())
+    accelerate(pipe, 3)
+    want = generate(pipe)
+    accelerate(pipe, 3, guidance="reuse")
+    assert torch.equal(generate(pipe), want)
+    assert "AcrossTheBatch on the U-Net may look across the batch" in caplog.text
 
 
 def test_what_is_no_way_of_guidance_is_refused():

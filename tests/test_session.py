@@ -343,3 +343,18 @@ def test_lora_scale_is_applied_and_taken_back():
         assert torch.equal(generate(pipe, cross_attention_kwargs={"scale": scale}), latents)
     restore(pipe)
     assert torch.equal(generate(pipe), want[1.0])
+
+
+def test_a_stock_call_at_a_full_step_leaves_no_feature_for_the_next():
+    """Gradients at step 3, where a full step was due: steps 4 and 5 must not go on with step 0's feature."""
+    pipe = accelerate(loop_pipe("least"), interval=3)
+    inputs = make_inputs(pipe.unet, batch=1)
+    text = inputs["encoder_hidden_states"]
+    pipe.scheduler.set_timesteps(7)
+    x = inputs["sample"]
+    with denoising(pipe):
+        for i, t in enumerate(pipe.scheduler.timesteps):
+            with torch.set_grad_enabled(i == 3):
+                noise = pipe.unet(x, t, encoder_hidden_states=text.requires_grad_(i == 3)).sample
+            x = pipe.scheduler.step(noise.detach(), t, x).prev_sample
+    assert kinds(pipe) == "FPPSFPF"

@@ -310,7 +310,7 @@ class Attachment:
                 f"{fitting[0].kinds(steps or 0)}, and a line damped by {plan.damping:g} takes the place of its weights."
             )
         guidance, made_for = getattr(pipe, "_guidance_scale", None), plan.made_for.guidance
-        if guidance is not None and guidance != made_for:
+        if isinstance(guidance, (int, float)) and guidance != made_for:
             core.plan.say_once(
                 f"A plan that was calibrated with guidance scale {made_for:g} in a run with {guidance:g}: it works, "
                 "but its figures are not those of this run."
@@ -326,14 +326,21 @@ class Attachment:
         core.clear()
 
     @contextmanager
-    def run(self, pipe: Any, count_steps: Callable[[], int | None]) -> Iterator[Session]:
-        """One run of `pipe`: everything is in place inside, and as it was afterwards."""
+    def run(self, pipe: Any, count_steps: Callable[[], int | None], in_call: bool = False) -> Iterator[Session]:
+        """One run of `pipe`: everything is in place inside, and as it was afterwards.
+
+        in_call: of the pipe's own call. In a hand-written loop what the pipe says of guidance is its last call's.
+        """
         unet, core = self.prepare(pipe)
         scheduler = pipe.scheduler
         schedule = rehearsal.get() or self.settings.schedule
-        further: dict[str, Any] = {"guided": guided(pipe)} if self.settings.reuse_guidance else {}
+        further: dict[str, Any] = {}
+        if self.settings.reuse_guidance and in_call:
+            further["guided"] = guided(pipe)
+        elif self.settings.reuse_guidance:
+            core.plan.say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
         if self.settings.plan is not None and rehearsal.get() is None:
-            further["fit"] = functools.partial(self._fit, pipe, core)
+            further["fit"] = functools.partial(self._fit, pipe if in_call else None, core)
         elif self.settings.preset is not None and rehearsal.get() is None:
             further["fit"] = self.settings.preset.for_steps
         session = Session(unet, scheduler, schedule, core, count_steps, **further)
@@ -419,7 +426,7 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment_of(self) is None:
             return base.__call__(self, *args, **kwargs)
-        with attachment.run(self, functools.partial(_planned_steps, self)):
+        with attachment.run(self, functools.partial(_planned_steps, self), in_call=True):
             return base.__call__(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:

@@ -25,6 +25,8 @@ def keeper_of(unet: nn.Module) -> str | None:
         processor = vars(module).get("processor")
         if processor is None:
             processor = module._modules.get("processor")  # LoRA's and IP-Adapter's are modules
+            if processor is None:
+                continue
         for cls in type(processor).__mro__:
             if cls.__name__ in KEEPERS:
                 return cls.__name__

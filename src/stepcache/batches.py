@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from .errors import UnsupportedPipeline
 
 HALVED = frozenset(
@@ -49,6 +51,10 @@ HALVED = frozenset(
 )
 
 
+# Where the processors are that treat each row of a batch by itself.
+KNOWN_PROCESSORS = ("diffusers.models.",)
+
+
 def guided(pipe: Any) -> Callable[[], bool]:
     """A function that tells whether the pipe's present U-Net call has a batch [unconditional, conditional].
 
@@ -63,6 +69,22 @@ def guided(pipe: Any) -> Callable[[], bool]:
             'With guidance="both" it runs.'
         )
     return lambda: bool(pipe.do_classifier_free_guidance)
+
+
+def whole_batches_only(unet: nn.Module) -> str:
+    """Why half a batch must not be given to `unet`; "" where it can be.
+
+    An attention processor of somebody's own may look across the batch (frames that attend to the first one, styles
+    shared by images), and IP-Adapter's FaceID Plus keeps embeddings of the whole batch.
+    """
+    for module in unet.modules():
+        values = vars(module)
+        processor = values.get("processor") or values["_modules"].get("processor")
+        if processor is not None and not type(processor).__module__.startswith(KNOWN_PROCESSORS):
+            return f"{type(processor).__name__} on the U-Net may look across the batch"
+        if values.get("clip_embeds") is not None:
+            return f"{type(module).__name__} keeps embeddings of the whole batch"
+    return ""
 
 
 def _made_by_us(cls: type) -> bool:

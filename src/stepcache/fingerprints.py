@@ -26,17 +26,20 @@ def config_hash(module: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+ADDED = ("lora_", "_ip.", "encoder_hid_proj.", ".to_qkv.", ".to_kv.")
+
+
 def weight_sample(module: nn.Module) -> tuple[float, ...]:
     """A few hundred weights, always of the same places, in float32; () where they cannot be read.
 
-    Layers that a LoRA adds are left out, so that a model with one is the model without it until the LoRA is fused.
+    What is added to a model is left out: layers of a LoRA (until it is fused) and of an IP-Adapter, fused projections.
     Cannot be read: weights that lie on no device (offloaded by hooks) or are quantised. The host waits for the device.
     """
     # Matrices and kernels only: norms' weights of about 1 would drown them.
     weights = {
         name.replace(".base_layer", ""): p
         for name, p in module.named_parameters()
-        if "lora_" not in name and p.dim() > 1
+        if p.dim() > 1 and not any(added in name for added in ADDED)
     }
     names = sorted(weights)
     chosen = [weights[names[i * len(names) // TENSORS]] for i in range(TENSORS)] if len(names) > TENSORS else []

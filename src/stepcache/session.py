@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .attention_maps import keeper_of
+from .batches import whole_batches_only
 from .buffers import Buckets
 from .decoder import DecoderGraphs
 from .forwards import lora_scaled
@@ -127,6 +128,7 @@ class Session:
         self._last_key: object = None
         # Before each step: attach.py looks whether the pipeline has put another scheduler in the place of its own.
         self.follow: Callable[[], None] = lambda: None
+        self._halves: bool | None = None
         self._keeps_maps: bool | None = None  # looked for at the first call, when the pipeline has set its processors
 
     @property
@@ -166,6 +168,8 @@ class Session:
             if timestep is not self._timestep or not isinstance(timestep, torch.Tensor):
                 self._next_step()
             self._stepped, self._timestep = False, None
+        if self._slot == 0:
+            self._begin_step()
         if self._keeps_maps is None:
             self._keeps_maps = self._looks_for_maps()
         # A gradient through a partial step would miss the deep layers.
@@ -190,16 +194,27 @@ class Session:
             )
         return keeper is not None
 
+    def _may_halve(self) -> bool:
+        """Whether the U-Net can be given half a batch; looked for once a run."""
+        if self._halves is None:
+            reason = whole_batches_only(self.unet)
+            self._halves = not reason
+            if reason:
+                self._core.plan.say_once(f'{reason}: partial steps run both halves, as with guidance="both".')
+        return self._halves
+
+    def _begin_step(self) -> None:
+        """At the first U-Net call of a step, of a stock one too: whether the step is full."""
+        self.follow()
+        if self._new_loop:
+            self._enter_loop()
+        self._full = self._schedule.is_full(self._step, self._steps)
+        if self._full:
+            self._stamp = object()
+
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         core, record = self._core, self.record
-        if self._slot == 0:
-            self.follow()
-            if self._new_loop:
-                self._enter_loop()
-            self._full = self._schedule.is_full(self._step, self._steps)
-            if self._full:
-                self._stamp = object()
-        reuse_guidance = self._guided() and inputs["sample"].shape[0] % 2 == 0
+        reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self._guided() and self._may_halve()
         key = core.plan.key(inputs), reuse_guidance
         bucket = core.buckets.get(key, functools.partial(core.plan.bucket, inputs, reuse_guidance))
         if key != self._last_key:
@@ -221,15 +236,16 @@ class Session:
 
     def _enter_loop(self) -> None:
         """At the first U-Net call of a loop: nothing of an earlier one is read, not even for a prediction."""
-        self._new_loop = False
         self._earlier, self._step = self._earlier + self._step, 0
         self._id = object()
         self._steps = self._count_steps()
         if self._fit is not None:
             self._schedule, self._predictor = self._fit(self._steps)
+        self._new_loop = False  # last: a plan may refuse the run
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
+        self.follow = lambda: None  # it holds the pipe, and this session
         record = self.record
         record.steps = self._earlier + self._step + self._stepped
         record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.static_nbytes
