@@ -69,8 +69,8 @@ def accelerate(
             False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
             each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
             Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
-        preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half the line),
-            each with the line of `predict` from 50 steps on, held up to 20 and damped between (presets.py).
+        preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half of the
+            line), each with the line of `predict` from 50 steps on, held up to 20, damped between (presets.py).
         plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance that were found
             for one model, scheduler and number of steps; interval, branch, schedule, predict and guidance stay at their
             defaults beside it. Another U-Net (its config, or a sample of its weights; a LoRA that is not fused does not
