@@ -1,7 +1,8 @@
 """What works: the README's support matrix, made from the tables that the tests run.
 
 tests/running/ways.py and tests/pipelines/cases.py hold one row for each way of running and each pipeline, and what
-comes of it; tests/running/test_ways.py and tests/pipelines/test_cases.py check every row.
+comes of it; tests/running/test_ways.py and tests/pipelines/test_cases.py check every row. tests/test_video_pipelines.py
+has and checks rows of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from markdown_table import table
@@ -28,8 +30,17 @@ NOTE = (
 
 def support_table(results: Path) -> str:
     """Both tables, of what the tests hold; `results` has nothing to do with it."""
-    ways, cases = _of_tests("ways"), _of_tests("cases").CASES
+    ways, cases = _of_tests("ways"), [*_of_tests("cases").CASES, *videos()]
     return f"{running_table(ways.WAYS, ways.ENGINES)}\n\n{pipelines_table(cases)}\n\n{NOTE}"
+
+
+def videos() -> list[Any]:
+    """Rows of the video pipelines, which have a test of their own: those that are SHOWN, all of which work."""
+    shown = _of_tests("test_video_pipelines").SHOWN.values()
+    return [
+        SimpleNamespace(pipeline=pipeline, family=family, feature=feature, status="works", reuses=True)
+        for pipeline, family, feature in shown
+    ]
 
 
 def running_table(ways: Iterable[Any], engines: Sequence[str]) -> str:

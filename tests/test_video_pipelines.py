@@ -180,6 +180,23 @@ PIPELINES = {
     "modelscope video": (functools.partial(modelscope, VideoToVideoSDPipeline), {**TEXT, **VIDEO}, 6),
 }
 
+# For the README's support matrix: pipeline, family of its U-Net, and what is tried with it.
+SVD, MOTION, MODELSCOPE = "UNetSpatioTemporalConditionModel", "UNetMotionModel", "UNet3DConditionModel"
+SHOWN = {
+    "svd": ("StableVideoDiffusionPipeline", SVD, "image to video"),
+    "svd unguided": ("StableVideoDiffusionPipeline", SVD, "no guidance"),
+    "animatediff": ("AnimateDiffPipeline", MOTION, "text to video"),
+    "animatediff unguided": ("AnimateDiffPipeline", MOTION, "no guidance"),
+    "animatediff sdxl": ("AnimateDiffSDXLPipeline", MOTION, "text to video"),
+    "animatediff video": ("AnimateDiffVideoToVideoPipeline", MOTION, "video to video"),
+    "animatediff controlnet": ("AnimateDiffControlNetPipeline", MOTION, "ControlNet"),
+    "animatediff video controlnet": ("AnimateDiffVideoToVideoControlNetPipeline", MOTION, "ControlNet"),
+    "animatediff sparse controlnet": ("AnimateDiffSparseControlNetPipeline", MOTION, "SparseCtrl"),
+    "pia": ("PIAPipeline", MOTION, "image to video"),
+    "modelscope": ("TextToVideoSDPipeline", MODELSCOPE, "text to video"),
+    "modelscope video": ("VideoToVideoSDPipeline", MODELSCOPE, "video to video"),
+}
+
 
 def run(pipe, call, steps=8, **more):
     """Latents of the video."""
@@ -195,6 +212,7 @@ def run(pipe, call, steps=8, **more):
 def test_every_pipeline(name):
     make, call, steps = PIPELINES[name]
     pipe = make()
+    assert (type(pipe).__name__, type(pipe.unet).__name__) == SHOWN[name][:2]
     want = run(pipe, call)
     before = set(vars(pipe))
     assert torch.equal(run(accelerate(pipe, interval=1), call), want)

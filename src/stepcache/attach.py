@@ -177,6 +177,14 @@ def _watch_scheduler(scheduler: object, places: ExitStack) -> None:
             places.enter_context(_Interception.on(scheduler, method, functools.partial(wrap, scheduler)))
 
 
+def _follow(pipe: Any, places: ExitStack, session: Session) -> None:
+    """Watch another scheduler where the pipe has put one in the place of its own in the midst of a run."""
+    if pipe.scheduler is not session.scheduler:
+        session.scheduler = pipe.scheduler
+        _watch_scheduler(session.scheduler, places)
+        session.begin_loop()
+
+
 def _seat(unet: nn.Module) -> tuple[object, str]:
     """Where the U-Net's own forward hangs: under the offloading hooks of diffusers or accelerate, if any."""
     registry = getattr(unet, "_diffusers_hook", None)
@@ -349,14 +357,7 @@ class Attachment:
         with ExitStack() as places:
             places.enter_context(_Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
             _watch_scheduler(scheduler, places)
-
-            def follow() -> None:
-                if pipe.scheduler is not session.scheduler:
-                    session.scheduler = pipe.scheduler
-                    _watch_scheduler(session.scheduler, places)
-                    session.begin_loop()
-
-            session.follow = follow
+            session.follow = functools.partial(_follow, pipe, places)
             for block in core.plan.blocks(unet):
                 places.enter_context(_Interception.on(block, "forward", functools.partial(_block_in_session, block)))
             if core.decoder is not None:

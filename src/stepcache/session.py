@@ -127,7 +127,7 @@ class Session:
         self._full = True
         self._last_key: object = None
         # Before each step: attach.py looks whether the pipeline has put another scheduler in the place of its own.
-        self.follow: Callable[[], None] = lambda: None
+        self.follow: Callable[[Session], None] = lambda session: None
         self._halves: bool | None = None
         self._keeps_maps: bool | None = None  # looked for at the first call, when the pipeline has set its processors
 
@@ -205,7 +205,7 @@ class Session:
 
     def _begin_step(self) -> None:
         """At the first U-Net call of a step, of a stock one too: whether the step is full."""
-        self.follow()
+        self.follow(self)
         if self._new_loop:
             self._enter_loop()
         self._full = self._schedule.is_full(self._step, self._steps)
@@ -245,7 +245,7 @@ class Session:
 
     def close(self) -> None:
         """The end of the run: fill in the record."""
-        self.follow = lambda: None  # it holds the pipe, and this session
+        self.follow = lambda session: None  # it holds the pipe
         record = self.record
         record.steps = self._earlier + self._step + self._stepped
         record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.static_nbytes

@@ -87,10 +87,10 @@ MODES = {"control_mode": [0, 2], "control_image": [PICTURE, OTHER_PICTURE]}
 PAG = {"pag_applied_layers": ["mid"]}
 
 CASES = [
-    works("StableDiffusionControlNetPipeline", "one", with_control, {**SIZED, "image": PICTURE}),
+    works("StableDiffusionControlNetPipeline", "one ControlNet", with_control, {**SIZED, "image": PICTURE}),
     works(
         "StableDiffusionControlNetPipeline",
-        "several",
+        "several ControlNets",
         partial(with_control, count=2),
         {**SIZED, "image": [PICTURE, OTHER_PICTURE], "controlnet_conditioning_scale": [0.5, 0.8]},
     ),
@@ -105,38 +105,58 @@ CASES = [
     ),
     works(
         "StableDiffusionControlNetImg2ImgPipeline",
-        "one",
+        "one ControlNet",
         with_control,
         {**IMAGE, "control_image": OTHER_PICTURE},
         SHORT,
     ),
-    works("StableDiffusionControlNetInpaintPipeline", "one", with_control, {**INPAINT, "control_image": OTHER_PICTURE}),
     works(
-        "StableDiffusionXLControlNetPipeline", "one", partial(with_control, **XL_CONTROL), {**SIZED, "image": PICTURE}
+        "StableDiffusionControlNetInpaintPipeline",
+        "one ControlNet",
+        with_control,
+        {**INPAINT, "control_image": OTHER_PICTURE},
     ),
     works(
         "StableDiffusionXLControlNetPipeline",
-        "several, guess mode, start and end",
+        "one ControlNet",
+        partial(with_control, **XL_CONTROL),
+        {**SIZED, "image": PICTURE},
+    ),
+    works(
+        "StableDiffusionXLControlNetPipeline",
+        "several ControlNets, guess mode, start and end",
         partial(with_control, **XL_CONTROL, count=2),
         {**SIZED, "image": [PICTURE, OTHER_PICTURE], "guess_mode": True, "control_guidance_end": [0.5, 1.0]},
     ),
     works(
         "StableDiffusionXLControlNetImg2ImgPipeline",
-        "one",
+        "one ControlNet",
         partial(with_control, **XL_CONTROL),
         {**IMAGE, "control_image": OTHER_PICTURE},
         SHORT,
     ),
     works(
         "StableDiffusionXLControlNetInpaintPipeline",
-        "one",
+        "one ControlNet",
         partial(with_control, **XL_CONTROL),
         {**INPAINT, "control_image": OTHER_PICTURE},
         SHORT,
     ),
-    works("StableDiffusionXLControlNetUnionPipeline", "several kinds", with_union, {**SIZED, **MODES}),
-    works("StableDiffusionXLControlNetUnionImg2ImgPipeline", "several kinds", with_union, {**IMAGE, **MODES}, SHORT),
-    works("StableDiffusionXLControlNetUnionInpaintPipeline", "several kinds", with_union, {**INPAINT, **MODES}, SHORT),
+    works("StableDiffusionXLControlNetUnionPipeline", "several kinds of control", with_union, {**SIZED, **MODES}),
+    works(
+        "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+        "several kinds of control",
+        with_union,
+        {**IMAGE, **MODES},
+        SHORT,
+    ),
+    works(
+        "StableDiffusionXLControlNetUnionInpaintPipeline",
+        "several kinds of control",
+        with_union,
+        {**INPAINT, **MODES},
+        SHORT,
+    ),
     works("StableDiffusionAdapterPipeline", "one T2I-Adapter", with_adapter, {**SIZED, "image": PICTURE}),
     works(
         "StableDiffusionAdapterPipeline",
