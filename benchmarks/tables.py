@@ -109,6 +109,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "host_overhead": csv(host_overhead_table, "host_overhead.csv"),
     "cold_start": csv(cold_start_table, "cold_start.csv"),
     "bench_headline": csv(headline_table, "bench_gpu.csv", "bench_sd21_cpu.csv"),
+    "bench_headline_demo": csv(headline_table, "bench_demo.csv"),
     "bench_gpu": csv(ladder_tables, "bench_gpu.csv"),
     "bench_sd21_cpu": csv(ladder_tables, "bench_sd21_cpu.csv"),
     "bench_demo": csv(ladder_tables, "bench_demo.csv"),
