@@ -103,7 +103,7 @@ def statuses(runner):
 
 
 def test_a_crash_and_a_hang_are_named_and_the_rest_goes_on(runner, monkeypatch, capsys):
-    monkeypatch.setattr(gate_jobs, "GRACE", 1)
+    monkeypatch.setattr(gate_jobs, "GRACE", 5)
     deaf = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
     )

@@ -7,7 +7,8 @@ from stepcache.graphs.standin import StandInBackend, StandInError, StandInGraph
 
 
 def graph_of(function):
-    return StandInBackend().capture(function, None, torch.device("cpu"))
+    backend = StandInBackend()
+    return backend.capture(function, backend.pool(), torch.device("cpu"))
 
 
 def test_standin_does_not_compute_at_capture():
@@ -62,3 +63,15 @@ def test_standin_refuses_a_graph_that_was_reset():
     graph.reset()
     with pytest.raises(StandInError, match="reset"):
         graph.replay()
+
+
+def test_standin_refuses_a_pool_whose_graphs_are_all_gone():
+    backend, out = StandInBackend(), torch.zeros(3)
+    pool = backend.pool()
+    graphs = [backend.capture(lambda: out.fill_(1), pool, torch.device("cpu")) for _ in range(2)]
+    graphs[0].reset()
+    graphs.append(backend.capture(lambda: out.fill_(1), pool, torch.device("cpu")))
+    for graph in graphs:
+        graph.reset()
+    with pytest.raises(StandInError, match="allocator's again"):
+        backend.capture(lambda: out.fill_(1), pool, torch.device("cpu"))

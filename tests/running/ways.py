@@ -83,7 +83,11 @@ def make_unet(seed: int = 0) -> UNet2DConditionModel:
 @functools.cache
 def _parts() -> dict[str, Any]:
     components = sdxl_pipe().components
-    return {name: components[name] for name in ("vae", "text_encoder", "tokenizer")}
+    # Built anew: a call of that pipeline leaves hooks of transformers' on its text encoder, which cannot be pickled.
+    used = components["text_encoder"]
+    encoder = type(used)(used.config).eval().requires_grad_(False)
+    encoder.load_state_dict(used.state_dict())
+    return {"vae": components["vae"], "text_encoder": encoder, "tokenizer": components["tokenizer"]}
 
 
 def make_pipe() -> StableDiffusionPipeline:
