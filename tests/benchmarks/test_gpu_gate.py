@@ -113,9 +113,9 @@ def test_a_crash_and_a_hang_are_named_and_the_rest_goes_on(runner, monkeypatch, 
         python("crash", "print('began'); raise ValueError('that is why')"),
         python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
         python(
-            "hang", "import time; print('waiting', flush=True)\ntry: time.sleep(99)\nfinally: print('saved')", most=1
+            "hang", "import time; print('waiting', flush=True)\ntry: time.sleep(99)\nfinally: print('saved')", most=8
         ),
-        python("deaf", deaf, most=1),
+        python("deaf", deaf, most=8),
         python("fine", "print('fine')", most=300),
     ]
     assert runner.run(jobs)
