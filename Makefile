@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit slow tables clean
+.PHONY: demo test lint types unit slow fuzz tables clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -27,7 +27,7 @@ types: $(READY)
 
 # One thread a process: two processes with two OpenMP threads each fight over two cores.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fuzz" $(ARGS)
 
 # The README's tables, from benchmarks/results.
 tables: $(READY)
@@ -36,6 +36,10 @@ tables: $(READY)
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+# Random U-Nets, other ones each time: not part of CI, which is to say the same thing twice.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info stepcache-demo.png

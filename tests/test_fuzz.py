@@ -1,6 +1,6 @@
 """Random U-Nets, sizes, branches and schedules: what must hold for any of them.
 
-`make test` runs 300 examples, the same ones each time; `make slow` others, and ten times as many. What they find is
+`make test` runs 300 examples, the same ones each time; `make fuzz` others, and ten times as many. What they find is
 fixed, and kept as a test of its own beside the code that it was in.
 """
 
@@ -174,7 +174,7 @@ def test_any_unet(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(max_examples=3000, **COMMON)
 @given(case=cases())
 def test_any_other_unet(case):
