@@ -12,7 +12,7 @@ And, where it differs from text-to-image U-Nets (macs.py):
 - `example_inputs(unet, height, width, batch)`: inputs of full and partial, all of them zeros or the like;
 - `image_channels(unet, cut)`: channels that the feature has behind those of the hidden state.
 
-blocks.py has what two of the families share: the blocks of 2D U-Nets.
+blocks.py has what the two families of 2D U-Nets share, video.py what the three for video do, calls.py what all do.
 """
 
 from __future__ import annotations
@@ -20,19 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UnsupportedUNet
 from .touched import check_one_device
-
-
-class Call(NamedTuple):
-    """One U-Net call. `inputs` go to full and partial; the rest is settled outside of them."""
-
-    inputs: dict[str, Any]
-    lora_scale: float
-    return_dict: bool
-
 
 # U-Net class -> the file here that holds its forwards.
 FAMILIES = {

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..cut import Cut
 from ..join import Join, reference_join, value_of
-from . import Call, blocks
+from . import blocks
+from .calls import Call
 
 layout, deep_modules = blocks.layout, blocks.deep_modules
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..cut import Cut
 from ..errors import InvalidSetting
 from ..join import Join, reference_join
-from . import Call, blocks
+from . import blocks
+from .calls import Call, timestep_of, without_scale
 
 _SKIP = "It carries an image beside the hidden state, for which diffusers' UNet2DConditionModel has no place either."
 REFUSED = {**blocks.REFUSED, **dict.fromkeys([name for name, kind in blocks.KINDS.items() if kind.image], _SKIP)}
@@ -52,27 +53,20 @@ def bind(
     return_dict: bool = True,
 ) -> Call:
     """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
-    scale = 1.0
-    if cross_attention_kwargs is not None and "scale" in cross_attention_kwargs:
-        cross_attention_kwargs = dict(cross_attention_kwargs)
-        scale = cross_attention_kwargs.pop("scale")
-    if isinstance(timestep, Tensor):
-        timestep = timestep.reshape(-1).to(device=sample.device, dtype=torch.float32)
-    else:
-        timestep = torch.full((1,), timestep, dtype=torch.float32, device=sample.device)
+    cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
     # Without mid-block residual, down-block residuals are T2I-Adapter's under their old name, as in the stock forward.
     if mid_block_additional_residual is None and down_intrablock_additional_residuals is None:
         down_intrablock_additional_residuals, down_block_additional_residuals = down_block_additional_residuals, None
     inputs: dict[str, Any] = {
         "sample": sample,
-        "timestep": timestep,
+        "timestep": timestep_of(timestep, sample),
     }
     optional = {
         "encoder_hidden_states": encoder_hidden_states,
         "class_labels": class_labels,
         "timestep_cond": timestep_cond,
         "attention_mask": attention_mask,
-        "cross_attention_kwargs": cross_attention_kwargs or None,
+        "cross_attention_kwargs": cross_attention_kwargs,
         "added_cond_kwargs": added_cond_kwargs,
         "control_down": down_block_additional_residuals,
         "control_mid": mid_block_additional_residual,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..cut import Cut, Layout, layout_of
 from ..join import Blend, Join, freeu, reference_join
-from . import Call, video
+from . import video
+from .calls import Call, timestep_of, without_scale
 
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
@@ -56,10 +57,10 @@ def bind(
 ) -> Call:
     """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
     batch, frames = sample.shape[0], sample.shape[2]
-    cross_attention_kwargs, scale = video.without_scale(cross_attention_kwargs)
+    cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
     inputs: dict[str, Any] = {
         "sample": sample,
-        "timestep": video.timestep_of(timestep, sample),
+        "timestep": timestep_of(timestep, sample),
         "encoder_hidden_states": encoder_hidden_states,
     }
     if timestep_cond is not None:
@@ -102,19 +103,12 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
 
 def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
-    call = _prepare(unet, **inputs)
-    hidden, skips = _down(unet, call, limit=None)
-    hidden = _mid(unet, call, hidden)
-    entry = cut.block, cut.layer
-    feature = _up(unet, call, hidden, skips, join, stop=entry)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=entry)), feature
+    return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
 def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
     """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
-    call = _prepare(unet, **inputs)
-    _, skips = _down(unet, call, limit=cut.skips)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
+    return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
@@ -152,15 +146,24 @@ def _prepare(
     )
 
 
-def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, list[Tensor]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
-
-    def layer(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
+def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+    def down(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
         return _after_resnet(block, i, call, block.resnets[i](hidden, call.temb))
 
-    hidden = unet.transformer_in(unet.conv_in(call.sample), **call.temporal, return_dict=False)[0]
-    hidden, skips = video.down(unet, hidden, layer, limit)
-    return hidden, video.controlled(skips, call.control_down)
+    def mid(hidden: Tensor) -> Tensor:
+        if unet.mid_block is not None:
+            hidden = unet.mid_block(hidden, call.temb, encoder_hidden_states=call.text, **call.temporal)
+        return hidden if call.control_mid is None else hidden + call.control_mid
+
+    def up(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
+        joined = join(block.resnets[i], *freeu(block, hidden, skip), call.temb)
+        return _after_resnet(block, i, call, joined)
+
+    def out(hidden: Tensor) -> Tensor:
+        return video.output_of(unet, hidden).unflatten(0, (-1, call.temporal["num_frames"])).transpose(1, 2)
+
+    first = unet.transformer_in(unet.conv_in(call.sample), **call.temporal, return_dict=False)[0]
+    return video.Walk(unet, first, down, mid, up, out, call.sized, call.control_down)
 
 
 def _after_resnet(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> Tensor:
@@ -172,31 +175,3 @@ def _after_resnet(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> 
         )[0]
         hidden = block.temp_attentions[i](hidden, **call.temporal, return_dict=False)[0]
     return hidden
-
-
-def _mid(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
-    if unet.mid_block is not None:
-        hidden = unet.mid_block(hidden, call.temb, encoder_hidden_states=call.text, **call.temporal)
-    return hidden if call.control_mid is None else hidden + call.control_mid
-
-
-def _up(
-    unet: nn.Module,
-    call: _Prepared,
-    hidden: Tensor | Blend,
-    skips: list[Tensor],
-    join: Join,
-    start: tuple[int, int] = (0, 0),
-    stop: tuple[int, int] | None = None,
-) -> Tensor:
-    """The up path from ResNet `start` (block, layer) on, up to but without `stop`, popping `skips`."""
-
-    def layer(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
-        joined = join(block.resnets[i], *freeu(block, hidden, skip), call.temb)
-        return _after_resnet(block, i, call, joined)
-
-    return video.up(unet, hidden, skips, layer, call.sized, start, stop)
-
-
-def _out(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
-    return video.output_of(unet, hidden).unflatten(0, (-1, call.temporal["num_frames"])).transpose(1, 2)

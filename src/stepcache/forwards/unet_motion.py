@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..cut import Cut, Layout, layout_of
 from ..join import Blend, Join, freeu, reference_join, value_of
-from . import Call, video
+from . import video
+from .calls import Call, timestep_of, without_scale
 
 DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")
@@ -54,7 +55,7 @@ def bind(
     return_dict: bool = True,
 ) -> Call:
     """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
-    cross_attention_kwargs, scale = video.without_scale(cross_attention_kwargs)
+    cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
 
     def by_video(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else video.by_video(tensor, sample.shape[0], sample.shape[2])
@@ -62,7 +63,7 @@ def bind(
     control = down_block_additional_residuals
     inputs: dict[str, Any] = {
         "sample": sample,
-        "timestep": video.timestep_of(timestep, sample),
+        "timestep": timestep_of(timestep, sample),
         "encoder_hidden_states": by_video(encoder_hidden_states),
     }
     optional = {
@@ -111,19 +112,12 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
 
 def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
-    call = _prepare(unet, **inputs)
-    hidden, skips = _down(unet, call, limit=None)
-    hidden = _mid(unet, call, hidden)
-    entry = cut.block, cut.layer
-    feature = _up(unet, call, hidden, skips, join, stop=entry)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=entry)), feature
+    return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
 def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
     """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
-    call = _prepare(unet, **inputs)
-    _, skips = _down(unet, call, limit=cut.skips)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
+    return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
@@ -188,14 +182,25 @@ def _added(conditions: dict[str, Any] | None, name: str, why: str) -> Any:
     return conditions[name]
 
 
-def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, list[Tensor]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
-
-    def layer(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
+def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+    def down(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
         return _after_resnet(block, i, call, block.resnets[i](input_tensor=hidden, temb=call.temb))
 
-    hidden, skips = video.down(unet, unet.conv_in(call.sample), layer, limit)
-    return hidden, video.controlled(skips, call.control_down)
+    def mid(hidden: Tensor) -> Tensor:
+        if unet.mid_block is not None:
+            # Some motion adapters leave the mid block alone: then it is that of the 2D U-Net.
+            moves = {"num_frames": call.frames} if hasattr(unet.mid_block, "motion_modules") else {}
+            hidden = unet.mid_block(hidden, call.temb, **call.attention, **moves)
+        return hidden if call.control_mid is None else hidden + call.control_mid
+
+    def up(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
+        joined = _join(join, block.resnets[i], *freeu(block, hidden, skip), call.temb)
+        return _after_resnet(block, i, call, joined)
+
+    def out(hidden: Tensor) -> Tensor:
+        return video.output_of(unet, hidden).unflatten(0, (-1, call.frames)).transpose(1, 2)
+
+    return video.Walk(unet, unet.conv_in(call.sample), down, mid, up, out, call.sized, call.control_down)
 
 
 def _after_resnet(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> Tensor:
@@ -203,36 +208,6 @@ def _after_resnet(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> 
     if getattr(block, "has_cross_attention", False):
         hidden = block.attentions[i](hidden_states=hidden, **call.attention, return_dict=False)[0]
     return block.motion_modules[i](hidden, num_frames=call.frames)
-
-
-def _mid(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
-    if unet.mid_block is not None:
-        # Some motion adapters leave the mid block alone: then it is that of the 2D U-Net.
-        moves = {"num_frames": call.frames} if hasattr(unet.mid_block, "motion_modules") else {}
-        hidden = unet.mid_block(hidden, call.temb, **call.attention, **moves)
-    return hidden if call.control_mid is None else hidden + call.control_mid
-
-
-def _up(
-    unet: nn.Module,
-    call: _Prepared,
-    hidden: Tensor | Blend,
-    skips: list[Tensor],
-    join: Join,
-    start: tuple[int, int] = (0, 0),
-    stop: tuple[int, int] | None = None,
-) -> Tensor:
-    """The up path from ResNet `start` (block, layer) on, up to but without `stop`, popping `skips`."""
-
-    def layer(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
-        joined = _join(join, block.resnets[i], *freeu(block, hidden, skip), call.temb)
-        return _after_resnet(block, i, call, joined)
-
-    return video.up(unet, hidden, skips, layer, call.sized, start, stop)
-
-
-def _out(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
-    return video.output_of(unet, hidden).unflatten(0, (-1, call.frames)).transpose(1, 2)
 
 
 def _join(join: Join, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..cut import Cut, Layout, layout_of
 from ..join import Blend, Join, reference_join
-from . import Call, blocks, video
+from . import blocks, video
+from .calls import Call, timestep_of
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
@@ -55,7 +56,7 @@ def bind(
     """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
     inputs = {
         "sample": sample,
-        "timestep": video.timestep_of(timestep, sample),
+        "timestep": timestep_of(timestep, sample),
         "encoder_hidden_states": encoder_hidden_states,
         "added_time_ids": added_time_ids,
     }
@@ -87,20 +88,12 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
 
 def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
-    call = _prepare(unet, **inputs)
-    hidden, skips = _down(unet, call, limit=None)
-    if unet.mid_block is not None:
-        hidden = unet.mid_block(hidden, call.temb, encoder_hidden_states=call.image, image_only_indicator=call.still)
-    entry = cut.block, cut.layer
-    feature = _up(unet, call, hidden, skips, join, stop=entry)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=entry)), feature
+    return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
 def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
     """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
-    call = _prepare(unet, **inputs)
-    _, skips = _down(unet, call, limit=cut.skips)
-    return _out(unet, call, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
+    return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
@@ -129,42 +122,27 @@ def _prepare(
     )
 
 
-def _down(unet: nn.Module, call: _Prepared, limit: int | None) -> tuple[Tensor, list[Tensor]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
+def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+    context = {"encoder_hidden_states": call.image, "image_only_indicator": call.still}
 
-    def layer(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
-        hidden = block.resnets[i](hidden, call.temb, image_only_indicator=call.still)
-        return _attend(block, i, call, hidden)
+    def attend(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
+        if not getattr(block, "has_cross_attention", False):
+            return hidden
+        return block.attentions[i](hidden, **context, return_dict=False)[0]
 
-    return video.down(unet, unet.conv_in(call.sample), layer, limit)
+    def down(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
+        return attend(block, i, block.resnets[i](hidden, call.temb, image_only_indicator=call.still))
 
+    def mid(hidden: Tensor) -> Tensor:
+        return hidden if unet.mid_block is None else unet.mid_block(hidden, call.temb, **context)
 
-def _attend(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> Tensor:
-    if not getattr(block, "has_cross_attention", False):
-        return hidden
-    attention = {"encoder_hidden_states": call.image, "image_only_indicator": call.still, "return_dict": False}
-    return block.attentions[i](hidden, **attention)[0]
+    def up(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
+        return attend(block, i, _join(join, block.resnets[i], hidden, skip, call))
 
+    def out(hidden: Tensor) -> Tensor:
+        return video.output_of(unet, hidden).unflatten(0, call.still.shape)
 
-def _up(
-    unet: nn.Module,
-    call: _Prepared,
-    hidden: Tensor | Blend,
-    skips: list[Tensor],
-    join: Join,
-    start: tuple[int, int] = (0, 0),
-    stop: tuple[int, int] | None = None,
-) -> Tensor:
-    """The up path from ResNet `start` (block, layer) on, up to but without `stop`, popping `skips`."""
-
-    def layer(block: nn.Module, i: int, hidden: Tensor | Blend, skip: Tensor) -> Tensor:
-        return _attend(block, i, call, _join(join, block.resnets[i], hidden, skip, call))
-
-    return video.up(unet, hidden, skips, layer, call.sized, start, stop)
-
-
-def _out(unet: nn.Module, call: _Prepared, hidden: Tensor) -> Tensor:
-    return video.output_of(unet, hidden).unflatten(0, call.still.shape)
+    return video.Walk(unet, unet.conv_in(call.sample), down, mid, up, out, call.sized)
 
 
 def _join(join: Join, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, call: _Prepared) -> Tensor:

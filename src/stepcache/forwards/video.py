@@ -8,9 +8,8 @@ is made of (motion modules, temporal convolutions, temporal ResNets) is the fami
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..cut import Cut
@@ -53,21 +52,6 @@ def deep_modules_of(unet: nn.Module, cut: Cut, parts: tuple[str, ...]) -> list[n
     return [module for module in (*deep, unet.mid_block) if module is not None]
 
 
-def timestep_of(timestep: Any, sample: Tensor) -> Tensor:
-    """A timestep (tensor, float or int) as float32 [1] or [B] on the sample's device."""
-    if isinstance(timestep, Tensor):
-        return timestep.reshape(-1).to(device=sample.device, dtype=torch.float32)
-    return torch.full((1,), timestep, dtype=torch.float32, device=sample.device)
-
-
-def without_scale(cross_attention_kwargs: dict[str, Any] | None) -> tuple[dict[str, Any] | None, float]:
-    """`cross_attention_kwargs` without the LoRA scale, None where nothing is left, and that scale (1.0: none given)."""
-    if cross_attention_kwargs is None:
-        return None, 1.0
-    rest = {name: value for name, value in cross_attention_kwargs.items() if name != "scale"}
-    return rest or None, cross_attention_kwargs.get("scale", 1.0)
-
-
 def by_video(tensor: Tensor, batch: int, frames: int) -> Tensor:
     """A tensor [B*F, ...] as [B, F, ...], a view, so that its first dimension is the batch; others as they are."""
     return tensor.unflatten(0, (batch, frames)) if tensor.shape[0] == batch * frames else tensor
@@ -83,14 +67,53 @@ def each_frame(tensor: Tensor, frames: int) -> Tensor:
     return tensor.repeat_interleave(frames, dim=0, output_size=tensor.shape[0] * frames)
 
 
-def down(unet: nn.Module, hidden: Tensor, layer: DownLayer, limit: int | None) -> tuple[Tensor, list[Tensor]]:
-    """The down path from its first skip on, until `limit` skips are there (None: all). Returns (hidden, skips)."""
-    skips = [hidden]
-    for block in unet.down_blocks:
+class Walk(NamedTuple):
+    """One call of a U-Net, ready to be walked through. down, up: its layers; mid: what is between the two paths.
+
+    first: skip 0, [B*F, C, H, W]. out: the output layers, on the last hidden state. control: a ControlNet's residuals
+    for the skips. sized: upsamplers are told their output size.
+    """
+
+    unet: nn.Module
+    first: Tensor
+    down: DownLayer
+    mid: Callable[[Tensor], Tensor]
+    up: UpLayer
+    out: Callable[[Tensor], Tensor]
+    sized: bool
+    control: Sequence[Tensor] = ()
+
+
+def full(walk: Walk, cut: Cut) -> tuple[Tensor, Tensor]:
+    """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
+    hidden, skips = _down(walk, limit=None)
+    entry = cut.block, cut.layer
+    feature = _up(walk, walk.mid(hidden), skips, stop=entry)
+    return walk.out(_up(walk, feature, skips, start=entry)), feature
+
+
+def partial(walk: Walk, cut: Cut, feature: Tensor | Blend) -> Tensor:
+    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+    _, skips = _down(walk, limit=cut.skips)
+    return walk.out(_up(walk, feature, skips, start=(cut.block, cut.layer)))
+
+
+def _down(walk: Walk, limit: int | None) -> tuple[Tensor, list[Tensor]]:
+    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
+    hidden, skips = _down_blocks(walk, limit)
+    residuals = walk.control  # a partial step has fewer skips than there are
+    return hidden, [
+        skip + by_frame(residuals[i], skip.dim()) if i < len(residuals) else skip for i, skip in enumerate(skips)
+    ]
+
+
+def _down_blocks(walk: Walk, limit: int | None) -> tuple[Tensor, list[Tensor]]:
+    hidden, skips = walk.first, [walk.first]
+    for block in walk.unet.down_blocks:
         for i in range(len(block.resnets)):
             if len(skips) == limit:
                 return hidden, skips
-            hidden = layer(block, i, hidden)
+            hidden = walk.down(block, i, hidden)
             skips.append(hidden)
         if block.downsamplers is not None:
             if len(skips) == limit:
@@ -101,35 +124,25 @@ def down(unet: nn.Module, hidden: Tensor, layer: DownLayer, limit: int | None) -
     return hidden, skips
 
 
-def controlled(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """Skips with a ControlNet's residuals added; a partial step has fewer skips than there are residuals."""
-    return [skip + by_frame(residuals[i], skip.dim()) if i < len(residuals) else skip for i, skip in enumerate(skips)]
-
-
-def up(
-    unet: nn.Module,
+def _up(
+    walk: Walk,
     hidden: Tensor | Blend,
     skips: list[Tensor],
-    layer: UpLayer,
-    sized: bool,
     start: tuple[int, int] = (0, 0),
     stop: tuple[int, int] | None = None,
 ) -> Any:
-    """The up path from ResNet `start` (block, layer) on, up to but without `stop` (None: all), popping `skips`.
-
-    sized: upsamplers are told their output size. Returns the hidden state.
-    """
+    """The up path from ResNet `start` (block, layer) on, up to but without `stop` (None: all), popping `skips`."""
     current: Any = hidden
-    for b, block in enumerate(unet.up_blocks):
+    for b, block in enumerate(walk.unet.up_blocks):
         if b < start[0]:
             continue
         for i in range(len(block.resnets)):
             if (b, i) == stop:
                 return current
             if (b, i) >= start:
-                current = layer(block, i, current, skips.pop())
+                current = walk.up(block, i, current, skips.pop())
         if block.upsamplers is not None:
-            size = skips[-1].shape[2:] if sized and skips else None
+            size = skips[-1].shape[2:] if walk.sized and skips else None
             for upsampler in block.upsamplers:
                 current = upsampler(hidden_states=current, output_size=size)
     return current
