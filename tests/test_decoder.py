@@ -16,13 +16,13 @@ from small import core_of, demo_pipe, generate, loop_pipe, sdxl_pipe
 from torch import nn
 
 from stepcache import accelerate, denoising, last_run, restore, warmup
-from stepcache.attach import _Interception
 from stepcache.decoder import DecoderGraphs, vae_of
 from stepcache.errors import AlreadyCached, InvalidSetting, UnsupportedVAE
 from stepcache.graphs import GraphSettings
 from stepcache.graphs.captured import MAX_STALE
 from stepcache.graphs.costs import Costs
 from stepcache.graphs.standin import StandInBackend
+from stepcache.watch import Interception
 
 CAPTURED = GraphSettings(cuda_graphs=StandInBackend)
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -70,7 +70,7 @@ def run(graphs, vae):
     def wrap(stock):
         return lambda *args, **kwargs: graphs.call(decoder, stock, args, kwargs)
 
-    with _Interception.on(decoder, "forward", wrap), torch.no_grad():
+    with Interception.on(decoder, "forward", wrap), torch.no_grad():
         yield
 
 

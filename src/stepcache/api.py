@@ -94,17 +94,17 @@ def accelerate(
     settings = Settings.check(
         interval,
         branch,
-        schedule,
-        compile,
-        cuda_graphs,
-        kernels,
-        max_buckets,
-        predict,
-        guidance,
-        vae,
-        plan,
-        adapt,
-        preset,
+        schedule=schedule,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+        kernels=kernels,
+        max_buckets=max_buckets,
+        predict=predict,
+        guidance=guidance,
+        vae=vae,
+        preset=preset,
+        plan=plan,
+        adapt=adapt,
     )
     if compiled is not None:
         artifacts.load(compiled)

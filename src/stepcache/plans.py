@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,30 @@ class Plan:
     def predictor(self) -> Predictor:
         """What its partial steps take the feature to be."""
         return Fitted(self.table, self.order, Line(self.damping)) if self.table else Line(self.damping)
+
+    def check(self, scheduler: Any, unet: Any) -> None:
+        """InvalidSetting where it was made for another scheduler, or another U-Net (None: known to be that one)."""
+        reason = self.made_for.not_the_scheduler(scheduler)
+        if not reason and unet is not None:
+            reason = self.made_for.not_the_model(unet)
+        if reason:
+            raise InvalidSetting(
+                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or take it "
+                "as it is with accelerate(..., adapt=True); its figures do not hold then."
+            )
+
+    def remarks(self, steps: int | None, guidance: object) -> Iterator[str]:
+        """What to say of a run of `steps` at that guidance scale (of None and tensors nothing)."""
+        if steps is not None and steps != len(self.mask):
+            yield (
+                f"A plan for {len(self.mask)} steps in a run of {steps}: its full steps are stretched to "
+                f"{stretched(self.mask, steps)}, and a line damped by {self.damping:g} takes the place of its weights."
+            )
+        if isinstance(guidance, (int, float)) and guidance != self.made_for.guidance:
+            yield (
+                f"A plan that was calibrated with guidance scale {self.made_for.guidance:g} in a run with "
+                f"{guidance:g}: it works, but its figures are not those of this run."
+            )
 
     def for_steps(self, steps: int | None, adapt: bool) -> tuple[Schedule, Predictor]:
         """What a run of `steps` iterations goes by. InvalidSetting for another number than the plan's.

@@ -94,9 +94,10 @@ class Session:
     """The run of one pipeline call on `unet`, stepped by `scheduler`.
 
     count_steps gives the number of steps of the run, or None where nobody knows it; it is asked at the first U-Net
-    call, when the pipeline has set its timesteps. guided tells, at each call, whether its batch is [unconditional,
-    conditional] of which a partial step runs the second half only. fit gives the schedule and the predictor of a run of
-    that number of steps, where they depend on it.
+    call, when the pipeline has set its timesteps. What the run's owner may set before that:
+    guided: tells, at each call, whether its batch is [unconditional, conditional]; a partial step then runs one half.
+    fit: gives schedule and predictor of a run of that number of steps, where they depend on it.
+    follow: called before each step; looks whether the pipeline has put another scheduler in the place of its own.
     """
 
     def __init__(
@@ -106,13 +107,14 @@ class Session:
         schedule: Schedule,
         core: Core,
         count_steps: Callable[[], int | None],
-        guided: Callable[[], bool] = lambda: False,
-        fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None,
     ) -> None:
-        self.unet, self.scheduler = unet, scheduler
+        self.unet, self.scheduler, self.schedule = unet, scheduler, schedule
         self.record = RunRecord()
-        self._schedule, self._core, self._count_steps, self._guided = schedule, core, count_steps, guided
-        self._predictor, self._fit = core.plan.predictor, fit
+        self.guided: Callable[[], bool] = lambda: False
+        self.fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
+        self.follow: Callable[[Session], None] = lambda session: None
+        self._core, self._count_steps = core, count_steps
+        self._predictor = core.plan.predictor
         # Goes into the features that are written from one scheduled full step to the next; those with another one are
         # an earlier run's, or older than the last full step (a slot or a batch size that it did not have).
         self._stamp = object()
@@ -126,8 +128,6 @@ class Session:
         self._steps: int | None = None
         self._full = True
         self._last_key: object = None
-        # Before each step: attach.py looks whether the pipeline has put another scheduler in the place of its own.
-        self.follow: Callable[[Session], None] = lambda session: None
         self._halves: bool | None = None
         self._keeps_maps: bool | None = None  # looked for at the first call, when the pipeline has set its processors
 
@@ -208,13 +208,13 @@ class Session:
         self.follow(self)
         if self._new_loop:
             self._enter_loop()
-        self._full = self._schedule.is_full(self._step, self._steps)
+        self._full = self.schedule.is_full(self._step, self._steps)
         if self._full:
             self._stamp = object()
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         core, record = self._core, self.record
-        reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self._guided() and self._may_halve()
+        reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self.guided() and self._may_halve()
         key = core.plan.key(inputs), reuse_guidance
         bucket = core.buckets.get(key, functools.partial(core.plan.bucket, inputs, reuse_guidance))
         if key != self._last_key:
@@ -239,8 +239,8 @@ class Session:
         self._earlier, self._step = self._earlier + self._step, 0
         self._id = object()
         self._steps = self._count_steps()
-        if self._fit is not None:
-            self._schedule, self._predictor = self._fit(self._steps)
+        if self.fit is not None:
+            self.schedule, self._predictor = self.fit(self._steps)
         self._new_loop = False  # last: a plan may refuse the run
 
     def close(self) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InvalidSetting
 from .graphs import GraphSettings
 from .plans import Plan, plan_of
 from .predict import HOLD, Line, Predictor, predictor_of
-from .presets import Preset, preset_of
+from .presets import preset_of
 from .schedule import Schedule, positive_int
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `accelerate`, checked as far as they can be without a U-Net."""
+    """The arguments of `accelerate`, checked as far as they can be without a U-Net.
+
+    fit: schedule and predictor by the number of steps, where a plan or a preset has them so; else it is the ones here.
+    """
 
     schedule: Schedule
     branch: object
@@ -25,7 +30,7 @@ class Settings:
     vae: bool = False
     plan: Plan | None = None
     adapt: bool = False
-    preset: Preset | None = None
+    fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
 
     @classmethod
     def check(
@@ -67,14 +72,15 @@ class Settings:
             _check_defaults("plan", **given, preset=preset)
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
-            return cls(found.schedule, found.branch, graphs, buckets, found.predictor, reuse, vae, found, adapt)
+            fit = functools.partial(found.for_steps, adapt=adapt)
+            return cls(found.schedule, found.branch, graphs, buckets, found.predictor, reuse, vae, found, adapt, fit)
         if adapt:
             raise InvalidSetting("adapt=True is for plan=, which is not there.")
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
             reuse = named.guidance == "reuse"
-            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, preset=named)
+            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, fit=named.for_steps)
         return cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae)
 
 

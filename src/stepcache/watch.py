@@ -1,0 +1,195 @@
+"""What is watched during a run: the U-Net's forward, the scheduler, regional blocks, the VAE's decoder.
+
+Each is an instance attribute for the time of the run, which asks what run the calling thread is in and behaves as the
+original where it is in none. Threads that run pipes with the same U-Net or scheduler share it; the last one undoes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from .decoder import vae_of
+from .session import Session, current
+from .timesteps import without_waits
+
+ORIGINAL = "_stepcache_original"  # of a replacement: what it stands for
+
+
+@contextmanager
+def watched(pipe: Any, session: Session) -> Iterator[None]:
+    """Everything of `pipe` that `session` must see or answer is watched inside, and as it was afterwards."""
+    unet, core = session.unet, session.core
+    owner, name = seat(unet)
+    with ExitStack() as places:
+        places.enter_context(Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
+        _watch_scheduler(session.scheduler, places)
+        session.follow = functools.partial(_follow, pipe, places)
+        for block in core.plan.blocks(unet):
+            places.enter_context(Interception.on(block, "forward", functools.partial(_block_in_session, block)))
+        if core.decoder is not None:
+            vae, decoder = vae_of(pipe)
+            core.decoder.begin_run(vae, decoder)
+            places.enter_context(Interception.on(decoder, "forward", functools.partial(_decoder_in_session, decoder)))
+        yield
+
+
+def seat(unet: nn.Module) -> tuple[object, str]:
+    """Where the U-Net's own forward hangs: under the offloading hooks of diffusers or accelerate, if any."""
+    registry = getattr(unet, "_diffusers_hook", None)
+    if registry is not None and registry._fn_refs:
+        return registry._fn_refs[0], "forward"
+    return (unet, "_old_forward") if hasattr(unet, "_old_forward") else (unet, "forward")
+
+
+class _Replacement:
+    """`intercepted` in the place of `stock`, which is `owner.name`: its method, or a plain function on it.
+
+    It has stock's signature, which pipelines look at. A copy of the owner, made in a callback say, has the stock method
+    bound to itself. A copy of its attributes alone has this very object: panorama pipelines save and put back
+    `vars(scheduler)` around each view.
+    """
+
+    def __init__(self, owner: object, name: str, stock: Callable[..., Any], intercepted: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, stock)
+        self._owner, self._name, self._stock, self._intercepted = owner, name, stock, intercepted
+        setattr(self, ORIGINAL, stock)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._intercepted(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._owner))
+        if copied is None:
+            return self
+        function = getattr(self._stock, "__func__", None)
+        return self._stock if function is None else types.MethodType(function, copied)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._owner, self._name)
+
+
+class Interception:
+    """A function put in the place of `owner.name`, for as long as at least one run needs it.
+
+    `wrap(stock)` makes it from what was there.
+    """
+
+    _lock = threading.Lock()
+    _installed: dict[tuple[int, str], Interception] = {}  # noqa: RUF012  # all of them, shared on purpose
+
+    def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.owner, self.name, self.users = owner, name, 0
+        self.original = stock = getattr(owner, name)
+        # A copy of a watched object has its class's own method as an attribute (_Replacement): it can do without.
+        self.missing = name not in vars(owner) or _is_own_method(stock, owner, name)
+        self.replacement = _Replacement(owner, name, stock, wrap(stock))
+
+    @classmethod
+    @contextmanager
+    def on(cls, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+        """`owner.name` replaced by `wrap(original)`, once for all threads that ask for it; undone by the last."""
+        key = (id(owner), name)
+        with cls._lock:
+            here = cls._installed.get(key)
+            if here is None:
+                here = cls._installed[key] = cls(owner, name, wrap)
+                vars(owner)[name] = here.replacement
+            here.users += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                here.users -= 1
+                if not here.users:
+                    del cls._installed[key]
+                    here._undo()
+
+    def _undo(self) -> None:
+        # Somebody who replaced it in the meantime (an offload hook put on in a callback) keeps his own.
+        if vars(self.owner).get(self.name) is not self.replacement:
+            return
+        if self.missing:
+            del vars(self.owner)[self.name]
+        else:
+            vars(self.owner)[self.name] = self.original
+
+
+def _is_own_method(value: Any, owner: object, name: str) -> bool:
+    function = getattr(value, "__func__", None)
+    return function is not None and value.__self__ is owner and function is getattr(type(owner), name, None)
+
+
+def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        if session is None or session.unet is not unet:
+            return stock(*args, **kwargs)
+        return session.call(stock, args, kwargs)
+
+    return forward
+
+
+def _block_in_session(block: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        return stock(*args, **kwargs) if session is None else session.core.plan.run_block(block, stock, args, kwargs)
+
+    return forward
+
+
+def _decoder_in_session(decoder: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        graphs = None if session is None else session.core.decoder
+        if graphs is None or not graphs.belongs_to(decoder):
+            return stock(*args, **kwargs)
+        return graphs.call(decoder, stock, args, kwargs)
+
+    return forward
+
+
+def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
+    unwaiting = without_waits(scheduler, stock)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        session = current.get()
+        if session is None or session.scheduler is not scheduler:
+            return stock(*args, **kwargs)
+        result = unwaiting(*args, **kwargs)
+        session.advance(args[1] if len(args) > 1 else kwargs.get("timestep"))
+        return result
+
+    return step
+
+
+def _set_timesteps_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        session = current.get()
+        if session is not None and session.scheduler is scheduler:
+            session.begin_loop()
+        return result
+
+    return set_timesteps
+
+
+def _watch_scheduler(scheduler: object, places: ExitStack) -> None:
+    """Watch what the scheduler is asked to do until `places` is closed."""
+    for method, wrap in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
+        if hasattr(scheduler, method):
+            places.enter_context(Interception.on(scheduler, method, functools.partial(wrap, scheduler)))
+
+
+def _follow(pipe: Any, places: ExitStack, session: Session) -> None:
+    """Watch another scheduler where the pipe has put one in the place of its own in the midst of a run."""
+    if pipe.scheduler is not session.scheduler:
+        session.scheduler = pipe.scheduler
+        _watch_scheduler(session.scheduler, places)
+        session.begin_loop()
