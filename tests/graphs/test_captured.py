@@ -11,6 +11,7 @@ from small import BETAS, LoopPipe, captured, core_of, demo_pipe, generate, graph
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.attach import attachment_of
 from stepcache.graphs import captured as engine
+from stepcache.graphs import recorder
 
 
 def test_the_demo_pipelines_images_are_the_uncaptured_ones():
@@ -112,10 +113,10 @@ def test_an_input_that_cannot_be_compared():
 
 def test_inputs_that_sit_in_their_slot_are_not_copied():
     counts = []
-    load = engine.StaticInputs.load
+    load = recorder.StaticInputs.load
     pipe = captured(loop_pipe("sdxl"), 3)
     try:
-        engine.StaticInputs.load = lambda self, inputs: counts.append(load(self, inputs)) or counts[-1]
+        recorder.StaticInputs.load = lambda self, inputs: counts.append(load(self, inputs)) or counts[-1]
         pipe(4)
         # sample, timestep, text, and two added conditions; later only sample and timestep.
         assert counts == [5, 2, 2, 2]
@@ -123,7 +124,7 @@ def test_inputs_that_sit_in_their_slot_are_not_copied():
         pipe(3)
         assert counts == [5, 2, 2]  # the next run's prompt is another tensor
     finally:
-        engine.StaticInputs.load = load
+        recorder.StaticInputs.load = load
 
 
 def test_an_input_changed_in_place_is_copied_again():
@@ -174,7 +175,7 @@ def test_addresses_are_stable_and_memory_is_stated():
     (graphs,) = graphs_of(pipe)
 
     def addresses(graphs):
-        return [tensor.data_ptr() for tensor in (*engine.tensors_of(graphs._static.inputs), graphs._output)]
+        return [tensor.data_ptr() for tensor in (*recorder.tensors_of(graphs._static.inputs), graphs._output)]
 
     before = addresses(graphs)
     for _ in range(2):

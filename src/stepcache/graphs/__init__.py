@@ -158,23 +158,20 @@ class BucketGraphs:
 
     def __init__(self, plan: Plan, sample: Tensor, reuse_guidance: bool = False) -> None:
         self.plan, device = plan, sample.device
-        self.label = "x".join(map(str, sample.shape))
+        label = "x".join(map(str, sample.shape))
         # What everything falls back to: through the modules alone, which hooks may sit on.
         self.eager = DirectGraphs(EagerRunner(plan.family, plan.cut, reuse_guidance=reuse_guidance))
         options, join = plan.settings.compile_options(device), plan.settings.join(device)
         if options is None:
-            runner: Runner = EagerRunner(plan.family, plan.cut, join, reuse_guidance=reuse_guidance)
-        elif plan.settings.compile == "regional":
-            runner = RegionalRunner(plan, join, options, self.label, plan.costs, reuse_guidance=reuse_guidance)
+            runner: Runner = EagerRunner(plan.family, plan.cut, join, reuse_guidance)
         else:
-            runner = CompiledRunner(
-                plan.family, plan.cut, join, options, self.label, plan.costs, reuse_guidance=reuse_guidance
-            )
+            kind = RegionalRunner if plan.settings.compile == "regional" else CompiledRunner
+            runner = kind(plan, join, options, label, reuse_guidance)
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:
             deep = functools.partial(plan.family.deep_modules, cut=plan.cut)
-            self.captured = CapturedGraphs(runner, backend, deep, device, self.label, plan.costs)
+            self.captured = CapturedGraphs(runner, backend, deep, device, label, plan.costs)
         self.direct = DirectGraphs(runner)
         self._plain = self.captured is None and join is reference_join and options is None
         self._hooks = ""

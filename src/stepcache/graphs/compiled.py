@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import guidance
-from ..cut import Cut
 from ..errors import GraphCompileError, InvalidSetting
 from ..guidance import Values
 from ..join import Blend, Join
@@ -122,21 +121,12 @@ def _dynamo_errors() -> type[Exception]:
 
 
 class CompiledRunner:
-    """The two forwards of one bucket, compiled at their first call. `label` names the bucket in messages."""
+    """The two forwards of one bucket of `plan`, compiled at their first call. `label` names the bucket in messages."""
 
-    def __init__(
-        self,
-        family: types.ModuleType,
-        cut: Cut,
-        join: Join,
-        options: dict[str, Any],
-        label: str,
-        costs: Costs,
-        *,
-        reuse_guidance: bool = False,
-    ) -> None:
+    def __init__(self, plan: Any, join: Join, options: dict[str, Any], label: str, reuse_guidance: bool) -> None:
         # Trees write their outputs and read their inputs at fixed addresses; see `partial`.
         self.trees = captures_itself(options)
+        family, cut, costs = plan.family, plan.cut, plan.costs
 
         def full(unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
             return guidance.full(family, unet, cut, join, reuse_guidance, inputs)
@@ -173,18 +163,9 @@ class RegionalRunner(EagerRunner):
     eager, and the launches between blocks are left to capture.
     """
 
-    def __init__(
-        self,
-        plan: Any,
-        join: Join,
-        options: dict[str, Any],
-        label: str,
-        costs: Costs,
-        *,
-        reuse_guidance: bool = False,
-    ) -> None:
-        super().__init__(plan.family, plan.cut, join, reuse_guidance=reuse_guidance)
-        self.plan, self.options, self.label, self.costs = plan, options, label, costs
+    def __init__(self, plan: Any, join: Join, options: dict[str, Any], label: str, reuse_guidance: bool) -> None:
+        super().__init__(plan.family, plan.cut, join, reuse_guidance)
+        self.plan, self.options, self.label = plan, options, label
         self._blocks: dict[object, CompiledFunction] = {}
 
     def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
@@ -207,7 +188,7 @@ class RegionalRunner(EagerRunner):
                 return forward(module, *args, **kwargs)
 
             what = f"block {type(module).__name__} {tuple(args[0].shape)} of bucket {self.label}"
-            compiled = self._blocks[key] = CompiledFunction(block, self.options, what, self.costs)
+            compiled = self._blocks[key] = CompiledFunction(block, self.options, what, self.plan.costs)
         return compiled(module, args, kwargs)
 
     @contextmanager

@@ -16,9 +16,7 @@ from ..join import Blend, Join, reference_join
 class EagerRunner:
     """Calls a family's forwards as they are. reuse_guidance: see guidance.py."""
 
-    def __init__(
-        self, family: ModuleType, cut: Cut, join: Join = reference_join, *, reuse_guidance: bool = False
-    ) -> None:
+    def __init__(self, family: ModuleType, cut: Cut, join: Join = reference_join, reuse_guidance: bool = False) -> None:
         self.family, self.cut, self.join, self.reuse_guidance = family, cut, join, reuse_guidance
 
     def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
