@@ -16,7 +16,7 @@ from PIL import Image
 from test_scores import save_clip
 
 from stepcache import cli, fidelity
-from stepcache.commands import _runs, compare
+from stepcache.commands import _pipelines, _runs, compare
 from stepcache.commands._comparison import Comparison, Setting
 from stepcache.commands._prompts import Prompt
 from stepcache.commands._runs import Job, Made, Scores, make_all, rehearse
@@ -192,7 +192,7 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    monkeypatch.setattr(_pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
     status, _, errors = run("demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes no height, width: compare is for text-to-image" in errors

@@ -17,6 +17,24 @@ def integers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer, nor several with commas between") from None
 
 
+def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
+    """--interval and --branch, several of each. branches: what the latter's help ends in."""
+    parser.add_argument(
+        "--interval",
+        metavar="N,N",
+        type=integers,
+        action="extend",
+        help="a full step every N steps; several with commas, or repeated (default 2,3,5)",
+    )
+    parser.add_argument(
+        "--branch",
+        metavar="M,M",
+        type=integers,
+        action="extend",
+        help=f"how much of the U-Net a partial step runs{branches}",
+    )
+
+
 def distinct(values: list[int] | None, default: tuple[int, ...]) -> list[int]:
     """`values` without repetitions, in the order given, or the default where none were."""
     return list(dict.fromkeys(values or default))

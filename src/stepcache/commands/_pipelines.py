@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 from collections.abc import Iterator
@@ -31,6 +32,26 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a local pipeline is loaded: --device, --dtype, --variant."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
+    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
+
+
+def asked_for(args: argparse.Namespace) -> tuple[str, torch.dtype]:
+    """Device and dtype of `add_loading`'s arguments; InvalidSetting where the device cannot be used."""
+    device = usable_device(args.device)
+    return device, DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
+
+
+def load(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Any:
+    """The pipeline of `args.pipeline`: the bundled demo, or a directory. Errors as in `load_directory`."""
+    if args.pipeline == DEMO:
+        return load_demo(device, dtype)
+    return load_directory(Path(args.pipeline), device, dtype, args.variant)
 
 
 def default_device() -> str:
@@ -90,22 +111,18 @@ def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | N
     return pipe.to(device)
 
 
-def swap_scheduler(pipe: Any, name: str, steps: int) -> None:
-    """Give `pipe` the scheduler of that name. InvalidSetting where it cannot do `steps` steps."""
+def swap_scheduler(pipe: Any, name: str | None, steps: int) -> None:
+    """Give `pipe` the scheduler of that name (None: leave it its own). InvalidSetting where it cannot do `steps`."""
     import diffusers
 
-    cls, extra = SCHEDULERS[name]
-    pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **extra)
-    check_steps(pipe, steps)
-
-
-def check_steps(pipe: Any, steps: int) -> None:
-    """InvalidSetting where the pipe's scheduler cannot do `steps` steps."""
+    if name is not None:
+        cls, extra = SCHEDULERS[name]
+        pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **extra)
     try:
         pipe.scheduler.set_timesteps(steps)
     except (ValueError, IndexError, RuntimeError) as error:
-        name = type(pipe.scheduler).__name__
-        raise InvalidSetting(f"{name} cannot do --steps {steps} ({error}). Take another number.") from error
+        kind = type(pipe.scheduler).__name__
+        raise InvalidSetting(f"{kind} cannot do --steps {steps} ({error}). Take another number.") from error
 
 
 @contextmanager

@@ -21,15 +21,13 @@ from ..schedule import positive_int
 from ._arguments import check_guidance, check_seed, check_writable
 from ._pipelines import (
     DEMO,
-    DTYPES,
     SCHEDULERS,
-    check_steps,
+    add_loading,
+    asked_for,
     default_guidance,
-    load_demo,
-    load_directory,
+    load,
     one_thread,
     swap_scheduler,
-    usable_device,
 )
 from ._prompts import bundled_prompts, read_prompts, size_of
 from ._quiet import quiet
@@ -71,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
     )
     parser.add_argument("--batch", type=int, default=8, help="images in one pipeline call (default 8)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
-    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
+    add_loading(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -105,16 +101,12 @@ def run(args: argparse.Namespace) -> int:
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
-    device = usable_device(args.device)
-    dtype = DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
+    device, dtype = asked_for(args)
 
     with quiet("diffusers", "transformers"), one_thread() if demo and device == "cpu" else nullcontext():
-        pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype, args.variant)
+        pipe = load(args, device, dtype)
         check_call(pipe)
-        if args.scheduler is None:
-            check_steps(pipe, steps)
-        else:
-            swap_scheduler(pipe, args.scheduler, steps)
+        swap_scheduler(pipe, args.scheduler, steps)
         (plan,) = calibrate(
             pipe,
             [prompt.text for prompt in prompts],

@@ -26,19 +26,17 @@ from ..bench.rows import Rig
 from ..errors import UnsupportedPipeline
 from ..fidelity import in_words
 from ..schedule import Schedule, positive_int
-from ._arguments import check_guidance, check_seed, check_writable, distinct, integers
+from ._arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
 from ._comparison import Comparison, Figures, Setting, figures_of
 from ._pipelines import (
     DEMO,
-    DTYPES,
     SCHEDULERS,
-    check_steps,
+    add_loading,
+    asked_for,
     default_guidance,
-    load_demo,
-    load_directory,
+    load,
     one_thread,
     swap_scheduler,
-    usable_device,
 )
 from ._prompts import bundled_prompts, read_prompts, size_of
 from ._quiet import quiet
@@ -71,20 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '{"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first optional '
         "(default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
     )
-    parser.add_argument(
-        "--interval",
-        metavar="N,N",
-        type=integers,
-        action="extend",
-        help="a full step every N steps; several with commas, or repeated (default 2,3,5)",
-    )
-    parser.add_argument(
-        "--branch",
-        metavar="M,M",
-        type=integers,
-        action="extend",
-        help="how much of the U-Net a partial step runs; several with commas, or repeated (default 0)",
-    )
+    add_reuse(parser, "; several with commas, or repeated (default 0)")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
@@ -94,9 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
-    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
+    add_loading(parser)
     parser.add_argument(
         "--drift",
         metavar="N",
@@ -121,19 +104,16 @@ def run(args: argparse.Namespace) -> int:
     demo = args.pipeline == DEMO
     job, settings = _checked(args, demo)
     drift = positive_int("--drift", args.drift, at_least=0)
-    device = usable_device(args.device)
-    dtype = DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
+    device, dtype = asked_for(args)
     sheet = args.sheet or args.out.with_suffix(".png")
     check_writable(args.out, ".html")
     check_writable(sheet, ".png", "--sheet")
 
     with quiet("diffusers", "transformers"), one_thread() if demo and device == "cpu" else nullcontext():
         scores, missing = _scores(args.clip, device)
-        pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype, args.variant)
+        pipe = load(args, device, dtype)
         _check_pipe(pipe, settings)
-        if args.scheduler is not None:
-            swap_scheduler(pipe, args.scheduler, job.steps)
-        check_steps(pipe, job.steps)
+        swap_scheduler(pipe, args.scheduler, job.steps)
         if job.guidance is None:
             job = replace(job, guidance=default_guidance(pipe))
         facts = _facts(args, pipe, job, dtype, device)

@@ -22,7 +22,7 @@ from .. import fidelity
 from ..api import accelerate, last_run
 from ..errors import InvalidSetting
 from ..schedule import positive_int
-from ._arguments import check_guidance, check_seed, check_writable, distinct, integers
+from ._arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
 from ._pipelines import SCHEDULERS, load_demo, one_thread, swap_scheduler
 from ._quiet import quiet
 from ._sheet import SheetRow, contact_sheet
@@ -44,21 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an emoji's name in lower case, such as 'tiger face' (the pipeline knows 354 of them and nothing else); "
         f"may be repeated (default: {', '.join(PROMPTS)})",
     )
-    parser.add_argument(
-        "--interval",
-        metavar="N,N",
-        type=integers,
-        action="extend",
-        help="a full step every N steps; several with commas, or repeated (default 2,3,5)",
-    )
-    parser.add_argument(
-        "--branch",
-        metavar="M,M",
-        type=integers,
-        action="extend",
-        help="how much of the U-Net a partial step runs, 0 to 11; several with commas, or repeated. The picture shows "
-        "the first, the table all (default 0,1)",
-    )
+    shown = "The picture shows the first, the table all"
+    add_reuse(parser, f", 0 to 11; several with commas, or repeated. {shown} (default 0,1)")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim", help="sampler (default ddim)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
