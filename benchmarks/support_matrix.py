@@ -36,7 +36,7 @@ def support_table(results: Path) -> str:
 
 def videos() -> list[Any]:
     """Rows of the video pipelines, which have a test of their own: those that are SHOWN, all of which work."""
-    shown = _of_tests("test_video_pipelines").SHOWN.values()
+    shown = _of_tests("video_pipes").SHOWN.values()
     return [
         SimpleNamespace(pipeline=pipeline, family=family, feature=feature, status="works", reuses=True)
         for pipeline, family, feature in shown
