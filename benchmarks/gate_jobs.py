@@ -125,6 +125,7 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own children end with it
+                preexec_fn=_interruptible,
             )
             try:
                 process.wait(limit)
@@ -139,6 +140,11 @@ class Runner:
         if process.returncode < 0:
             how = signal.Signals(-process.returncode).name
         return "failed", f"{how}: {_last_line(self.output(job.name))}"
+
+
+def _interruptible() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and so would be everything below it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _heading(name: str) -> str:
