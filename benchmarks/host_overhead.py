@@ -91,7 +91,7 @@ class SilentGraph:
 class SilentBackend(StandInBackend):
     """Captures nothing, so that what is left is the engine around it."""
 
-    def capture(self, function: Callable[[], None], pool: object, device: torch.device) -> Any:
+    def record(self, function: Callable[[], None], pool: object, device: torch.device) -> Any:
         """A graph that replays nothing."""
         return SilentGraph()
 

@@ -8,6 +8,7 @@ import torch
 
 from stepcache.decoder import DecoderGraphs, vae_of
 from stepcache.graphs import GraphSettings
+from stepcache.graphs.compiled import Programs
 from stepcache.graphs.costs import Costs
 from stepcache.graphs.standin import StandInBackend
 from stepcache.watch import Interception
@@ -46,7 +47,7 @@ def make_latents(batch=2, height=8, width=8):
 
 
 def make_graphs(settings=CAPTURED, max_buckets=4):
-    return DecoderGraphs(settings, max_buckets, Costs())
+    return DecoderGraphs(settings, max_buckets, Costs(), Programs())
 
 
 @contextmanager

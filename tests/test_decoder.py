@@ -3,7 +3,6 @@
 import gc
 import logging
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,7 +92,7 @@ def test_the_least_recently_used_bucket_is_freed():
     graphs.clear()
     assert one.backend.released == three.backend.released == 1
     assert graphs.nbytes == 0 < before and not graphs.belongs_to(vae.decoder)
-    assert all(graph._function is None for graph in (*one.backend.graphs, *three.backend.graphs))
+    assert all(graph.is_reset for graph in (*one.backend.graphs, *three.backend.graphs))
 
 
 def test_autocast_and_inference_mode_have_buckets_of_their_own():
@@ -204,7 +203,7 @@ def test_training_mode_and_gradients_run_eager(caplog):
 
 def test_a_failed_capture_runs_on_uncaptured(caplog):
     class Failing(StandInBackend):
-        def capture(self, function, pool, device):
+        def record(self, function, pool, device):
             function()
             raise torch.OutOfMemoryError("17 GiB")
 
@@ -220,7 +219,7 @@ def test_a_failed_capture_runs_on_uncaptured(caplog):
 
 
 def test_another_vae_gets_graphs_of_its_own_and_a_dropped_one_takes_its_along():
-    graphs, latents = make_graphs(GraphSettings(cuda_graphs=Forgetful)), make_latents()
+    graphs, latents = make_graphs(GraphSettings(cuda_graphs=StandInBackend)), make_latents()
     vae = make_vae()
     decode(graphs, vae, latents)
     other = make_vae("AutoencoderTiny")
@@ -230,13 +229,6 @@ def test_another_vae_gets_graphs_of_its_own_and_a_dropped_one_takes_its_along():
     del other, bucket
     gc.collect()
     assert weight() is None and not graphs.buckets.held and backend.released == 1
-
-
-class Forgetful(StandInBackend):
-    """Keeps nothing of the function, as a CUDA graph does; replays nothing."""
-
-    def capture(self, function, pool, device):
-        return SimpleNamespace(replay=lambda: None, reset=lambda: None)
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ from .buffers import Buckets
 from .decoder import DecoderGraphs, vae_of
 from .errors import NotAccelerated
 from .forwards import family_of
-from .graphs import Plan
+from .graphs import Plan, Programs
 from .pipes import checked_unet
 from .predict import Predictor
 from .schedule import Schedule
@@ -48,6 +48,7 @@ class Attachment:
         self._unet: weakref.ref[nn.Module] | None = None
         # More than one only where threads have run the pipe at the same time.
         self._idle: list[Core] = []
+        self._programs = Programs()  # all cores'
         self._open = True
         self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
 
@@ -75,9 +76,11 @@ class Attachment:
                 self._unet = weakref.ref(unet, lambda _: self._drop())
             if self._idle:
                 return unet, self._idle.pop()
-        plan = Plan(family, family.layout(unet).cut(settings.branch), settings.graphs, settings.predictor)
-        decoder = DecoderGraphs(settings.graphs, settings.max_buckets, plan.costs) if settings.vae else None
-        return unet, Core(plan, Buckets(settings.max_buckets), decoder)
+            programs = self._programs
+        cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
+        plan = Plan(family, cut, settings.graphs, settings.predictor, programs)
+        decoder = DecoderGraphs(settings.graphs, buckets, plan.costs, programs) if settings.vae else None
+        return unet, Core(plan, Buckets(buckets), decoder)
 
     def park(self, unet: nn.Module, core: Core) -> None:
         """Take the core back after a run, or free it where it is of no use any more."""
@@ -125,6 +128,7 @@ class Attachment:
     def _drop(self) -> None:
         with self._lock:
             idle, self._idle, self._unet = self._idle, [], None
+            self._programs = Programs()
         for core in idle:
             core.clear()
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .errors import AlreadyCached, UnsupportedVAE
 from .graphs import GraphSettings, hooks_on, signature, tensors_of
 from .graphs.baked import Baked
 from .graphs.captured import MAX_STALE
+from .graphs.compiled import Programs
 from .graphs.costs import Costs
 from .graphs.function import Function, FunctionGraph
 from .join import autocasts
@@ -73,11 +74,12 @@ class DecoderGraphs:
     """The graphs of one VAE's decoder, a bucket for each shape that it is called with. For one run at a time.
 
     max_buckets: how many of them are held, or four times as many while the VAE tiles; the least recently used one gives
-    its memory back. What it takes to make them is added to `costs`.
+    its memory back. What it takes to make them is added to `costs`. What is compiled is in `programs`, which all runs
+    of a pipe share.
     """
 
-    def __init__(self, settings: GraphSettings, max_buckets: int, costs: Costs) -> None:
-        self.settings, self.max_buckets, self.costs = settings, max_buckets, costs
+    def __init__(self, settings: GraphSettings, max_buckets: int, costs: Costs, programs: Programs) -> None:
+        self.settings, self.max_buckets, self.costs, self.programs = settings, max_buckets, costs, programs
         self.buckets: Buckets[FunctionGraph] = Buckets(max_buckets)
         self._decoder: weakref.ref[nn.Module] | None = None
         self._hooks = ""
@@ -94,7 +96,7 @@ class DecoderGraphs:
             self.clear()
             # Weakly: the pipe may drop its VAE, and the graphs go with it.
             self._decoder = weakref.ref(decoder, lambda _: self.clear())
-            self._signature, self._forward = inspect.signature(type(decoder).forward), _forward_of(type(decoder))
+            self._kind, self._signature = type(decoder), inspect.signature(type(decoder).forward)
         self._hooks, self._first = hooks_on(vae), True
         self.buckets.limit = self.max_buckets * (TILE_SHAPES if getattr(vae, "use_tiling", False) else 1)
 
@@ -114,7 +116,7 @@ class DecoderGraphs:
         inputs.pop("self")
         autocast = torch.get_autocast_dtype(device.type) if autocasts(device.type) else None
         key = signature(inputs), torch.is_inference_mode_enabled(), autocast
-        graph = self.buckets.get(key, functools.partial(self._bucket, inputs, device)).graphs
+        graph = self.buckets.get(key, functools.partial(self._bucket, key, inputs, device)).graphs
         if graph.captured is None or graph.captured.failed or not self._may_capture():
             return graph.direct(decoder, inputs)
         output = graph.captured(decoder, inputs)
@@ -132,10 +134,12 @@ class DecoderGraphs:
         # Regional: a decoder has no transformer blocks to compile in the place of the whole.
         return None if self.settings.compile == "regional" else self.settings.compile_options(device)
 
-    def _bucket(self, inputs: dict[str, Any], device: torch.device) -> Bucket[FunctionGraph]:
+    def _bucket(self, key: Hashable, inputs: dict[str, Any], device: torch.device) -> Bucket[FunctionGraph]:
         what = "decoder graph " + "x".join(map(str, tensors_of(inputs)[0].shape))
         backend = self.settings.backend(device)
-        return Bucket(FunctionGraph(self._forward, self._options(device), backend, device, what, self.costs), Kept)
+        options, key = self._options(device), ("decoder", self._kind, key)
+        graph = FunctionGraph(_forward_of(self._kind), options, backend, device, what, self.costs, self.programs, key)
+        return Bucket(graph, Kept)
 
     def _must_be_eager(self, decoder: nn.Module) -> bool:
         if decoder.training:

@@ -216,7 +216,7 @@ class Session:
         core, record = self._core, self.record
         reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self.guided() and self._may_halve()
         key = core.plan.key(inputs), reuse_guidance
-        bucket = core.buckets.get(key, functools.partial(core.plan.bucket, inputs, reuse_guidance))
+        bucket = core.buckets.get(key, functools.partial(core.plan.bucket, key, inputs, reuse_guidance))
         if key != self._last_key:
             self._last_key = key
             record.buckets.append(tuple(inputs["sample"].shape))

@@ -111,22 +111,6 @@ def test_an_input_that_cannot_be_compared():
     hash(signature({"x": odd}))
 
 
-def test_inputs_that_sit_in_their_slot_are_not_copied():
-    counts = []
-    load = recorder.StaticInputs.load
-    pipe = captured(loop_pipe("sdxl"), 3)
-    try:
-        recorder.StaticInputs.load = lambda self, inputs: counts.append(load(self, inputs)) or counts[-1]
-        pipe(4)
-        # sample, timestep, text, and two added conditions; later only sample and timestep.
-        assert counts == [5, 2, 2, 2]
-        counts.clear()
-        pipe(3)
-        assert counts == [5, 2, 2]  # the next run's prompt is another tensor
-    finally:
-        recorder.StaticInputs.load = load
-
-
 def test_an_input_changed_in_place_is_copied_again():
     pipe = loop_pipe()
     inputs = make_inputs(pipe.unet)
@@ -148,7 +132,6 @@ def test_an_input_changed_in_place_is_copied_again():
 
 
 def test_an_inference_tensor_is_copied_each_time():
-    """It has no version counter, so nobody can tell whether it has changed."""
     pipe = loop_pipe()
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
@@ -194,7 +177,7 @@ def test_the_least_recently_used_bucket_is_freed():
     pipe(4, batch=1)
     pipe(4, batch=3)
     assert second.backend.released == 1 and not second._graphs and second._static is None
-    assert all(graph._function is None for graph in second.backend.graphs)
+    assert all(graph.is_reset for graph in second.backend.graphs)
     assert first.backend.released == 0
     assert len(graphs_of(pipe)) == 2
     want = accelerate(loop_pipe(), 2)(4, batch=2)

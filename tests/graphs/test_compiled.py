@@ -317,6 +317,11 @@ def test_what_cuda_gets():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     auto = GraphSettings()
     assert auto.compile_options(cuda) == {"options": CUDA_OPTIONS} and auto.compile_options(cpu) is None
+    # What tries configurations of kernels out, for seconds to minutes, is had by name only.
+    assert not any("max_autotune" in name or "coordinate" in name for name in CUDA_OPTIONS)
+    assert GraphSettings(compile={"mode": "default"}).compile_options(cuda) == {"mode": "default"}
+    tuning = {"coordinate_descent_tuning": True}
+    assert GraphSettings(compile={"options": tuning}).compile_options(cuda) == {"options": tuning}
     assert auto.backend(cuda) is not None and auto.backend(cpu) is None
     assert GraphSettings(compile=False).compile_options(cuda) is None
     assert GraphSettings(compile=True).compile_options(cpu) == {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stepcache.graphs.compiled import Programs
 from stepcache.graphs.costs import Costs
 from stepcache.graphs.function import FunctionGraph
 from stepcache.graphs.standin import StandInBackend, StandInError
@@ -16,7 +17,7 @@ def scale(module, inputs):
 
 
 def make(function=scale, options=None, backend=None):
-    return FunctionGraph(function, options, backend, CPU, "test graph", Costs())
+    return FunctionGraph(function, options, backend, CPU, "test graph", Costs(), Programs(), "key")
 
 
 def inputs(seed=0, by=2.0):
@@ -46,7 +47,7 @@ def test_whoever_changes_the_module_must_free_the_graph(linear):
     graph = make(backend=backend)
     graph.captured(linear, inputs())
     linear.weight = nn.Parameter(linear.weight * 2, requires_grad=False)
-    with pytest.raises(StandInError):  # a CUDA graph would have read the old weight
+    with pytest.raises(StandInError, match="was freed"):  # a CUDA graph would have read the old weight
         graph.captured(linear, inputs())
     graph.free()
     assert graph.nbytes == 0 and backend.released == 1
@@ -73,7 +74,7 @@ def test_compiled_it_is_the_compiled_function_that_is_captured(linear):
 @torch.no_grad()
 def test_results_of_trees_are_copied(linear, monkeypatch):
     """Torch's CUDA graph trees write a result at the same address each time."""
-    from stepcache.graphs import function
+    from stepcache.graphs import compiled
 
     buffer = torch.empty(3, 5)
 
@@ -81,10 +82,10 @@ def test_results_of_trees_are_copied(linear, monkeypatch):
         def __init__(self, inner, *args):
             self.inner = inner
 
-        def __call__(self, *args):
+        def __call__(self, costs, *args):
             return buffer.copy_(self.inner(*args))
 
-    monkeypatch.setattr(function, "CompiledFunction", Tree)
+    monkeypatch.setattr(compiled, "CompiledFunction", Tree)
     graph = make(options={"mode": "reduce-overhead"})
     first, second = graph.direct(linear, inputs(0)), graph.direct(linear, inputs(1))
     assert torch.equal(first, scale(linear, inputs(0))) and torch.equal(second, scale(linear, inputs(1)))

@@ -16,11 +16,17 @@ class Call(NamedTuple):
     return_dict: bool
 
 
-def timestep_of(timestep: Any, sample: Tensor) -> Tensor:
-    """A timestep (tensor, float or int) as float32 [1] or [B] on the sample's device."""
-    if isinstance(timestep, Tensor):
-        return timestep.reshape(-1).to(device=sample.device, dtype=torch.float32)
-    return torch.full((1,), timestep, dtype=torch.float32, device=sample.device)
+def timestep_of(timestep: Any, sample: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A timestep (tensor, float or int) as `dtype` [1] or [B] on the sample's device. Of the host, it costs no wait."""
+    if not isinstance(timestep, Tensor):
+        return torch.full((1,), timestep, dtype=dtype, device=sample.device)
+    if not timestep.is_cpu or timestep.device == sample.device:
+        return timestep.reshape(-1).to(device=sample.device, dtype=dtype)
+    # A copy from pageable memory makes the host wait until the device is done with all before it; a fill does not.
+    values = timestep.reshape(-1).tolist()
+    if len(set(values)) == 1:
+        return torch.full((len(values),), values[0], dtype=dtype, device=sample.device)
+    return torch.cat([torch.full((1,), value, dtype=dtype, device=sample.device) for value in values])
 
 
 def without_scale(cross_attention_kwargs: dict[str, Any] | None) -> tuple[dict[str, Any] | None, float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..cut import Cut
 from ..join import Join, reference_join, value_of
 from . import blocks
-from .calls import Call
+from .calls import Call, timestep_of
 
 layout, deep_modules = blocks.layout, blocks.deep_modules
 
@@ -44,11 +44,9 @@ def bind(
     return_dict: bool = True,
 ) -> Call:
     """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
-    if isinstance(timestep, Tensor):
-        timestep = timestep.reshape(-1).to(sample.device)
-    else:
-        timestep = torch.full((1,), int(timestep), dtype=torch.long, device=sample.device)
-    inputs = {"sample": sample, "timestep": timestep}
+    if not isinstance(timestep, Tensor):
+        timestep = torch.tensor(int(timestep))
+    inputs = {"sample": sample, "timestep": timestep_of(timestep, sample, timestep.dtype)}
     if class_labels is not None:
         inputs["class_labels"] = class_labels
     return Call(inputs, 1.0, return_dict)

@@ -24,7 +24,15 @@ from ..join import Join, autocasts, fused_join, reference_join
 from ..predict import HOLD, Predictor
 from .backends import CaptureBackend, CudaBackend
 from .captured import CapturedGraphs
-from .compiled import CUDA_OPTIONS, CompiledRunner, RegionalRunner, captures_itself, check_options, own_copy
+from .compiled import (
+    CompiledRunner,
+    Programs,
+    RegionalRunner,
+    captures_itself,
+    check_options,
+    cuda_options,
+    own_copy,
+)
 from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
@@ -77,7 +85,7 @@ class GraphSettings:
         options = own_copy(self.compile) if isinstance(self.compile, dict) else {}
         inductor = options.get("backend", "inductor") == "inductor"
         if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
-            options["options"] = dict(CUDA_OPTIONS)
+            options["options"] = cuda_options()
         if options.get("mode") == "max-autotune" and inductor:
             options["mode"] = "max-autotune-no-cudagraphs"  # captured by hand, or not at all
         return options
@@ -101,10 +109,21 @@ class GraphSettings:
 
 
 class Plan:
-    """Graphs for one family of forwards, one cut, and one way to predict what is not computed."""
+    """Graphs for one family of forwards, one cut, and one way to predict what is not computed.
 
-    def __init__(self, family: ModuleType, cut: Cut, settings: GraphSettings, predictor: Predictor = HOLD) -> None:
+    programs: what has been compiled, which plans of one pipe share.
+    """
+
+    def __init__(
+        self,
+        family: ModuleType,
+        cut: Cut,
+        settings: GraphSettings,
+        predictor: Predictor = HOLD,
+        programs: Programs | None = None,
+    ) -> None:
         self.family, self.cut, self.settings, self.predictor = family, cut, settings, predictor
+        self.programs = Programs() if programs is None else programs
         self.costs = Costs()
         self.active: RegionalRunner | None = None
         self._said: set[str] = set()
@@ -124,9 +143,9 @@ class Plan:
         autocast = torch.get_autocast_dtype(device) if autocasts(device) else None
         return signature(inputs), torch.is_inference_mode_enabled(), autocast
 
-    def bucket(self, inputs: dict[str, Any], reuse_guidance: bool = False) -> Bucket[BucketGraphs]:
-        """A new bucket for such inputs. reuse_guidance: their batch is [unconditional, conditional]."""
-        graphs = BucketGraphs(self, inputs["sample"], reuse_guidance)
+    def bucket(self, key: Hashable, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket[BucketGraphs]:
+        """A new bucket for such inputs, of that key. reuse_guidance: their batch is [unconditional, conditional]."""
+        graphs = BucketGraphs(self, key, inputs["sample"], reuse_guidance)
         return Bucket(
             graphs, functools.partial(Kept, 1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
         )
@@ -156,7 +175,7 @@ class Plan:
 class BucketGraphs:
     """The full and the partial graph of one bucket."""
 
-    def __init__(self, plan: Plan, sample: Tensor, reuse_guidance: bool = False) -> None:
+    def __init__(self, plan: Plan, key: Hashable, sample: Tensor, reuse_guidance: bool) -> None:
         self.plan, device = plan, sample.device
         label = "x".join(map(str, sample.shape))
         # What everything falls back to: through the modules alone, which hooks may sit on.
@@ -166,7 +185,7 @@ class BucketGraphs:
             runner: Runner = EagerRunner(plan.family, plan.cut, join, reuse_guidance)
         else:
             kind = RegionalRunner if plan.settings.compile == "regional" else CompiledRunner
-            runner = kind(plan, join, options, label, reuse_guidance)
+            runner = kind(plan, join, options, label, reuse_guidance, key)
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:

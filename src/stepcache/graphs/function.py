@@ -5,14 +5,15 @@ What a U-Net's pair of graphs is made of, without feature and slots: for modules
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .backends import CaptureBackend, CapturedGraph
-from .compiled import CompiledFunction, captures_itself
+from .compiled import Programs, captures_itself
 from .costs import Costs
 from .recorder import Recorder
 
@@ -23,7 +24,8 @@ class FunctionGraph:
     """`function(module, inputs) -> Tensor` for one set of static shapes.
 
     options: arguments of torch.compile, None to run eager. backend: captures it, None where nothing is captured. `what`
-    names it in messages; what it takes to compile and capture is added to `costs`.
+    names it in messages; what it takes to compile and capture is added to `costs`. What is compiled is in `programs`,
+    under `key`.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class FunctionGraph:
         device: torch.device,
         what: str,
         costs: Costs,
+        programs: Programs,
+        key: Hashable,
     ) -> None:
-        self.direct = _runner(function, options, what, costs)
+        self.direct = _runner(function, options, what, costs, programs, key)
         self.captured = None if backend is None else CapturedFunction(self.direct, backend, device, what, costs)
 
     def free(self) -> None:
@@ -83,10 +87,12 @@ class CapturedFunction(Recorder):
         self._graph = None
 
 
-def _runner(function: Function, options: dict[str, Any] | None, what: str, costs: Costs) -> Function:
+def _runner(
+    function: Function, options: dict[str, Any] | None, what: str, costs: Costs, programs: Programs, key: Hashable
+) -> Function:
     if options is None:
         return function
-    compiled = CompiledFunction(function, options, what, costs)
+    compiled = functools.partial(programs.get(key, function, options, what), costs)
     if not captures_itself(options):
         return compiled
 

@@ -6,11 +6,10 @@ clones the output: schedulers keep raw outputs across steps (PNDM), and the next
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,55 +17,55 @@ import torch
 from torch import Tensor
 
 from ..join import autocasts
-from .backends import CaptureBackend, CapturedGraph
+from .backends import CaptureBackend, CapturedGraph, capture
 from .costs import Costs
 from .stages import stage
 from .tensors import tensors_of
+from .turns import capturing, exclusive, replaying, when_quiet
 
 logger = logging.getLogger("stepcache")
 
-# Captures and replays are one at a time on a device.
-_locks: dict[torch.device, threading.RLock] = {}
-
 
 class StaticInputs:
-    """Copies of a call's inputs at fixed addresses, in the same nesting."""
+    """Copies of a call's inputs at fixed addresses on `device`, in the same nesting.
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    On the device whatever their source: a graph cannot read a tensor of the host (a mask for an IP-Adapter, say).
+    """
+
+    def __init__(self, inputs: dict[str, Any], device: torch.device) -> None:
         self._slots: list[Tensor] = []
-        self._sources: list[tuple[weakref.ref[Tensor], int] | None] = []
         with torch.inference_mode(False):
-            self.inputs: dict[str, Any] = self._allocate(inputs)
+            self.inputs: dict[str, Any] = self._allocate(inputs, device)
+        # Tensors of one dtype and device are copied by one kernel; among others each would be a launch of its own.
+        groups: dict[object, list[int]] = {}
+        for i, value in enumerate(tensors_of(inputs)):
+            groups.setdefault((value.dtype, value.device), []).append(i)
+        self._groups = [(places, [self._slots[i] for i in places]) for places in groups.values()]
 
-    def _allocate(self, value: Any) -> Any:
+    def _allocate(self, value: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor):
             # An expanded tensor has several elements at one address, to which nothing can be copied.
             expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
-            slot = torch.empty_like(value, memory_format=torch.contiguous_format if expanded else torch.preserve_format)
+            form = torch.contiguous_format if expanded else torch.preserve_format
+            slot = torch.empty_like(value, memory_format=form, device=device)
             self._slots.append(slot)
-            self._sources.append(None)
             return slot
         if isinstance(value, dict):
-            return {key: self._allocate(item) for key, item in value.items()}
+            return {key: self._allocate(item, device) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(self._allocate(item) for item in value)
+            return type(value)(self._allocate(item, device) for item in value)
         return value
 
-    def load(self, inputs: dict[str, Any]) -> int:
-        """Copy `inputs` in; returns how many tensors were copied. What already sits in its slot is not.
+    def load(self, inputs: dict[str, Any]) -> None:
+        """Copy `inputs` in, all of them at each call.
 
-        The prompt's tensors are the same ones, unchanged, in every step of a run: they are copied once.
+        That one is the same tensor as before, at the same version, does not say that it holds the same: the replay of
+        a graph writes its outputs without a new version, and a ControlNet under torch.compile(mode="reduce-overhead")
+        returns the same tensors at each call.
         """
-        copied = 0
-        for i, value in enumerate(tensors_of(inputs)):
-            version = None if value.is_inference() else value._version
-            source = self._sources[i]
-            if source is not None and version is not None and source[0]() is value and source[1] == version:
-                continue
-            self._slots[i].copy_(value, non_blocking=True)
-            self._sources[i] = None if version is None else (weakref.ref(value), version)
-            copied += 1
-        return copied
+        tensors = tensors_of(inputs)
+        for places, slots in self._groups:
+            torch._foreach_copy_(slots, [tensors[i] for i in places], non_blocking=True)
 
     @property
     def nbytes(self) -> int:
@@ -102,13 +101,13 @@ class Recorder:
         self._output: Tensor | None = None
         self._pool: object = None
         self._live: list[CapturedGraph] = []
-        self._lock = _locks.setdefault(device, threading.RLock())
+        self._turn = replaying(device)
 
     def load(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The static inputs, with these copied in. Called before all else in a call: it orders the stream."""
         self.backend.enter(self.device)
         if self._static is None:
-            self._static = StaticInputs(inputs)
+            self._static = StaticInputs(inputs, self.device)
         self._static.load(inputs)
         return self._static.inputs
 
@@ -120,8 +119,8 @@ class Recorder:
         self._output.copy_(output)
 
     def rehearse(self, record: Callable[[], None]) -> None:
-        """`record` outside of lock and capture: it compiles, and allocates what is static in ordinary memory."""
-        with _uncached_casts(self.device):
+        """`record` outside of a capture: it compiles, tunes, and allocates what is static in ordinary memory."""
+        with exclusive(), _uncached_casts(self.device):
             record()
 
     def capture(self, record: Callable[[], None], what: str) -> CapturedGraph | None:
@@ -129,10 +128,10 @@ class Recorder:
         stage(f"{what}: capturing")
         start = time.perf_counter()
         try:
-            with self._lock, _uncached_casts(self.device):
+            with capturing(self.device), _uncached_casts(self.device):
                 if not self._live:  # a pool whose graphs are all gone is the allocator's again
                     self._pool = self.backend.pool()
-                graph = self.backend.capture(record, self._pool, self.device)
+                graph = capture(self.backend, record, self._pool, self.device)
         except Exception as error:
             self.give_up(what, f"{type(error).__name__}: {error}")
             return None
@@ -155,24 +154,24 @@ class Recorder:
 
     def replay(self, graph: CapturedGraph) -> Tensor:
         """A copy of the output."""
-        with self._lock:
+        with self._turn:
             graph.replay()
             assert self._output is not None
             return self._output.clone()
 
     def reset(self, graphs: Iterable[CapturedGraph]) -> None:
-        """Give up these graphs, once no replay is in flight."""
-        self.backend.synchronize(self.device)
+        """Give up these graphs."""
+        graphs = list(graphs)
         for graph in graphs:
-            graph.reset()
             self._live.remove(graph)
+        when_quiet(functools.partial(_reset, self.backend, self.device, graphs))
 
     def drop(self) -> None:
         """Give up all graphs, their pool and the static inputs."""
-        with self._lock:
-            self.reset(list(self._live))
-            self._static = self._pool = None
-            self.backend.release(self.device)
+        held = [self._static, self._output, self._pool]
+        graphs, self._live = self._live, []
+        self._static = self._pool = None
+        when_quiet(functools.partial(_reset, self.backend, self.device, graphs, held))
 
     def free(self) -> None:
         """Give everything back; the next call begins anew."""
@@ -184,3 +183,18 @@ class Recorder:
         """Bytes of static inputs and output."""
         output = 0 if self._output is None else self._output.untyped_storage().nbytes()
         return output + (0 if self._static is None else self._static.nbytes)
+
+
+def _reset(
+    backend: CaptureBackend,
+    device: torch.device,
+    graphs: Sequence[CapturedGraph],
+    held: list[object] | None = None,
+) -> None:
+    """Reset graphs once no replay is in flight. What is `held`, which replays use, goes then, back to the device."""
+    backend.synchronize(device)
+    for graph in graphs:
+        graph.reset()
+    if held is not None:
+        held.clear()
+        backend.release(device)

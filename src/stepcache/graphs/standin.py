@@ -1,131 +1,50 @@
 """A stand-in for CUDA graphs on a CPU, as hostile as they are; for tests and for measuring the engine's host cost.
 
-It keeps the captured function and calls it again at replay, and makes sure that a CUDA graph would have done the same:
-- capture does not compute: what the function wrote to static tensors is NaN afterwards;
-- a replay first fills all it will write with NaN, then must run the very operations of the capture, on the same
-  addresses of everything that was not allocated inside: a moved weight or input is an error, where a CUDA graph would
-  silently read the old one;
-- what is allocated inside belongs to the pool: it must not outlive the function, and is NaN afterwards if it does;
-- operations that make the host wait for a value (`.item()`, nonzero) are refused.
+A capture runs the function once and records its operations, as a CUDA graph records kernels: with the numbers that they
+were called with and the addresses that they read and wrote. A replay runs these again and never the function, so what
+the function does with Python values, branches and objects is baked in. Besides, as on a GPU:
 
-It sees the operations of eager and aot_eager graphs; Inductor allocates behind its back, so it is not for those.
+- capture does not compute: what the function wrote to static tensors is NaN afterwards, and before each replay;
+- an address is not kept alive by the graph. Memory that was freed in the meantime is an error; where its owner lives on
+  but the module now uses another (a replaced weight that somebody holds), the old one is read, as by a CUDA graph;
+- what is allocated inside belongs to the pool: it must not outlive the function, and is NaN afterwards;
+- what a replay writes gets no new version: nobody can tell by `_version` that a graph's output has changed;
+- operations that make the host wait for a value (`.item()`, nonzero) are refused, and so are tensors of the host
+  (hosttensor.py);
+- GEMMs bake in the workspace of their stream, which lies in ordinary memory unless it was made in a capture. `reset` of
+  any graph frees them all, as in torch 2.13, and a replay that needs a freed one fails;
+- there is one capture at a time in the process. Beside it, a device-wide synchronisation in any thread fails, and so
+  does the capture;
+- after a capture that failed, the allocator believes that it goes on, until it is told (`abandon`).
+
+It sees the operations of eager and aot_eager graphs. Inductor's kernels are no operations: it is not for those.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .backends import WARM_UPS
+from .hosttensor import HostTensor
 
 SYNCING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
-# Tensors made of Python numbers: new at each call, where a CUDA graph has the number in its kernel.
+# Tensors made of Python numbers, which a CUDA graph has in its kernels.
 CONSTANTS = ("aten::lift_fresh",)
+# What cuBLAS runs, with a workspace.
+GEMMS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "_addmm_activation")
 
 
 class StandInError(RuntimeError):
     """What a CUDA graph would have refused, or got wrong without a word."""
-
-
-class _Recorder(TorchDispatchMode):
-    """Records each operation with the addresses of the tensors from outside that it touches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trace: list[tuple[str, tuple[int, ...]]] = []
-        self.written: dict[int, Tensor] = {}
-        self.inside: list[weakref.ref[Tensor]] = []
-        self._own: dict[int, Any] = {}
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Dynamo refuses to run compiled code under a user's mode; this one only looks on."""
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        if name in SYNCING:
-            raise StandInError(f"{name} waits for a value: not permitted while a graph is captured or replayed.")
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        outside = () if name in CONSTANTS else tuple(_address(t) for t in tensors if not self._is_own(t))
-        self.trace.append((name, outside))
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.is_write and isinstance(value, Tensor) and not self._is_own(value):
-                self.written[_address(value)] = value
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (_address(tensor) not in outside or name in CONSTANTS):
-                self._own[_address(tensor)] = tensor.untyped_storage()
-                self.inside.append(weakref.ref(tensor))
-        return result
-
-    def _is_own(self, tensor: Tensor) -> bool:
-        # The storage is held, so that an address cannot come back as something else's during the capture.
-        return _address(tensor) in self._own
-
-    def finish(self) -> list[Tensor]:
-        """Everything allocated inside becomes garbage; returns the tensors that outlived it."""
-        alive = [tensor for ref in self.inside if (tensor := ref()) is not None]
-        for storage in self._own.values():
-            floats = torch.empty(0).set_(storage) if storage.nbytes() % 4 == 0 else None
-            if floats is not None:
-                floats.fill_(float("nan"))
-        self._own.clear()
-        return alive
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-class StandInGraph:
-    """One captured function."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function: Callable[[], None] | None = function
-        self.replays = 0
-        recorder = _Recorder()
-        with recorder:
-            function()
-        if recorder.finish():
-            raise StandInError("A tensor that was allocated in the capture outlives it; it is the pool's memory.")
-        self._trace, self._written = recorder.trace, recorder.written
-        self._poison()
-
-    def replay(self) -> None:
-        """Run it again; StandInError where a CUDA graph would have read or written elsewhere."""
-        if self._function is None:
-            raise StandInError("This graph was reset.")
-        self._poison()
-        recorder = _Recorder()
-        with recorder:
-            self._function()
-        recorder.finish()
-        for then, now in zip(self._trace, recorder.trace, strict=False):
-            if then != now:
-                raise StandInError(f"Captured {then}, replayed {now}: a CUDA graph would have run the captured one.")
-        if len(self._trace) != len(recorder.trace):
-            raise StandInError(f"Captured {len(self._trace)} operations, replayed {len(recorder.trace)}.")
-        self.replays += 1
-
-    def reset(self) -> None:
-        """Drop the function and all it holds."""
-        self._function, self._written = None, {}
-
-    @property
-    def is_reset(self) -> bool:
-        """Whether it was reset."""
-        return self._function is None
-
-    def _poison(self) -> None:
-        for tensor in self._written.values():
-            tensor.fill_(float("nan"))
 
 
 class StandInPool:
@@ -133,6 +52,233 @@ class StandInPool:
 
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
+
+
+class _Workspace:
+    """cuBLAS's, of one thread and stream. In a pool it lives as long as the graphs there do."""
+
+    def __init__(self, in_pool: bool) -> None:
+        self.in_pool, self.freed = in_pool, False
+
+
+class _Process:
+    """What a process has one of."""
+
+    def __init__(self) -> None:
+        self.capturing: _Recorder | None = None
+        self.allocating = False  # to a pool
+        self.workspaces: dict[int, _Workspace] = {}  # of the capture stream, by thread
+
+    def begin(self, recorder: _Recorder) -> None:
+        self.synchronize()  # torch.cuda.graph begins with it
+        if self.allocating:
+            raise StandInError("The allocator believes that the capture before goes on, which failed: abandon it.")
+        self.capturing, self.allocating = recorder, True
+
+    def end(self, recorder: _Recorder) -> None:
+        self.capturing = None
+        if recorder.invalid:
+            raise StandInError(recorder.invalid)
+
+    def synchronize(self) -> None:
+        if self.capturing is not None:
+            self.capturing.invalid = "The device was synchronised while this was captured: the capture is invalid."
+            raise StandInError("Operation not permitted while a stream is capturing: a synchronisation of the device.")
+
+    def workspace(self, in_pool: bool) -> _Workspace:
+        return self.workspaces.setdefault(threading.get_ident(), _Workspace(in_pool))
+
+    def clear_workspaces(self) -> None:
+        for workspace in self.workspaces.values():
+            workspace.freed = not workspace.in_pool
+        self.workspaces.clear()
+
+
+_process = _Process()
+
+
+class _Place:
+    """What a kernel is told of a tensor: where it lies, and how. In the graph's n-th allocation, or outside."""
+
+    __slots__ = ("dtype", "memory", "offset", "shape", "strides")
+
+    def __init__(self, tensor: Tensor, memory: int | StorageWeakRef | UntypedStorage) -> None:
+        self.memory, self.dtype, self.offset = memory, tensor.dtype, tensor.storage_offset()
+        self.shape, self.strides = tensor.shape, tensor.stride()
+
+    def tensor(self, allocated: dict[int, UntypedStorage]) -> Tensor:
+        """What lies there now. StandInError where that was freed."""
+        storage: Any = self.memory
+        if isinstance(storage, int):
+            storage = allocated[storage]
+        elif isinstance(storage, StorageWeakRef):
+            # None where it is gone.
+            storage = UntypedStorage._new_with_weak_ptr(storage.cdata)
+            if storage is None:
+                raise StandInError(
+                    f"A tensor {tuple(self.shape)} that the captured graph reads or writes was freed: a CUDA graph "
+                    "would have used the memory all the same, whatever it holds now."
+                )
+        return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.shape, self.strides)
+
+
+class _Operation(NamedTuple):
+    """One operation, and which of its results (by place) is which allocation of the graph."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    allocates: list[tuple[int, int]]
+
+
+class _Watch(TorchDispatchMode):
+    """Looks on at what runs on the capture stream outside of a capture: GEMMs make a workspace in ordinary memory."""
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Dynamo refuses to run compiled code under a user's mode; this one only looks on."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _is_gemm(func):
+            _process.workspace(in_pool=False)
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorder(TorchDispatchMode):
+    """Records each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[_Operation] = []
+        self.written: dict[int, _Place] = {}  # of the memory outside, by storage
+        self.workspaces: set[_Workspace] = set()
+        self.invalid = ""
+        # By storage, which is held, so that none comes back as another's during the capture.
+        self._own: dict[int, tuple[int, UntypedStorage]] = {}
+        self._constant: dict[int, UntypedStorage] = {}
+        self._results: list[weakref.ref[Tensor]] = []
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """See `_Watch`."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in SYNCING:
+            raise StandInError(f"{name} waits for a value: not permitted while a graph is captured.")
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(isinstance(tensor, HostTensor) for tensor in tensors):
+            raise StandInError(f"{name} was given a tensor of the host: not permitted while a graph is captured.")
+        if name in CONSTANTS:
+            result = func(*args, **kwargs)
+            self._constant[_key(result)] = result.untyped_storage()
+            return result
+        if _is_gemm(func):
+            self.workspaces.add(_process.workspace(in_pool=True))
+        args_as_places, kwargs_as_places = tree_map_only(Tensor, self._place, (args, kwargs))
+        writes = self._note_writes(func, args, kwargs)
+        known = {_key(tensor) for tensor in tensors}
+        result = func(*args, **kwargs)
+        allocates = []
+        for i, leaf in enumerate(tree_leaves(result)):
+            if not isinstance(leaf, Tensor):
+                continue
+            if _key(leaf) not in known and _key(leaf) not in self._own:
+                allocates.append((i, len(self._own)))
+                self._own[_key(leaf)] = len(self._own), leaf.untyped_storage()
+            if _key(leaf) in self._own:
+                self._results.append(weakref.ref(leaf))
+        if allocates or writes:  # all else is a view: no kernel
+            self.operations.append(_Operation(func, args_as_places, kwargs_as_places, allocates))
+        return result
+
+    def _place(self, tensor: Tensor) -> _Place:
+        key = _key(tensor)
+        if key in self._own:
+            return _Place(tensor, self._own[key][0])
+        return _Place(tensor, self._constant.get(key) or StorageWeakRef(tensor.untyped_storage()))
+
+    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> bool:
+        arguments = func._schema.arguments
+        given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+        written = [value for argument, value in given if argument.is_write]
+        for tensor in tree_leaves(written):
+            if isinstance(tensor, Tensor) and _key(tensor) not in self._own:
+                self.written[_key(tensor)] = self._place(tensor)
+        return bool(written)
+
+    def finish(self) -> bool:
+        """Everything allocated inside becomes garbage; whether any of it is still in use."""
+        for _, storage in self._own.values():
+            if storage.nbytes() % 4 == 0:
+                torch.empty(0).set_(storage).fill_(float("nan"))
+        self._own.clear()
+        self._constant.clear()
+        return any(result() is not None for result in self._results)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_gemm(func: Any) -> bool:
+    return func._schema.name.removeprefix("aten::") in GEMMS
+
+
+class StandInGraph:
+    """One captured function."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.replays = 0
+        recorder = _Recorder()
+        _process.begin(recorder)
+        try:
+            with recorder:
+                function()
+        finally:
+            _process.end(recorder)
+        _process.allocating = False
+        if recorder.finish():
+            raise StandInError("A tensor that was allocated in the capture outlives it; it is the pool's memory.")
+        self._operations: list[_Operation] | None = recorder.operations
+        self._written, self._workspaces = [*recorder.written.values()], recorder.workspaces
+        self._poison()
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Run the operations again. StandInError for memory that is no more."""
+        if self._operations is None:
+            raise StandInError("This graph was reset.")
+        if any(workspace.freed for workspace in self._workspaces):
+            raise StandInError("This graph has a workspace of cuBLAS baked in that was freed.")
+        allocated: dict[int, UntypedStorage] = {}
+        # As they were recorded: below autocast, and with tensors that the next run may write to.
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            self._poison()
+            for function, args, kwargs, allocates in self._operations:
+                args, kwargs = tree_map_only(_Place, lambda place: place.tensor(allocated), (args, kwargs))
+                results = tree_leaves(function(*args, **kwargs))
+                for i, n in allocates:
+                    allocated[n] = results[i].untyped_storage()
+        self.replays += 1
+
+    def reset(self) -> None:
+        """Drop all that was recorded, and with it everybody's workspaces."""
+        self._operations, self._written = None, []
+        _process.clear_workspaces()
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether it was reset."""
+        return self._operations is None
+
+    def _poison(self) -> None:
+        for place in self._written:
+            tensor = place.tensor({})
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
 
 class StandInBackend:
@@ -147,26 +293,42 @@ class StandInBackend:
         self.pools += 1
         return StandInPool()
 
-    def capture(self, function: Callable[[], None], pool: StandInPool, device: torch.device) -> StandInGraph:
-        """As many warm-ups as on CUDA, then the capture. StandInError for a pool that CUDA's allocator has taken back.
+    @contextmanager
+    def on_capture_stream(self, device: torch.device) -> Iterator[None]:
+        """All there is of streams is that GEMMs outside of a capture make their workspace in ordinary memory."""
+        watch = _Watch()
+        with watch:
+            yield
+
+    def record(self, function: Callable[[], None], pool: StandInPool, device: torch.device) -> StandInGraph:
+        """Capture. StandInError for a pool that CUDA's allocator has taken back.
 
         That is one whose graphs are all reset: capturing into it is an assertion in there.
         """
         if pool.graphs and all(graph.is_reset for graph in pool.graphs):
             raise StandInError("All graphs of this pool were reset, so it is the allocator's again.")
-        for _ in range(WARM_UPS):
-            function()
         self.graphs.append(StandInGraph(function))
         pool.graphs.append(self.graphs[-1])
         return self.graphs[-1]
 
+    def clear_workspaces(self) -> None:
+        """Free all of the process's, as CUDA graph trees do too."""
+        _process.clear_workspaces()
+
+    def abandon(self, pool: StandInPool, device: torch.device) -> None:
+        """The allocator knows that the capture is over."""
+        _process.allocating = False
+
     def enter(self, device: torch.device) -> None:
-        """There are no streams."""
+        """There are no streams to order."""
         self.entered += 1
 
     def synchronize(self, device: torch.device) -> None:
-        """Nothing is ever in flight."""
+        """Nothing is ever in flight, but it is an error while anybody captures."""
+        _process.synchronize()
 
     def release(self, device: torch.device) -> None:
-        """Count it."""
+        """Count it. StandInError where the allocator could not empty its cache."""
+        if _process.capturing is not None or _process.allocating:
+            raise StandInError("The allocator empties no cache while it allocates to a pool.")
         self.released += 1

@@ -1,0 +1,52 @@
+"""Tensors that stand for the host's memory on a machine where all others stand for the GPU's; for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+HOST = torch.device("cpu", 0)  # not equal to torch.device("cpu"), which stands for the GPU
+
+
+class HostTensor(Tensor):
+    """A tensor of the host: `device` says so, what is made of it stays there, and a copy to the GPU makes it wait.
+
+    waits: how often the host has waited for the GPU since somebody set it to 0. Pageable memory is what it stands for.
+    """
+
+    waits = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == Tensor.device.__get__:  # another object each time
+            return HOST
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        others = [tensor for tensor in tensors if not isinstance(tensor, HostTensor)]
+        devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (torch.device, str))]
+        to_gpu = any(_device(leaf) not in (None, HOST) for leaf in devices)
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+        if "copy_" in func.__name__ or (func is Tensor.to and to_gpu):
+            HostTensor.waits += 1
+        if to_gpu:
+            # What `to` gives back unchanged on this CPU is another tensor on a GPU.
+            return tree_map_only(HostTensor, lambda tensor: tensor.as_subclass(Tensor).clone(), result)
+        if others:
+            return result
+        return tree_map_only(Tensor, lambda tensor: tensor.as_subclass(cls), result)
+
+
+def _device(value: Any) -> torch.device | None:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError):
+        return None
+
+
+def on_host(tensor: Tensor) -> HostTensor:
+    """The tensor as one of the host's."""
+    return tensor.as_subclass(HostTensor)

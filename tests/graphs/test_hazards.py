@@ -1,0 +1,436 @@
+"""What a first run on a GPU would meet: each fault as a test that needs none, through the stand-in."""
+
+import gc
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from small import captured, graphs_of, loop_pipe, make_inputs
+from small_vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
+from torch._dynamo.utils import counters
+
+from stepcache import StepCacheError, accelerate, denoising, last_run, restore
+from stepcache.graphs import GraphSettings
+from stepcache.graphs import compiled as compiling
+from stepcache.graphs.backends import CudaBackend, capture
+from stepcache.graphs.hosttensor import HostTensor, on_host
+from stepcache.graphs.standin import StandInBackend, StandInGraph
+
+CPU = torch.device("cpu")
+
+
+def replace_weights(module):
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def run(pipe, steps=6, residuals=None, timestep=lambda t: t, **inputs):
+    """A loop by hand; residuals(i): of a ControlNet, at step i."""
+    call = make_inputs(pipe.unet)
+    latents, text = call["sample"], call["encoder_hidden_states"]
+    pipe.scheduler.set_timesteps(steps)
+    with torch.no_grad(), denoising(pipe):
+        for i, t in enumerate(pipe.scheduler.timesteps):
+            more = {} if residuals is None else residuals(i)
+            noise = pipe.unet(latents, timestep(t), encoder_hidden_states=text, **more, **inputs).sample
+            latents = pipe.scheduler.step(noise, t, latents).prev_sample
+    return latents
+
+
+# Workspaces of cuBLAS: each pool owns its own.
+
+
+def evict_a_bucket():
+    other = captured(loop_pipe(), 3, max_buckets=1)
+    other(3), other(3, batch=1)
+
+
+def restore_another_pipe():
+    other = captured(loop_pipe(), 3)
+    other(3)
+    restore(other)
+
+
+def swap_the_weights_of_another_pipe():
+    other = captured(loop_pipe(), 3)
+    other(3)
+    replace_weights(other.unet)
+    other(3)
+
+
+def capture_a_decoder_again():
+    vae, graphs, latents = make_vae(), make_graphs(CAPTURED), make_latents()
+    decode(graphs, vae, latents)
+    replace_weights(vae)
+    decode(graphs, vae, latents)
+    assert graphs.costs.captures == 2
+
+
+def run_trees():
+    StandInBackend().clear_workspaces()  # before and after each of their captures
+
+
+@pytest.mark.parametrize(
+    "event",
+    [evict_a_bucket, restore_another_pipe, swap_the_weights_of_another_pipe, capture_a_decoder_again, run_trees],
+)
+def test_live_graphs_keep_their_workspace(event):
+    pipe, graphs, vae, latents = captured(loop_pipe(), 3), make_graphs(CAPTURED), make_vae(), make_latents()
+    image, picture = pipe(6), decode(graphs, vae, latents)
+    event()
+    assert torch.equal(pipe(6), image) and torch.equal(decode(graphs, vae, latents), picture)
+    assert last_run(pipe).captures == 0 and graphs.costs.captures == 1
+
+
+def test_the_graphs_of_one_pipe_keep_theirs_when_one_of_its_buckets_goes():
+    pipe = captured(loop_pipe(), 3, max_buckets=2)
+    pipe(6, batch=1)
+    image = pipe(6)
+    pipe(6, batch=3)
+    assert torch.equal(pipe(6), image) and last_run(pipe).captures == 0
+
+
+def recorded_cuda(monkeypatch, fails=None):
+    """`CudaBackend` on a machine without CUDA: returns what it asks of torch, in order."""
+    asked = []
+
+    def note(name, result=None):
+        return lambda *args, **kwargs: asked.append(name) or result
+
+    @contextmanager
+    def graph(*args, **options):
+        asked.append(f"begin, {options['capture_error_mode']}")
+        try:
+            yield
+        finally:
+            asked.append("end")
+
+    stream = SimpleNamespace(wait_stream=note("wait"))
+    for name, value in {
+        "device": lambda device: nullcontext(),
+        "Stream": lambda device: stream,
+        "current_stream": lambda *device: stream,
+        "set_stream": lambda stream: None,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": lambda: "graph",
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, note(name), raising=False)
+    monkeypatch.setattr("stepcache.graphs.backends._capture_streams", {})
+
+    def function():
+        asked.append("run")
+        if fails and asked.count("run") == 4:
+            raise fails
+
+    return asked, function
+
+
+def test_on_cuda_workspaces_are_cleared_before_and_after_the_capture(monkeypatch):
+    asked, function = recorded_cuda(monkeypatch)
+    assert capture(CudaBackend(), function, (0, 1), torch.device("cuda", 0)) == "graph"
+    clear = "_cuda_clearCublasWorkspaces"
+    assert asked == ["wait", "run", "run", "run", clear, "begin, thread_local", "run", "end", clear, "wait"]
+
+
+# Inputs whose contents change without a new version.
+
+
+def controlnet(unet, replayed):
+    """Residuals that a graph writes at each step, to the same tensors."""
+    shapes = [(2, 8, 16, 16)] * 3 + [(2, 8, 8, 8)] + [(2, 16, 8, 8)] * 2
+    shapes += [(2, 16, 4, 4)] * 3 + [(2, 16, 2, 2)] * 3
+    static, by = [torch.zeros(shape) for shape in (*shapes, shapes[-1])], torch.zeros(())
+    graph = StandInGraph(lambda: [tensor.copy_(by.expand_as(tensor)) for tensor in static])
+
+    def residuals(i):
+        by.fill_(0.1 * (i + 1))
+        graph.replay()
+        down, mid = (static[:-1], static[-1]) if replayed else ([t.clone() for t in static[:-1]], static[-1].clone())
+        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+
+    return residuals
+
+
+def test_a_captured_controlnets_residuals_are_copied_at_each_call():
+    """Under torch.compile(mode="reduce-overhead") it returns the same tensors each time, at the same version."""
+    pipe = loop_pipe()
+    want = run(accelerate(pipe, 3), residuals=controlnet(pipe.unet, replayed=False))
+    captured(pipe, 3)
+    assert torch.equal(run(pipe, residuals=controlnet(pipe.unet, replayed=True)), want)
+    assert last_run(pipe).captures == 2
+
+
+def test_inputs_of_one_dtype_are_copied_at_once(monkeypatch):
+    copies, copy_all = [], torch._foreach_copy_
+    monkeypatch.setattr(
+        torch, "_foreach_copy_", lambda to, of, **options: copies.append(len(of)) or copy_all(to, of, **options)
+    )
+    pipe = captured(loop_pipe("sdxl"), 3)
+    pipe(4)
+    # Sample, timestep, text and two added conditions, all in float32, at each step.
+    assert copies == [5, 5, 5, 5]
+
+
+# Turns: nobody synchronises while anybody captures.
+
+
+class Slow(StandInBackend):
+    """A capture that says when it is under way, and goes on when `go_on` says so."""
+
+    began, go_on = threading.Event(), staticmethod(lambda: None)
+
+    def record(self, function, pool, device):
+        def slow():
+            function()
+            self.began.set()
+            self.go_on()
+
+        return super().record(slow, pool, device)
+
+
+@contextmanager
+def slow_capture(go_on):
+    """Inside, another thread is in the midst of a capture; it goes on when `go_on` returns. Yields what it got."""
+    pipe, results = loop_pipe("least"), []
+    want = accelerate(pipe, 2)(4)
+    backend = type("Slow", (Slow,), {"began": threading.Event(), "go_on": staticmethod(go_on)})
+    accelerate(pipe, 2, cuda_graphs=backend)
+
+    def first_call():
+        results.append((pipe(4), last_run(pipe).captures))
+
+    thread = threading.Thread(target=first_call)
+    thread.start()
+    assert backend.began.wait(60)
+    try:
+        yield
+    finally:
+        thread.join()
+    ((image, captures),) = results
+    assert captures == 2 and torch.equal(image, want)  # it was not invalidated
+
+
+def test_graphs_are_given_up_when_nobody_captures():
+    """Without waiting for it: the pipe is restored while another thread is in its capture."""
+    ended = threading.Event()
+    pipe = captured(loop_pipe("least"), 2)
+    pipe(4)
+    (graphs,) = graphs_of(pipe)
+    with slow_capture(lambda: ended.wait(60)):
+        restore(pipe)
+        assert graphs.backend.released == 0 and not graphs.backend.graphs[0].is_reset
+        ended.set()
+    assert graphs.backend.released == 1 and all(graph.is_reset for graph in graphs.backend.graphs)
+
+
+def test_weights_replaced_while_another_thread_captures():
+    pipe = captured(loop_pipe("least"), 2)
+    want = pipe(4)
+    replace_weights(pipe.unet)
+    with slow_capture(lambda: time.sleep(0.3)):
+        assert torch.equal(pipe(4), want)
+    assert last_run(pipe).captures == 2
+
+
+def test_what_is_tuned_when_it_is_compiled_waits_for_a_capture():
+    """Inductor and Triton time their candidates, and synchronise, in the first call of what they compile."""
+    tuned = []
+
+    def backend(module, example_inputs):
+        def call(*args):
+            if id(module) not in tuned:
+                StandInBackend().synchronize(CPU)
+                tuned.append(id(module))
+            return module(*args)
+
+        return call
+
+    for cuda_graphs in (False, StandInBackend):
+        pipe = loop_pipe("least")
+        want = accelerate(pipe, 2)(4)
+        accelerate(pipe, 2, compile={"backend": backend}, cuda_graphs=cuda_graphs)
+        tuned.clear()
+        with slow_capture(lambda: time.sleep(0.3)):
+            assert torch.equal(pipe(4), want)
+        assert len(tuned) == 2
+
+
+def test_a_pipe_that_the_garbage_collector_finds_in_a_capture_is_freed_after_it():
+    dead = [captured(loop_pipe("least"), 2)]
+    dead[0](4)
+    (graphs,) = graphs_of(dead[0])
+    backend, seen = graphs.backend, []
+    del graphs
+
+    class Collecting(StandInBackend):
+        def record(self, function, pool, device):
+            def work():
+                function()
+                dead.clear()
+                gc.collect()
+                seen.append(backend.released)
+
+            return super().record(work, pool, device)
+
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 2)(4)
+    assert torch.equal(accelerate(pipe, 2, cuda_graphs=Collecting)(4), want)
+    assert seen == [0, 1] and backend.released == 1 and last_run(pipe).captures == 2
+
+
+# Tensors of the host.
+
+
+class Masked(AttnProcessor):
+    """As IP-Adapter's: it moves its mask to the device."""
+
+    def __call__(self, attn, hidden_states, *args, mask=None, **kwargs):
+        return super().__call__(attn, hidden_states, *args, **kwargs) * mask.to(hidden_states.device)
+
+
+def test_a_mask_of_the_host_among_the_inputs_is_captured():
+    pipe = loop_pipe()
+    pipe.unet.set_attn_processor(Masked())
+    mask = torch.tensor([0.5])
+    want = run(accelerate(pipe, 3), cross_attention_kwargs={"mask": mask})
+    captured(pipe, 3)
+    for _ in range(2):
+        assert torch.equal(run(pipe, cross_attention_kwargs={"mask": on_host(mask)}), want)
+    assert not graphs_of(pipe)[0].failed and last_run(pipe).kinds == "FPPFPP"
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["eager", "captured"])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_timesteps_of_the_host_cost_no_wait(cuda_graphs, expanded):
+    """Pipelines of DDPM, DDIM, LDM and PNDM, and loops by hand, have them there."""
+    pipe = loop_pipe()
+    form = (lambda t: t.expand(2)) if expanded else (lambda t: t)
+    want = run(accelerate(pipe, 3), timestep=form)
+    accelerate(pipe, 3, cuda_graphs=cuda_graphs)
+    HostTensor.waits = 0
+    assert torch.equal(run(pipe, timestep=lambda t: form(on_host(t))), want)
+    assert HostTensor.waits == 0
+    # Each element its own: there is no such loop, but the U-Net takes it.
+    run(pipe, timestep=lambda t: on_host(torch.tensor([901, 1])))
+    assert HostTensor.waits == 0
+
+
+def test_after_a_failed_capture_the_allocator_is_clean():
+    class Failing(StandInBackend):
+        def record(self, function, pool, device):
+            def fails():
+                function()
+                raise RuntimeError("not permitted")
+
+            return super().record(fails, pool, device)
+
+    pipe = accelerate(loop_pipe(), 3, cuda_graphs=Failing)
+    want = pipe(6)
+    (graphs,) = graphs_of(pipe)
+    assert graphs.failed and graphs.backend.released == 1
+    other = captured(loop_pipe(), 3)
+    assert torch.equal(other(6), want) and last_run(other).captures == 2
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["torch ended it", "torch 2.11"])
+def test_on_cuda_a_failed_capture_is_ended_in_the_allocator(monkeypatch, told):
+    asked, function = recorded_cuda(monkeypatch, fails=RuntimeError("CUDA error: capture was invalidated"))
+    if told:
+
+        def not_recording(device, pool):
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", not_recording)
+    with pytest.raises(RuntimeError, match="was invalidated"):
+        capture(CudaBackend(), function, (0, 1), torch.device("cuda", 0))
+    clear = "_cuda_clearCublasWorkspaces"
+    undone = [] if told else ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    assert asked[asked.index("end") :] == ["end", *undone, clear]
+
+
+# What is compiled outlives its bucket, and is every thread's.
+
+
+@pytest.mark.parametrize("compile", [True, "regional"])
+@pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
+def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(compile, cuda_graphs, monkeypatch):
+    pipe = loop_pipe("least")
+    monkeypatch.setattr(compiling, "_FIXED", {**compiling._FIXED, "backend": "eager"})
+    accelerate(pipe, 2, compile=compile, cuda_graphs=cuda_graphs, max_buckets=1)
+    want = [pipe(4, batch=n) for n in (1, 2)]
+    graphs = counters["stats"]["unique_graphs"]
+    for n in (1, 2):
+        assert torch.equal(pipe(4, batch=n), want[n - 1])
+        assert last_run(pipe).compile_seconds == 0
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
+def test_a_second_thread_compiles_nothing_anew(warm, cuda_graphs):
+    """Also where both are at their first call."""
+    pipe = loop_pipe("least")
+    want = accelerate(pipe, 2)(4)
+    accelerate(pipe, 2, compile={"backend": "eager"}, cuda_graphs=cuda_graphs)
+    before = counters["stats"]["unique_graphs"]
+    if warm:
+        pipe(4)
+    barrier, results = threading.Barrier(2, timeout=60), []
+
+    def work():
+        results.append(pipe(4, on_step=lambda pipe, i: barrier.wait() if i else None))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2 and all(torch.allclose(image, want, atol=1e-5) for image in results)
+    assert counters["stats"]["unique_graphs"] - before == 2
+
+
+def test_a_decoders_compiled_code_outlives_its_bucket():
+    settings = GraphSettings({"backend": "eager"}, StandInBackend)
+    graphs, vae = make_graphs(settings, max_buckets=1), make_vae()
+    for batch in (1, 2):
+        decode(graphs, vae, make_latents(batch))
+    seconds = graphs.costs.compile_seconds
+    decode(graphs, vae, make_latents(1))
+    assert graphs.costs.compile_seconds == seconds > 0 and graphs.costs.captures == 3
+
+
+# torch's own CUDA graphs.
+
+
+def test_trees_in_a_thread_where_they_do_not_work_are_refused_by_name(monkeypatch):
+    """torch 2.11 finds the state of its trees in the thread that imported them only."""
+    errors = []
+
+    def compile_as_torch_2_11(function, **options):
+        def call(*args):
+            assert threading.current_thread() is threading.main_thread()
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_as_torch_2_11)
+    pipe = accelerate(loop_pipe("least"), 2, compile={"mode": "reduce-overhead"})
+
+    def work():
+        try:
+            pipe(4)
+        except StepCacheError as error:
+            errors.append(str(error))
+
+    pipe(4)
+    thread = threading.Thread(target=work, name="worker 7")
+    thread.start()
+    thread.join()
+    assert "'worker 7'" in errors[0] and "Leave capturing to stepcache" in errors[0]
