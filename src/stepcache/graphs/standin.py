@@ -11,8 +11,9 @@ the function does with Python values, branches and objects is baked in. Besides,
 - what a replay writes gets no new version: nobody can tell by `_version` that a graph's output has changed;
 - operations that make the host wait for a value (`.item()`, nonzero) are refused, and so are tensors of the host
   (hosttensor.py);
-- GEMMs bake in the workspace of their stream, which lies in ordinary memory unless it was made in a capture. `reset` of
-  any graph frees them all, as in torch 2.13, and a replay that needs a freed one fails;
+- GEMMs use the workspace of their stream, and bake it in. The first one allocates it: in a capture from the pool, with
+  whose graphs it goes, else from ordinary memory, and then `reset` of any graph frees it (as in torch 2.13;
+  RESET_CLEARS). What needs a workspace that is gone fails;
 - there is one capture at a time in the process. Beside it, a device-wide synchronisation in any thread fails, and so
   does the capture;
 - after a capture that failed, the allocator believes that it goes on, until it is told (`abandon`).
@@ -43,6 +44,10 @@ CONSTANTS = ("aten::lift_fresh",)
 GEMMS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "_addmm_activation")
 
 
+# Whether `reset` of a graph frees the workspaces of all streams (torch 2.13), or of none (2.11).
+RESET_CLEARS = True
+
+
 class StandInError(RuntimeError):
     """What a CUDA graph would have refused, or got wrong without a word."""
 
@@ -53,12 +58,26 @@ class StandInPool:
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
 
+    @property
+    def gone(self) -> bool:
+        """Whether the allocator has taken its memory back, since all graphs were reset."""
+        return bool(self.graphs) and all(graph.is_reset for graph in self.graphs)
+
 
 class _Workspace:
-    """cuBLAS's, of one thread and stream. In a pool it lives as long as the graphs there do."""
+    """cuBLAS's, of one thread and stream, in ordinary memory or in a pool."""
 
-    def __init__(self, in_pool: bool) -> None:
-        self.in_pool, self.freed = in_pool, False
+    def __init__(self, pool: StandInPool | None) -> None:
+        self._pool, self._freed = pool, False
+
+    @property
+    def gone(self) -> bool:
+        """Whether its memory is another's by now."""
+        return self._freed if self._pool is None else self._pool.gone
+
+    def free(self) -> None:
+        """Give it back to where it came from: to a pool, in which nobody else's memory is."""
+        self._freed = True
 
 
 class _Process:
@@ -85,12 +104,15 @@ class _Process:
             self.capturing.invalid = "The device was synchronised while this was captured: the capture is invalid."
             raise StandInError("Operation not permitted while a stream is capturing: a synchronisation of the device.")
 
-    def workspace(self, in_pool: bool) -> _Workspace:
-        return self.workspaces.setdefault(threading.get_ident(), _Workspace(in_pool))
+    def workspace(self, pool: StandInPool | None) -> _Workspace:
+        workspace = self.workspaces.setdefault(threading.get_ident(), _Workspace(pool))
+        if workspace.gone:
+            raise StandInError("A GEMM would use a workspace in the memory of a pool that is gone.")
+        return workspace
 
     def clear_workspaces(self) -> None:
         for workspace in self.workspaces.values():
-            workspace.freed = not workspace.in_pool
+            workspace.free()
         self.workspaces.clear()
 
 
@@ -141,15 +163,16 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _is_gemm(func):
-            _process.workspace(in_pool=False)
+            _process.workspace(pool=None)
         return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
     """Records each operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: StandInPool) -> None:
         super().__init__()
+        self._pool = pool
         self.operations: list[_Operation] = []
         self.written: dict[int, _Place] = {}  # of the memory outside, by storage
         self.workspaces: set[_Workspace] = set()
@@ -177,7 +200,7 @@ class _Recorder(TorchDispatchMode):
             self._constant[_key(result)] = result.untyped_storage()
             return result
         if _is_gemm(func):
-            self.workspaces.add(_process.workspace(in_pool=True))
+            self.workspaces.add(_process.workspace(self._pool))
         args_as_places, kwargs_as_places = tree_map_only(Tensor, self._place, (args, kwargs))
         writes = self._note_writes(func, args, kwargs)
         known = {_key(tensor) for tensor in tensors}
@@ -231,9 +254,9 @@ def _is_gemm(func: Any) -> bool:
 class StandInGraph:
     """One captured function."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], pool: StandInPool | None = None) -> None:
         self.replays = 0
-        recorder = _Recorder()
+        recorder = _Recorder(pool or StandInPool())
         _process.begin(recorder)
         try:
             with recorder:
@@ -252,7 +275,7 @@ class StandInGraph:
         """Run the operations again. StandInError for memory that is no more."""
         if self._operations is None:
             raise StandInError("This graph was reset.")
-        if any(workspace.freed for workspace in self._workspaces):
+        if any(workspace.gone for workspace in self._workspaces):
             raise StandInError("This graph has a workspace of cuBLAS baked in that was freed.")
         allocated: dict[int, UntypedStorage] = {}
         # As they were recorded: below autocast, and with tensors that the next run may write to.
@@ -266,9 +289,10 @@ class StandInGraph:
         self.replays += 1
 
     def reset(self) -> None:
-        """Drop all that was recorded, and with it everybody's workspaces."""
+        """Drop all that was recorded."""
         self._operations, self._written = None, []
-        _process.clear_workspaces()
+        if RESET_CLEARS:
+            _process.clear_workspaces()
 
     @property
     def is_reset(self) -> bool:
@@ -305,9 +329,9 @@ class StandInBackend:
 
         That is one whose graphs are all reset: capturing into it is an assertion in there.
         """
-        if pool.graphs and all(graph.is_reset for graph in pool.graphs):
+        if pool.gone:
             raise StandInError("All graphs of this pool were reset, so it is the allocator's again.")
-        self.graphs.append(StandInGraph(function))
+        self.graphs.append(StandInGraph(function, pool))
         pool.graphs.append(self.graphs[-1])
         return self.graphs[-1]
 
