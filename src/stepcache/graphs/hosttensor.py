@@ -30,11 +30,13 @@ class HostTensor(Tensor):
         to_gpu = any(_device(leaf) not in (None, HOST) for leaf in devices)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+            if to_gpu:
+                # What `to` gives back unchanged on this CPU is another tensor on a GPU.
+                result = tree_map_only(HostTensor, lambda tensor: tensor.clone().as_subclass(Tensor), result)
         if "copy_" in func.__name__ or (func is Tensor.to and to_gpu):
             HostTensor.waits += 1
         if to_gpu:
-            # What `to` gives back unchanged on this CPU is another tensor on a GPU.
-            return tree_map_only(HostTensor, lambda tensor: tensor.as_subclass(Tensor).clone(), result)
+            return result
         if others:
             return result
         return tree_map_only(Tensor, lambda tensor: tensor.as_subclass(cls), result)
