@@ -269,6 +269,18 @@ def test_weights_that_are_moved_or_replaced_in_between(change, engine):
         assert torch.equal(now, then) and now.stride() == then.stride(), name
 
 
+def test_parameters_that_are_replaced_often_are_forgotten():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    count = len(kernels(pipe.unet))
+    for _ in range(3):
+        CHANGES["new parameters"](pipe.unet)
+        pipe(1)
+    ((_, share),) = attachment_of(pipe).layout._shares
+    assert len(share._held) == count
+    restore(pipe)
+    assert not share._held and not any(p in module._origins for p in pipe.unet.parameters())
+
+
 def test_a_layout_that_the_user_gives_in_the_meantime_is_restored():
     pipe = accelerate(loop_pipe(), 3, channels_last=True)
     weight = pipe.unet.conv_out.weight
@@ -276,13 +288,11 @@ def test_a_layout_that_the_user_gives_in_the_meantime_is_restored():
     weight.data = odd
     assert restore(pipe).unet.conv_out.weight.data_ptr() == odd.data_ptr()
     accelerate(pipe, 3, channels_last=True)
-    weight.data = weight.data.contiguous()
-    pipe(4)
-    weight.data = odd
+    weight.data = plain = odd.contiguous()
     pipe(4)
     assert in_place(pipe.unet)
     restore(pipe)
-    assert weight.stride() == odd.stride()
+    assert weight.stride() == plain.stride() != odd.stride()
 
 
 def test_a_weight_of_another_shape_is_left_to_the_user():
@@ -381,6 +391,7 @@ def test_what_is_left_alone():
         "inference": inference,
         "subclass": nn.Parameter(torch.randn(shape).as_subclass(Quantised), requires_grad=False),
         "expanded": nn.Parameter(torch.randn(1, 3, 3, 3).expand(shape), requires_grad=False),
+        "shared": nn.Parameter(torch.randn(shape).share_memory_(), requires_grad=False),
         "sliced": nn.Parameter(torch.randn(4, 3, 3, 6)[..., ::2], requires_grad=False),
     }
     for name, value in given.items():
@@ -393,6 +404,17 @@ def test_what_is_left_alone():
     assert model.tied is model.weight is given["weight"]
     layout.close()
     assert {name: p.stride() for name, p in given.items()} == strides
+
+
+def test_weights_that_come_from_the_meta_device():
+    unet, layout = make_unet("least").to("meta"), Layout(True)
+    for load in (False, True):
+        if load:
+            unet.load_state_dict(make_unet("least").state_dict(), assign=True)
+        layout.hold([Part("U-Net", unet, unet)])
+        assert in_place(unet) == load
+    layout.close()
+    assert not in_place(unet)
 
 
 def test_a_view_into_a_larger_buffer_is_somebody_elses_on_a_gpu():

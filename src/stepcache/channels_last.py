@@ -9,7 +9,8 @@ back puts its strides back. What had channels_last already is the user's own and
 
 - adapters that are not fused (LoRA): they are small, and diffusers' save_lora_weights refuses other strides;
 - tensors of a subclass (quantised, DTensor), of integers, on the meta device, or made in inference mode;
-- on a GPU a view into a larger buffer, which somebody manages as a whole (FSDP's flat parameters);
+- on a GPU a view into a larger buffer, which somebody manages as a whole (FSDP's flat parameters), and on a CPU memory
+  that is shared with other processes;
 - a model with offloading hooks on its layers, whose weights come and go.
 
 A weight that is replaced in the meantime (pipe.to, a fused LoRA, load_state_dict) is looked at again at each run's
@@ -86,6 +87,11 @@ class _Seat(NamedTuple):
         module = self.module()
         return None if module is None else module._parameters.get(self.name)
 
+    def is_held(self) -> bool:
+        """Whether what is there now is on record itself, or nothing is there any more."""
+        tensor = self.tensor
+        return tensor is None or tensor in _origins
+
 
 class _Share:
     """What one pipe has put into channels_last of one model."""
@@ -133,6 +139,8 @@ class _Share:
         # What is on no device now may be given weights later (hooks that are taken off).
         self._seats = None if meta else [_seat(*weight) for weight in mine]
         self._edges = _edges([module for module, _, _ in mine], places)
+        # Parameters that are gone count for nothing once the ones in their places are held themselves.
+        self._held = [(ref, seat, o) for ref, seat, o in self._held if ref() is not None or not seat.is_held()]
         return count
 
     def _hold(self, holder: Layout, module: nn.Module, name: str, tensor: Tensor) -> bool:
@@ -193,9 +201,8 @@ class _Share:
         ]
         with _settled(tensor for tensor, _ in moved):
             for tensor, stride in moved:
-                before = tensor.detach()
-                _lay(tensor, torch.empty_strided(before.shape, stride, dtype=before.dtype, device=before.device))
-                tensor.detach().copy_(before)
+                empty = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+                _lay(tensor, empty.copy_(tensor))
         for tensor, _ in free.values():
             _origins.pop(tensor, None)
 
@@ -357,9 +364,10 @@ def _is_eligible(tensor: Tensor) -> bool:
         return False
     if not tensor.is_floating_point() or tensor.is_meta or tensor.is_inference() or not tensor.numel():
         return False
-    # On a CPU a view is most often one into the file that it was loaded from.
+    if tensor.device.type == "cpu":  # a view there is most often one into the file that it was loaded from
+        return _is_dense(tensor) and not tensor.is_shared()
     owns = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return _is_dense(tensor) and (owns or tensor.device.type == "cpu")
+    return _is_dense(tensor) and owns
 
 
 def _is_dense(tensor: Tensor) -> bool:
