@@ -1,8 +1,9 @@
 """What is attached to a pipe: its settings, graphs and buffers, and the runs that use them.
 
 An accelerated pipe is an instance of a subclass of its own class, with the same name, made for that one pipe; its
-settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed at all; what is
-during one (a pipeline call or a `denoising` block) is in watch.py. No other file changes an object of the user's.
+settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed but the layout of
+weights (channels_last.py); what is during one (a pipeline call or a `denoising` block) is in watch.py. No other file
+changes an object of the user's.
 """
 
 from __future__ import annotations
