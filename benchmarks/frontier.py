@@ -111,7 +111,7 @@ class Bench:
 
     def row(self, model: str, candidate: Candidate, share: float) -> Row:
         """Measure. share: MACs of a partial step of the branch over those of a full one."""
-        accelerate(self.pipe, **candidate.options, compile=False, cuda_graphs=False)
+        accelerate(self.pipe, **candidate.options, compile=False, cuda_graphs=False, channels_last=False)
         try:
             images, seconds = self._images()
             kinds = last_run(self.pipe).kinds

@@ -201,7 +201,8 @@ def measure(
         pipes.append(copy.copy(pipe))  # of its own: settings, graphs and scheduler; weights are shared
         pipes[-1].scheduler = copy.deepcopy(pipe.scheduler)
         if arguments is not None:
-            accelerate(pipes[-1], **arguments)
+            # Weights that one of them re-lays would be the original's as well.
+            accelerate(pipes[-1], channels_last=False, **arguments)
         runs[name] = run_of(pipes[-1], name, clock, call)
 
     found: dict[str, list[dict[str, tuple[float, int]]]] = {name: [] for name in runs}

@@ -81,8 +81,9 @@ class Variant:
 
         backend: torch.compile's; modes are Inductor's, any other backend is given none.
         """
-        pipe = twin(pipe)
-        if self.key.startswith("stepcache"):
+        ours = self.key.startswith("stepcache")
+        pipe = twin(pipe, own_kernels=ours)
+        if ours:
             return accelerate(pipe, self.interval or 1, self.branch or 0, **self._settings(backend))
         if self.key.startswith("compile"):
             # With DeepCache on, whole graphs cannot be had. Compiled before the helper is put on, since the other way
@@ -118,10 +119,15 @@ def ladder(keys: Sequence[str], modes: Sequence[str], reuse: tuple[int, int]) ->
     return variants
 
 
-def twin(pipe: Any) -> Any:
-    """Another pipeline with the same weights, but with U-Net modules and a scheduler of its own."""
+def twin(pipe: Any, own_kernels: bool = False) -> Any:
+    """Another pipeline with the same weights, but with U-Net modules and a scheduler of its own.
+
+    own_kernels: it has 4-d weights of its own, too. `accelerate` puts them into channels_last on a GPU, and the others'
+    are to stay as they were loaded. Price: their memory, for as long as the pipeline lives.
+    """
     other = copy.copy(pipe)
-    weights = {id(tensor): tensor for tensor in chain(pipe.unet.parameters(), pipe.unet.buffers())}
+    shared = chain(pipe.unet.parameters(), pipe.unet.buffers())
+    weights = {id(tensor): tensor for tensor in shared if not (own_kernels and tensor.dim() == 4)}
     other.unet = copy.deepcopy(pipe.unet, weights)
     other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     return other

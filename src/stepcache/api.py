@@ -30,6 +30,7 @@ def accelerate(
     kernels: bool | str = "auto",
     max_buckets: int = 4,
     vae: bool = False,
+    channels_last: bool | str = "auto",
     preset: str | None = None,
     plan: str | os.PathLike[str] | Plan | None = None,
     adapt: bool = False,
@@ -39,8 +40,9 @@ def accelerate(
 
     Important arguments:
         interval: the whole U-Net runs at steps 0, interval, 2 * interval, ...; the steps between run only its shallow
-            part. Default 3; 1 gives the original's images bit for bit (fp32). More is faster and less faithful:
-            2 to 5 at 50 steps, 2 at 20. Few-step models (LCM, Turbo at 1 to 8 steps) gain little.
+            part. Default 3; 1 gives the original's images bit for bit (fp32; on CUDA with compile=False and
+            channels_last=False). More is faster and less faithful: 2 to 5 at 50 steps, 2 at 20. Few-step models (LCM,
+            Turbo at 1 to 8 steps) gain little.
         branch: how much of the U-Net a partial step runs, 0 (default, least) to the number of up-path ResNets - 1
             (11 for SD 1.x and 2.x, 8 for SDXL). `stepcache inspect` prints what each costs. Same numbering as
             DeepCache's cache_branch_id.
@@ -69,6 +71,12 @@ def accelerate(
             False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
             each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
             Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
+        channels_last: the layout of the U-Net's 4-d weights (and of the decoder's with vae=True), which are re-laid in
+            place, once, and have their own strides again after `restore`. "auto" (default): on CUDA, where convolutions
+            would re-lay them at each call; True: anywhere; False: nowhere. Not beside hooks that offload layers.
+            Price: one copy of each such weight; sums in another order, so that images differ in their last bits (with
+            interval=1, too). Other pipes on the same U-Net see the same weights; `safetensors.torch.save_file` on
+            its state_dict wants them contiguous (`save_pretrained` sees to it by itself).
         preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half of the
             line), each with the line of `predict` from 50 steps on, held up to 20, damped between (presets.py).
         plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance that were found
@@ -102,6 +110,7 @@ def accelerate(
         predict=predict,
         guidance=guidance,
         vae=vae,
+        channels_last=channels_last,
         preset=preset,
         plan=plan,
         adapt=adapt,

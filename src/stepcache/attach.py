@@ -1,8 +1,9 @@
 """What is attached to a pipe: its settings, graphs and buffers, and the runs that use them.
 
 An accelerated pipe is an instance of a subclass of its own class, with the same name, made for that one pipe; its
-settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed at all; what is
-during one (a pipeline call or a `denoising` block) is in watch.py. No other file changes an object of the user's.
+settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed but the layout of
+weights (channels_last.py); what is during one (a pipeline call or a `denoising` block) is in watch.py. No other file
+changes an object of the user's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import nn
 
 from .batches import guided
 from .buffers import Buckets
+from .channels_last import Layout, Part
 from .decoder import DecoderGraphs, vae_of
-from .errors import NotAccelerated
+from .errors import NotAccelerated, StepCacheError
 from .forwards import family_of
 from .graphs import Plan, Programs
 from .pipes import checked_unet
@@ -39,8 +41,9 @@ rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", defau
 class Attachment:
     """What stepcache holds for one pipe: its settings, and between runs the graphs and buffers of its U-Net."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inherited: Any = None) -> None:
         self.settings = settings
+        self.layout = Layout(settings.channels_last, inherited)
         self.last: RunRecord | None = None
         self.pipe: weakref.ref[Any] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -56,7 +59,7 @@ class Attachment:
         """Belong to `pipe`, and free everything at its end."""
         self.pipe = weakref.ref(pipe)
         # Its class is part of a reference cycle, as all classes are: not left to the garbage collector.
-        self._finalizer = weakref.finalize(pipe, self.free)
+        self._finalizer = weakref.finalize(pipe, self._end)
         self._finalizer.atexit = False
 
     def prepare(self, pipe: Any) -> tuple[nn.Module, Core]:
@@ -106,7 +109,7 @@ class Attachment:
         elif self.settings.reuse_guidance:
             core.plan.say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
         self.last = session.record
-        with watched(pipe, session):
+        with self.layout.during_run(self.parts(pipe)), watched(pipe, session):
             token = current.set(session)
             try:
                 yield session
@@ -124,6 +127,21 @@ class Attachment:
             for remark in settings.plan.remarks(steps, getattr(pipe, "_guidance_scale", None)):
                 core.plan.say_once(remark)
         return fitting
+
+    def parts(self, pipe: Any) -> list[Part]:
+        """The models of the pipe that are to be in channels_last, as far as it has them."""
+        unet = getattr(pipe, "unet", None)
+        parts = [Part("U-Net", unet, unet)] if isinstance(unet, nn.Module) else []
+        if self.settings.vae:
+            with suppress(StepCacheError):
+                vae, decoder = vae_of(pipe)
+                parts.append(Part("VAE's decoder", decoder, vae))
+        return parts
+
+    def _end(self) -> None:
+        """The pipe's end, in the garbage collector's hands: free what is held, and leave the weights as they are."""
+        self.layout.abandon()
+        self.free()
 
     def _drop(self) -> None:
         with self._lock:
@@ -151,6 +169,12 @@ def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, in the place of any it had. Raises before it changes anything."""
     attachment = Attachment(settings)
     attachment.park(*attachment.prepare(pipe))
+    # Held before what was there gives it back: what both want in channels_last is not re-laid twice.
+    try:
+        attachment.layout.hold(attachment.parts(pipe))
+    except BaseException:  # out of memory
+        attachment.layout.close()
+        raise
     detach(pipe)
     _enter(pipe, attachment)
 
@@ -161,6 +185,7 @@ def detach(pipe: object) -> None:
     if attachment is not None:
         pipe.__class__ = type(pipe).__base__  # type: ignore[assignment]
         attachment.free()
+        attachment.layout.close(attachment.parts(pipe))
 
 
 def require(pipe: object, what: str) -> Attachment:
@@ -185,7 +210,9 @@ def _enter(pipe: object, attachment: Attachment) -> None:
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
         # A class made for one object cannot be found by name. A copy gets one of its own, and buffers of its own.
-        return _revive, (base, attachment.settings if attachment_of(self) else None), vars(self)
+        accelerated = attachment_of(self) is not None
+        ours = (attachment.settings, attachment.layout.strides()) if accelerated else (None,)
+        return _revive, (base, *ours), vars(self)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
@@ -193,10 +220,10 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     attachment.enter(pipe)
 
 
-def _revive(base: Any, settings: Settings | None) -> object:
+def _revive(base: Any, settings: Settings | None, strides: Any = None) -> object:
     pipe = base.__new__(base)
     if settings is not None:
-        _enter(pipe, Attachment(settings))
+        _enter(pipe, Attachment(settings, strides))
     return pipe
 
 

@@ -28,6 +28,7 @@ class Settings:
     predictor: Predictor = HOLD
     reuse_guidance: bool = False
     vae: bool = False
+    channels_last: bool | str = "auto"
     plan: Plan | None = None
     adapt: bool = False
     fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
@@ -48,6 +49,7 @@ class Settings:
         plan: object = None,
         adapt: object = False,
         preset: object = None,
+        channels_last: object = "auto",
     ) -> Settings:
         """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
         asked = schedule
@@ -64,6 +66,8 @@ class Settings:
             raise InvalidSetting(f'guidance must be "both" or "reuse", got {guidance!r}.')
         if not isinstance(vae, bool):
             raise InvalidSetting(f"vae must be True or False, got {vae!r}.")
+        if not isinstance(channels_last, (bool, str)) or channels_last not in (True, False, "auto"):
+            raise InvalidSetting(f'channels_last must be "auto", True or False, got {channels_last!r}.')
         if not isinstance(adapt, bool):
             raise InvalidSetting(f"adapt must be True or False, got {adapt!r}.")
         graphs = GraphSettings(compile, cuda_graphs, kernels)
@@ -73,15 +77,17 @@ class Settings:
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
             fit = functools.partial(found.for_steps, adapt=adapt)
-            return cls(found.schedule, found.branch, graphs, buckets, found.predictor, reuse, vae, found, adapt, fit)
+            own = (found.schedule, found.branch, graphs, buckets, found.predictor, reuse)
+            return cls(*own, vae, channels_last, plan=found, adapt=adapt, fit=fit)
         if adapt:
             raise InvalidSetting("adapt=True is for plan=, which is not there.")
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
             reuse = named.guidance == "reuse"
-            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, fit=named.for_steps)
-        return cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae)
+            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, channels_last, fit=named.for_steps)
+        reuse = guidance == "reuse"
+        return cls(schedule, branch, graphs, buckets, predictor_of(predict), reuse, vae, channels_last)
 
 
 # What a plan or a preset settles, and the defaults of `accelerate` that stand for "not given".

@@ -8,7 +8,7 @@ from stepcache.bench.calls import Call, UNetClock, timed
 from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
 from torch._dynamo.utils import counters
 
-from stepcache import last_run
+from stepcache import accelerate, last_run
 
 CALL = Call(["tiger face"], 64, 64, steps=4, guidance=3.0, seed=0)
 ON_CPU = {
@@ -87,6 +87,21 @@ def test_twins_share_weights_and_nothing_else():
     assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
     modules = {id(module) for module in pipe.unet.modules()}
     assert not modules & {id(module) for module in other.unet.modules()}
+
+
+def test_what_is_accelerated_has_kernels_of_its_own():
+    """In channels_last they would change what eager and DeepCache run on."""
+    pipe = tiny_pipe()
+    strides = [p.stride() for p in pipe.unet.parameters()]
+    for key in ("stepcache-eager", "stepcache-compiled"):
+        mine = ON_CPU[key].put_on(pipe, "eager")
+        mine = accelerate(mine, channels_last=True)
+        for (name, ours), theirs in zip(pipe.unet.named_parameters(), mine.unet.parameters(), strict=True):
+            assert (ours is theirs) == (ours.dim() != 4) and torch.equal(ours, theirs), name
+        assert [p.stride() for p in mine.unet.parameters()] != strides
+        assert [p.stride() for p in pipe.unet.parameters()] == strides
+    mine = ON_CPU["deepcache"].put_on(pipe)
+    assert all(ours is theirs for ours, theirs in zip(pipe.unet.parameters(), mine.unet.parameters(), strict=True))
 
 
 def test_what_a_cpu_cannot_run_says_so(monkeypatch):

@@ -152,6 +152,23 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
     assert last_run(pipe).captures == 2 and last_run(pipe).kinds == "FPPFPP"
 
 
+@pytest.mark.parametrize("name, captures", [("conv_in", 2), ("mid_block.resnets.0.conv1", 1)])
+def test_a_weight_of_other_strides_at_the_old_address_is_captured_anew(name, captures):
+    """One that was re-laid may be moved to where it was before; a kernel has its layout baked in."""
+    pipe = captured(loop_pipe(), 3)
+    pipe(6)
+    weight = pipe.unet.get_submodule(name).weight
+    address, values = weight.data_ptr(), weight.detach().clone(memory_format=torch.channels_last)
+    weight.data = weight.data.as_strided(weight.shape, values.stride())
+    weight.data.copy_(values)
+    assert weight.data_ptr() == address
+    got = pipe(6)
+    assert last_run(pipe).captures == captures
+    torch.testing.assert_close(got, accelerate(loop_pipe(), 3)(6), rtol=0, atol=1e-5)
+    pipe(6)
+    assert last_run(pipe).captures == 0
+
+
 def test_addresses_are_stable_and_memory_is_stated():
     pipe = captured(loop_pipe(), 3)
     pipe(4)

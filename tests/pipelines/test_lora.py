@@ -6,6 +6,7 @@ from builders import sd, sdxl
 from case import SIZED
 from cases_adapters import lora
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import get_peft_model_state_dict
 from small import captured
 
 from stepcache import accelerate, last_run, restore
@@ -57,6 +58,45 @@ def test_changes_on_an_accelerated_pipe(make, cls):
     # Not to the bit: fusing and unfusing adds and subtracts.
     torch.testing.assert_close(seen[-1], plain, rtol=1e-3, atol=1e-3)
     assert torch.equal(run(restore(reusing)), seen[-1])
+
+
+def test_changes_in_channels_last():
+    """Fusing writes to weights or replaces them; layers of a LoRA come round them and go."""
+    stock, full, replaying = (sd(StableDiffusionPipeline) for _ in range(3))
+    loaded = {name: (p, p.stride()) for name, p in full.unet.named_parameters()}
+    accelerate(full, interval=1, channels_last=True)
+    captured(replaying, interval=1, channels_last=True)
+    run(replaying)
+    for name, change in CHANGES.items():
+        for pipe in (stock, full, replaying):
+            change(pipe)
+        want = run(stock)
+        for pipe in (full, replaying):
+            torch.testing.assert_close(run(pipe), want, rtol=1e-5, atol=1e-5, msg=name)
+            weights = {n: p for n, p in pipe.unet.named_parameters() if p.dim() == 4 and "lora" not in n}
+            assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights.values()), name
+    assert run(restore(full)).isfinite().all()
+    for name, p in full.unet.named_parameters():
+        assert p is loaded[name][0] and p.stride() == loaded[name][1], name
+    # While it is fused, too.
+    accelerate(full, interval=1, channels_last=True)
+    CHANGES["load"](full), CHANGES["fuse"](full), run(full)
+    restore(full)
+    for name, p in full.unet.named_parameters():
+        if "lora" not in name:
+            assert p.stride() == loaded[name.replace(".base_layer", "")][1], name
+
+
+def test_a_lora_is_saved_from_a_unet_in_channels_last(tmp_path):
+    stock, pipe = sd(StableDiffusionPipeline), sd(StableDiffusionPipeline)
+    accelerate(pipe, interval=1, channels_last=True)
+    for one, name in ((stock, "stock"), (pipe, "fast")):
+        CHANGES["load"](one), run(one)
+        layers = get_peft_model_state_dict(one.unet, adapter_name="style")
+        assert any(value.dim() == 4 and value.shape[2:] != (1, 1) for value in layers.values())
+        one.save_lora_weights(tmp_path / name, unet_lora_layers=layers)
+    file = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "stock" / file).read_bytes() == (tmp_path / "fast" / file).read_bytes()
 
 
 def test_a_scale_in_the_call():

@@ -74,6 +74,7 @@ class Shots:
             max_buckets=2,
             predictor=candidate.predictor(grams),
             reuse_guidance=candidate.reuse,
+            channels_last=False,
         )
         attach(pipe, settings)
         try:

@@ -37,7 +37,7 @@ def measure_drift(
         for drift in watched:
             drift.see(features)
 
-    accelerate(pipe, interval=1, branch=branch, compile=False, cuda_graphs=False)
+    accelerate(pipe, interval=1, branch=branch, compile=False, cuda_graphs=False, channels_last=False)
     try:
         generate(each_step)
     finally:

@@ -155,7 +155,7 @@ def _compared(pipe: Any, job: Job, index: int, settings: Sequence[Setting], scor
     prompt, original = job.prompts[index], job.make(pipe, index, begin("original", pipe))
     reused = []
     for setting in settings:
-        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
+        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False, channels_last=False)
         try:
             made = job.make(pipe, index, begin(setting.name, pipe))
             record = last_run(pipe)

@@ -172,7 +172,7 @@ def _check_pipe(pipe: Any, settings: Sequence[Setting]) -> None:
         why = f"takes no {', '.join(sorted(missing))}" if missing else f"takes {', '.join(sorted(images))}"
         raise UnsupportedPipeline(f"{type(pipe).__name__} {why}: compare is for text-to-image pipelines.")
     for setting in settings:
-        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False)
+        accelerate(pipe, setting.interval, setting.branch, compile=False, cuda_graphs=False, channels_last=False)
     restore(pipe)
 
 

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         for branch in branches:
             for interval in intervals:
                 # Eager on a GPU too, as the original is: reuse alone is compared, and nobody waits for Inductor.
-                fast = accelerate(twin(pipe), interval, branch, compile=False, cuda_graphs=False)
+                fast = accelerate(twin(pipe), interval, branch, compile=False, cuda_graphs=False, channels_last=False)
                 pipes[f"interval {interval}, branch {branch}"] = fast
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
         print(f"{len(job.prompts)} images of 64x64 px, {job.steps} steps of {args.scheduler}, on {where}.", flush=True)

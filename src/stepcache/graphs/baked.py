@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,7 +19,7 @@ class Baked:
     """A snapshot of a U-Net but for the modules `without`, to be compared with it later.
 
     It holds the modules' attributes, the entries of dicts and lists among them (parameters, submodules, hooks, LoRA
-    scalings), the attributes of attention processors, and the addresses of parameters and buffers.
+    scalings), the attributes of attention processors, the addresses of parameters and buffers, and kernels' strides.
     """
 
     def __init__(self, unet: nn.Module, without: Iterable[nn.Module] = ()) -> None:
@@ -38,6 +39,10 @@ class Baked:
                 if hasattr(processor := vars(module).get("processor"), "__dict__"):
                     self._keep(vars(processor))
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        # A weight that was re-laid (channels_last) and moved may be at an old address again, in another layout. Kernels
+        # of 1 x 1 are in both at once.
+        self._kernels = [t for t in self._tensors if t.dim() == 4 and not _in_both_layouts(t)]
+        self._strides = [tensor.stride() for tensor in self._kernels]
 
     def _keep(self, values: dict[str, Any]) -> None:
         if any(hasattr(value, "_stepcache_original") for value in values.values()):
@@ -65,7 +70,13 @@ class Baked:
         except (RuntimeError, ValueError):
             # Two different tensors compared have no one truth value; the same tensor is known by identity.
             return False
-        return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+        if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
+            return False
+        return [tensor.stride() for tensor in self._kernels] == self._strides
+
+
+def _in_both_layouts(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _same(now: Any, then: Any) -> bool:
