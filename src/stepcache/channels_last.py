@@ -26,7 +26,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,10 +34,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .graphs.turns import exclusive
+
 logger = logging.getLogger("stepcache")
 
-# Of everything in this file that is shared. Taken before the engine's device locks, never inside of one; and never in a
-# finalizer, which the garbage collector may run in any thread at any point.
+# Of everything in this file that is shared. Taken before the engine's turns (graphs/turns.py), never inside of one; and
+# never in a finalizer, which the garbage collector may run in any thread at any point.
 _lock = threading.RLock()
 
 Stride = tuple[int, ...]
@@ -303,16 +305,20 @@ def _settled(tensors: Iterable[Tensor]) -> Iterator[None]:
 
     Other streams may run a graph on the old memory, which the allocator gives away as soon as it is free on this one.
     """
+    tensors = list(tensors)
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
-    for device in devices:
-        torch.cuda.synchronize(device)
-    try:
-        # A weight that is made in inference mode could not be used outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
+    with ExitStack() as stack:
+        if tensors:
+            stack.enter_context(exclusive())
         for device in devices:
             torch.cuda.synchronize(device)
+        try:
+            # A weight that is made in inference mode could not be used outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            for device in devices:
+                torch.cuda.synchronize(device)
 
 
 def _lay(tensor: Tensor, data: Tensor) -> None:

@@ -271,6 +271,19 @@ def test_what_is_tuned_when_it_is_compiled_waits_for_a_capture(cuda_graphs, monk
     assert len(tuned) == 2
 
 
+def test_weights_are_put_into_channels_last_when_nobody_captures():
+    ended, pipe = threading.Event(), loop_pipe("least")
+    weight = pipe.unet.mid_block.resnets[0].conv1.weight
+    with slow_capture(lambda: ended.wait(60)):
+        thread = threading.Thread(target=accelerate, args=(pipe, 2), kwargs={"channels_last": True})
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and weight.is_contiguous()
+        ended.set()
+        thread.join()
+    assert not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_pipe_that_the_garbage_collector_finds_in_a_capture_is_freed_after_it():
     dead = [captured(loop_pipe("least"), 2)]
     dead[0](4)
