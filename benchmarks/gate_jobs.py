@@ -115,7 +115,7 @@ class Runner:
         limit = min(left, max(job.most, left - later))
         start = self.clock()
         status, detail = self._process(job, limit)
-        if status != "failed" and (wrong := job.check(self.output(job.name), status == "done")):
+        if wrong := job.check(self.output(job.name), status == "done"):
             status, detail = "failed", wrong
         return Outcome(job.name, status, round(self.clock() - start, 1), detail)
 

@@ -117,7 +117,8 @@ def take_over(folder: Path, out: Path, commit: str) -> list[Outcome]:
     if not any(path.name == "gate.csv" for path in files):
         raise SystemExit(f"--continue {folder}: there is no gate.csv, so nothing to continue.")
     outcomes = read_outcomes(folder / "gate.csv")
-    mine = [outcome for outcome in outcomes if outcome.commit == commit]
+    bare = commit.removesuffix("-dirty")  # what the first run wrote into the checkout makes it so
+    mine = [outcome for outcome in outcomes if outcome.commit.removesuffix("-dirty") == bare]
     if outcomes and not mine:
         there = ", ".join(sorted({outcome.commit or "unknown" for outcome in outcomes}))
         raise SystemExit(f"--continue {folder}: it is of commit {there}, and this is {commit or 'unknown'}.")
