@@ -21,13 +21,14 @@ from stepcache import Schedule
 
 from .entries import Entry
 
-TOLERANCE = {"float32": 0.05, "float16": 0.1, "bfloat16": 0.25}
+TOLERANCE = {"float32": 0.05, "float16": 0.05, "bfloat16": 0.2}
 """By dtype, the most that `difference` may be.
 
-Compiled code rounds elsewhere, and 50 steps with guidance enlarge that. Rounding all of a run to float16 moves the
-demo's images by 0.003 of their contrast, to bfloat16 by 0.03; float32's convolutions on a GPU are TF32, with float16's
-digits. The rest is room for models that enlarge it more. A graph that reads the wrong memory is off by more than that;
-another branch or interval may be off by less, and is a matter for the tests.
+Compiled code rounds elsewhere, and steps with guidance enlarge that. Rounding all of a run moved the demo's images by
+0.003 of their contrast in float16 and 0.03 in bfloat16 (50 steps), and by 0.04 in bfloat16 those of SD 2.1 with random
+weights (20 steps). float32's convolutions on a GPU are TF32, with float16's digits. The rest is room for models that
+enlarge it more: reuse itself, at interval 3, moved those of SD 2.1 by 0.07, and a graph that reads memory which is not
+its own moves them by much more.
 """
 
 
