@@ -55,7 +55,7 @@ def make_case(join: Join, dtype: torch.dtype, device: str) -> Case:
         dtype=dtype,
         inputs=inputs,
         variants=variants,
-        exact=stock,
+        stock=stock,
         bytes_needed=dict.fromkeys(variants, needed),
     )
 

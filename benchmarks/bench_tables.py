@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ladder import DEEPCACHE, STEPCACHE, STOCK, Cell, cells, fastest, kind, label, ran, reason, reuse, reuses, seconds
 from markdown_table import caption, table
-from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
+from trusted import trusted
 
 SHOWN = (
     "Seconds of a whole call and its speed-up over eager; of torch.compile, DeepCache 0.1.1 (with torch.compile too) "
@@ -22,7 +22,9 @@ HEADLINE = (3, 0), (5, 0), (5, 1)  # (interval, branch): those of diffusers' pag
 
 def headline_table(path: Path) -> str:
     """One line for each cell and each (interval, branch) of HEADLINE: eager, and the fastest rung of each kind."""
-    lines, found = [], cells(path)
+    lines, found, (_, rigs, left_out) = [], cells(path), trusted(path)
+    if not found:
+        return left_out
     for cell, rows in found.items():
         eager = fastest([row for row in rows if kind(row) == STOCK and not row.mode])
         compiled = fastest([row for row in rows if kind(row) == STOCK and row.mode])
@@ -43,14 +45,17 @@ def headline_table(path: Path) -> str:
     notes = [f"{'; '.join(dict.fromkeys(cell.settings for cell in found))}. {SHOWN} {BOUND}"]
     if any(cell.random for cell in found):
         notes.append(RANDOM)
+    if left_out:
+        notes.append(left_out)
     if all(cell.device == "cpu" for cell in found):
         notes.append("**GPU figures are pending**: none of this has run on one yet, so nothing is claimed for one.")
-    return _without_empty(header, lines) + "\n\n" + " ".join(notes) + "\n" + caption(read(path, Rig))
+    return _without_empty(header, lines) + "\n\n" + " ".join(notes) + "\n" + caption(rigs)
 
 
 def ladder_tables(path: Path) -> str:
     """A table for each cell, with all of its rungs."""
     parts = []
+    _, rigs, left_out = trusted(path)
     for cell, rows in cells(path).items():
         lines = [
             (
@@ -67,7 +72,8 @@ def ladder_tables(path: Path) -> str:
         )  # fmt: skip
         title = f"**{cell.title}**" + (f"\n\n{RANDOM}" if cell.random else "")
         parts.append(f"{title}\n\n{_without_empty(header, lines)}\n")
-    return "\n".join([*parts, BOUND]) + "\n" + caption(read(path, Rig))
+    notes = f"{BOUND} {left_out}".rstrip() if parts else left_out
+    return "\n".join([*parts, notes]) + "\n" + caption(rigs)
 
 
 def _call(row: BenchRow | None, over: bool = True) -> str:

@@ -1,6 +1,7 @@
 """Jobs of the gate: processes with a share of the time that there is, one after the other.
 
-A job that crashes or hangs is named, and the next one has its turn.
+A job that fails, crashes or hangs is named, and the next one has its turn. Only what failed holds up what needs it;
+what was cut short, or had no time to begin, holds up nothing.
 """
 
 from __future__ import annotations
@@ -12,24 +13,30 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 MARK = "\n##### gate: "
 """Begins what the gate itself writes to the log."""
+RED = "RED"
+"""Begins the line of a job that failed."""
+NOTE = "Note: "
+"""Begins a line of a job's output that is kept with its outcome although nothing failed."""
 GRACE = 10
 """Seconds that an interrupted process has to say what it has done so far, before it is killed."""
+OUT_OF_TIME = 75
+"""Exit status (EX_TEMPFAIL) of a job that ended by itself with its seconds over: cut short, and nothing wrong."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One process.
 
-    It is not begun with less than `least` seconds left, where a job that it `needs` was not done, or without the file
-    that it `reads`. It may take `most` seconds, and beyond them what the jobs behind it leave. `check` looks for a
-    failure in the output, given whether the process came to its end: it returns what is wrong, "" where nothing is.
+    It is not begun with less than `least` seconds left, where a job that it `needs` failed, or without the file that it
+    `reads`. It may take `most` seconds, and beyond them what the jobs behind it leave. `check` looks for a failure in
+    the output, given whether the process came to its end: it returns what is wrong, "" where nothing is.
     """
 
     name: str
@@ -39,7 +46,6 @@ class Job:
     needs: tuple[str, ...] = ()
     reads: Path | None = None
     told: bool = False  # the command takes --seconds, that it has until it should be done
-    gate: bool = False  # where it fails, nothing more is run
     check: Callable[[str, bool], str] = lambda output, finished: ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,6 +58,7 @@ class Outcome:
     status: str
     seconds: float
     detail: str = ""
+    commit: str = ""  # of the checkout that it ran in
 
 
 class Runner:
@@ -67,22 +74,21 @@ class Runner:
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
         earlier: Sequence[Outcome] = (),
+        commit: str = "",
     ) -> None:
         self.out, self.environment, self.deadline, self.clock = out, environment, deadline, clock
-        self.log = out / "gate.log"
+        self.log, self.commit = out / "gate.log", commit
         self.outcomes = {outcome.job: outcome for outcome in earlier if outcome.status in ("done", "failed")}
 
-    def run(self, jobs: Sequence[Job]) -> bool:
-        """Run them in this order; False as soon as one that is a gate has failed."""
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run them in this order."""
         jobs = [job for job in jobs if job.name not in self.outcomes]
         for i, job in enumerate(jobs):
             outcome = self._outcome(job, later=sum(other.most for other in jobs[i + 1 :]))
-            self.outcomes[job.name] = outcome
+            self.outcomes[job.name] = replace(outcome, commit=self.commit)
             write_outcomes(self.out / "gate.csv", list(self.outcomes.values()))
-            self.say(f"{job.name}: {outcome.status}, {outcome.seconds:.0f} s. {outcome.detail}".rstrip())
-            if job.gate and outcome.status == "failed":
-                return False
-        return True
+            told = f"{job.name}: {outcome.status}, {outcome.seconds:.0f} s. {outcome.detail}".rstrip()
+            self.say(f"{RED} {told}" if outcome.status == "failed" else told)
 
     def output(self, name: str) -> str:
         """What the job of that name printed, in this run of the gate."""
@@ -98,9 +104,9 @@ class Runner:
             log.write(f"{MARK}{line}\n")
 
     def _outcome(self, job: Job, later: float) -> Outcome:
-        done = {name for name, outcome in self.outcomes.items() if outcome.status == "done"}
-        if missing := [name for name in job.needs if name not in done]:
-            return Outcome(job.name, "not begun", 0.0, f"It needs: {', '.join(missing)}.")
+        failed = {name for name, outcome in self.outcomes.items() if outcome.status == "failed"}
+        if wrong := [name for name in job.needs if name in failed]:
+            return Outcome(job.name, "not begun", 0.0, f"It needs what failed: {', '.join(wrong)}.")
         if job.reads is not None and not job.reads.exists():
             return Outcome(job.name, "not begun", 0.0, f"There is no {job.reads.name}.")
         left = self.deadline - GRACE - self.clock()
@@ -109,7 +115,7 @@ class Runner:
         limit = min(left, max(job.most, left - later))
         start = self.clock()
         status, detail = self._process(job, limit)
-        if status != "failed" and (wrong := job.check(self.output(job.name), status == "done")):
+        if wrong := job.check(self.output(job.name), status == "done"):
             status, detail = "failed", wrong
         return Outcome(job.name, status, round(self.clock() - start, 1), detail)
 
@@ -131,11 +137,13 @@ class Runner:
                 process.wait(limit)
             except subprocess.TimeoutExpired:
                 _end(process, GRACE)
-                return "cut short", f"It was ended after {limit:.0f} s."
+                return "cut short", f"It was ended after {limit:.0f} s: {_last_line(self.output(job.name))}"
             finally:
                 _end(process)
         if process.returncode == 0:
-            return "done", ""
+            return "done", _notes(self.output(job.name))
+        if process.returncode == OUT_OF_TIME:
+            return "cut short", _last_line(self.output(job.name))
         how = f"exit status {process.returncode}"
         if process.returncode < 0:
             how = signal.Signals(-process.returncode).name
@@ -156,6 +164,10 @@ def _last_line(text: str) -> str:
     return lines[-1].strip()[:200] if lines else "it printed nothing"
 
 
+def _notes(text: str) -> str:
+    return " ".join(line[len(NOTE) :].strip() for line in text.splitlines() if line.startswith(NOTE))[:400]
+
+
 def _end(process: subprocess.Popen[bytes], grace: float = 0) -> None:
     """Kill the process and its children; with `grace`, interrupt them so many seconds before, so that they sum up."""
     if grace:
@@ -169,11 +181,13 @@ def _end(process: subprocess.Popen[bytes], grace: float = 0) -> None:
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """All outcomes so far, as a CSV."""
+    """All outcomes so far, as a CSV; those of other commits that are in the file stay."""
+    commits = {outcome.commit for outcome in outcomes}
+    others = [outcome for outcome in read_outcomes(path) if outcome.commit not in commits]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([column.name for column in fields(Outcome)])
-        writer.writerows(astuple(outcome) for outcome in outcomes)
+        writer.writerows(astuple(outcome) for outcome in [*others, *outcomes])
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
@@ -181,7 +195,4 @@ def read_outcomes(path: Path) -> list[Outcome]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [
-            Outcome(line["job"], line["status"], float(line["seconds"]), line["detail"])
-            for line in csv.DictReader(file)
-        ]
+        return [Outcome(**{**line, "seconds": float(line["seconds"])}) for line in csv.DictReader(file)]

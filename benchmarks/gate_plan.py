@@ -12,54 +12,84 @@ from pathlib import Path
 from gate_cells import CELLS, DRY, Cell
 from gate_jobs import ROOT, Job
 
-TESTS = "tests", "kernel tests"
-"""Jobs whose failure means that there are no figures."""
+CORE = "tests/graphs/test_gpu.py", "tests/graphs/test_gpu_neighbours.py"
+"""Tests that are worth the first minutes, the first ones most: are images right, and does it live beside others?"""
+TESTS = "core tests", "kernel tests", "further tests"
+"""Red ones hold up no job. But the pages' tables leave out what a GPU measured at a commit with red tests."""
 KERNELS = "cat_group_norm_silu", "dual_conv1x1"
-QUICK_TESTS = "tests/graphs/test_standin.py", "tests/test_cut.py"
+DRY_TESTS = "tests/graphs/test_standin.py", "tests/test_cut.py"
 """What a dry run has in the place of the tests that need a GPU."""
+NEEDS = ("environment",)
+"""No other job holds up another: each one's figures stand on its own results."""
 
 # "FAILED tests/..." of pytest's summary, and what it prints as it goes, with xdist and without.
-RED = re.compile(r"(FAILED|ERROR) .*|\[gw\d+\].* (FAILED|ERROR) .*|.*::.* (FAILED|ERROR)( +\[ *\d+%\])?")
+FAILED = re.compile(r"(FAILED|ERROR) .*|\[gw\d+\].* (FAILED|ERROR) .*|.*::.* (FAILED|ERROR)( +\[ *\d+%\])?")
 
 
 def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
-    """The jobs on a GPU. They write to `out`, and keep in `scratch` what is only needed meanwhile."""
-    profile = ["--out", str(out / "profile_steps.csv")]
-    kernels = {name: out / f"bench_{name}.csv" for name in KERNELS}
+    """The jobs on a GPU. They write to `out`, and keep in `scratch` what is only needed meanwhile.
+
+    The seconds are estimates that no GPU has confirmed yet. What counts is that all before the first cell, whatever
+    becomes of it, ends within three minutes and a half.
+    """
+    cells = {name: _cell(name, cell, out, scratch) for name, cell in CELLS.items()}
+    profile = Job("profile", _profile(out, "profile_steps.csv"), least=20, most=60, needs=NEEDS)
     compiled = Job(
         "profile, compiled",
-        _script("profile_steps.py", "--variants", "compiled + captured", "--append", *profile),
-        least=40,
+        _profile(out, "profile_compiled.csv", "--variants", "compiled + captured"),
+        least=30,
         most=90,
-        needs=("tests",),
+        needs=NEEDS,
         environment=_cache(scratch, "sd21-512-b1-ours"),  # kernels of the same U-Net
     )
-    first, ours, rival, *rest = (_cell(name, cell, out, scratch) for name, cell in CELLS.items())
     return [
-        Job("environment", _own(out, "--environment"), least=5, most=60, gate=True),
-        _tests("tests", ["-m", "gpu", *_gpu_tests(kernels=False)], most=150),
-        _tests("kernel tests", ["-m", "gpu", *_gpu_tests(kernels=True)], most=150),
-        Job("profile", _script("profile_steps.py", *profile), least=20, most=60, needs=("tests",)),
-        *(
-            Job(name, _script(f"bench_{name}.py", "--out", str(path)), least=20, most=40, needs=TESTS)
-            for name, path in kernels.items()
-        ),
-        Job("choose kernels", _own(out, "--choose"), least=5, most=30, reads=kernels[KERNELS[0]]),
-        *(first, ours, rival, compiled),
-        *rest,
+        _environment(out),
+        _tests(TESTS[0], ["-m", "gpu", *CORE], most=120),
+        cells.pop("sd21-512-b1"),
+        cells.pop("sd21-512-b1-ours"),
+        profile,
+        compiled,
+        *(_kernel(name, out) for name in KERNELS),
+        Job("choose kernels", _own(out, "--choose"), least=5, most=30, needs=NEEDS, reads=kernel_file(out)),
+        _tests(TESTS[1], ["-m", "gpu", *_gpu_tests(kernels=True)], most=60),
+        *(cells.pop(f"{size}{rest}") for size in ("sd21-768-b1", "sdxl-1024-b1") for rest in ("", "-ours")),
+        _tests(TESTS[2], ["-m", "gpu", *_gpu_tests(kernels=False)], most=120),
+        *cells.values(),
     ]
 
 
-def dry_jobs(out: Path, scratch: Path, tests: Sequence[str] = QUICK_TESTS) -> list[Job]:
+def dry_jobs(out: Path, scratch: Path, tests: Sequence[str] = DRY_TESTS) -> list[Job]:
     """The same on a CPU, in small sizes: that the gate works. `tests`: files of tests that need no GPU."""
-    toy = ["--model", "demo", "--latent", "16", "--steps", "1", "--out", str(out / "profile_steps.csv")]
+    toy = "--model", "demo", "--latent", "16", "--steps", "1"
     return [
-        Job("environment", _own(out, "--environment", "--dry-run"), least=5, most=60, gate=True),
-        _tests("tests", tests, most=120),
-        Job("profile", _script("profile_steps.py", *toy), least=5, most=60, needs=("tests",)),
-        Job(KERNELS[1], _script(f"bench_{KERNELS[1]}.py", "--dry-run"), least=5, most=60, needs=("tests",)),
+        _environment(out, "--dry-run"),
+        _tests(TESTS[0], tests, most=120),
         *(_cell(name, cell, out, scratch) for name, cell in DRY.items()),
+        Job("profile", _profile(out, "profile_steps.csv", *toy), least=5, most=60, needs=NEEDS),
+        *(
+            Job(name, _script(f"bench_{name}.py", "--dry-run"), least=5, most=60, told=True, needs=NEEDS)
+            for name in KERNELS
+        ),
     ]
+
+
+def kernel_file(out: Path, name: str = KERNELS[0]) -> Path:
+    """Where the benchmark of that kernel writes to."""
+    return out / f"bench_{name}.csv"
+
+
+def _environment(out: Path, *options: str) -> Job:
+    return Job("environment", _own(out, "--environment", *options), least=5, most=60)
+
+
+def _profile(out: Path, file: str, *options: str) -> list[str]:
+    return _script("profile_steps.py", *options, "--out", str(out / file))
+
+
+def _kernel(name: str, out: Path) -> Job:
+    """A kernel's benchmark, which goes on with the joins that its file does not have yet."""
+    command = _script(f"bench_{name}.py", "--continue", "--out", str(kernel_file(out, name)))
+    return Job(name, command, least=25, most=60, needs=NEEDS, told=True)
 
 
 def _script(name: str, *options: str) -> list[str]:
@@ -77,7 +107,7 @@ def _cell(name: str, cell: Cell, out: Path, scratch: Path) -> Job:
         _own(out, "--cell", name),
         least=cell.least,
         most=cell.most,
-        needs=("tests",),
+        needs=NEEDS,
         told=True,
         environment=_cache(scratch, name),
     )
@@ -89,15 +119,15 @@ def _cache(scratch: Path, name: str) -> dict[str, str]:
 
 
 def _tests(name: str, arguments: Sequence[str], most: float) -> Job:
-    """Tests as a job that ends the gate where one fails, in several processes where there are cores for them."""
+    """Tests as a job, in several processes where there are cores for them: then one that hangs stops only its own."""
     workers = min(8, _cores() // 2) if find_spec("xdist") else 0
-    options = ["-v", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=90"]
+    options = ["-v", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
     return Job(
         name,
         [sys.executable, "-m", "pytest", *options, *(["-n", str(workers)] if workers > 1 else []), *arguments],
         least=20,
         most=most,
-        gate=True,
+        needs=NEEDS,
         check=failures,
         # Each process would compile with as many of its own as there are cores.
         environment={"TORCHINDUCTOR_COMPILE_THREADS": "2"} if workers > 1 else {},
@@ -113,18 +143,20 @@ def failures(output: str, finished: bool) -> str:
 
 def red_lines(output: str) -> list[str]:
     """The lines of pytest's output that say that a test failed, each cut to 200 characters."""
-    lines = [line.strip() for line in output.splitlines() if RED.fullmatch(line.strip())]
+    lines = [line.strip() for line in output.splitlines() if FAILED.fullmatch(line.strip())]
     summed_up = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return [line[:200] for line in summed_up or lines]
 
 
 def _gpu_tests(kernels: bool) -> list[str]:
-    """The files with tests marked gpu: those of the kernels, or all others."""
+    """The files with tests marked gpu beside CORE: those of the kernels, or all others."""
     paths = [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
     return [
         str(path)
         for path in paths
-        if (path.parts[1] == "kernels") == kernels and re.search(r"mark\.gpu\b", (ROOT / path).read_text())
+        if (path.parts[1] == "kernels") == kernels
+        and str(path) not in CORE
+        and re.search(r"mark\.gpu\b", (ROOT / path).read_text())
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a run of the gate found, as a short text: of a long output, the device tool gives back the end."""
+"""What a run of the gate found, as a short text: it stands at the end of a long output, where it is seen."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gate_cells import FILE
-from gate_jobs import Outcome
+from gate_jobs import RED, Outcome
 
 Line = dict[str, str]
 
+PROFILES = "profile_steps.csv", "profile_compiled.csv"
 OURS = {"cat_group_norm_silu": "triton + shortcut", "dual_conv1x1": "triton"}
 """The variant of each kernel's benchmark that is compared with Inductor's."""
 
@@ -24,7 +25,7 @@ def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
     ]
     if lines := _read(out / FILE):
         parts.append(_table(("cell", "variant", "call s", "U-Net", "over DC", "compile s", ""), map(_cell, lines)))
-    if lines := _read(out / "profile_steps.csv"):
+    if lines := [line for name in PROFILES for line in _read(out / name)]:
         parts.append(_table(("step", "wall ms", "busy ms", "count", "launches"), map(_step, lines)))
     for op, ours in OURS.items():
         if lines := _read(out / f"bench_{op}.csv"):
@@ -74,17 +75,21 @@ def _number(text: str, digits: int, unit: str = "") -> str:
 
 
 def _kernel(op: str, ours: str, lines: Sequence[Line]) -> str:
-    """Times of ours as a share of Inductor's better one, by dtype."""
+    """Times of ours as a share of Inductor's better one, by dtype, and how many were wrong or failed."""
     joins: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for line in lines:
-        joins[line["dtype"], line["model"], line["join"]][line["variant"]] = float(line["us"])
+        if line["us"]:
+            joins[line["dtype"], line["model"], line["join"]][line["variant"]] = float(line["us"])
     shares: dict[str, list[float]] = defaultdict(list)
     for (dtype, *_), times in joins.items():
         rivals = [us for variant, us in times.items() if variant.startswith("inductor")]
         if ours in times and rivals:
             shares[dtype].append(times[ours] / min(rivals))
-    return "\n".join(
+    texts = [
         f"{op}, {dtype}: {statistics.median(values):.2f} of Inductor's time (median), faster at "
         f"{sum(value < 1 for value in values)} of {len(values)} joins"
         for dtype, values in shares.items()
-    )
+    ]
+    if red := [f"{line['variant']} at {line['model']} join {line['join']}" for line in lines if not line["us"]]:
+        texts.append(f"{op}: {RED}, wrong or failed: {', '.join(red)}")
+    return "\n".join(texts)

@@ -4,26 +4,29 @@
     python3 benchmarks/gpu_gate.py --list           # the jobs, in order of worth, with the seconds they may take
     python3 benchmarks/gpu_gate.py --dry-run        # all of the script on a CPU, in small sizes
 
-The machine needs Python 3.10 and torch 2.11, or newer, with triton, transformers, pytest, hypothesis, accelerate and
-peft. What it lacks comes beside the checkout as wheels of pure Python. To get them where there is a network:
+The machine needs torch with CUDA, triton, transformers and diffusers; for the tests pytest, hypothesis, accelerate and
+peft, and pytest-xdist to run them side by side. The oldest versions that it must run on: Python 3.12, torch 2.11,
+triton 3.6, transformers 5.17, huggingface_hub 1.33. What the machine lacks comes beside the checkout as wheels of pure
+Python. To get them where there is a network:
 
     mkdir -p wheels && echo /wheels/ >> .git/info/exclude
     python3 -m pip download --no-deps -d wheels diffusers==0.42.1 DeepCache==0.1.1 importlib_metadata
 
-With the device tool of this project's workplace (10 minutes a command, 8 files come back from $OUT), the first call is
+Where the checkout has no .git, `--commit COMMIT` says what it is (`git rev-parse --short=12 HEAD`). For the jobs that
+did not fit into the nine minutes, call again at the same commit, with what the first call gave:
 
-    run(carry=["wheels"], timeout_s=600, command='python3 benchmarks/gpu_gate.py --out "$OUT" --commit COMMIT')
+    python3 benchmarks/gpu_gate.py --out DIR2 --continue DIR
 
-COMMIT being `git rev-parse --short=12 HEAD`, since no .git travels there. For the cells that did not fit, copy the
-files that came back to a folder earlier/, exclude it as wheels/, and call again at the same commit:
+Jobs run in order of worth, each in a process of its own; one that fails, crashes or hangs is named and the next has its
+turn. Figures stand on their own results: a cell's are written where its images are those of the same schedule run
+eager, a kernel's where its results are as near to float64 as the stock operations'. Red tests are named first and hold
+up nothing here, but `make tables` leaves out what a GPU measured at their commit (gate.csv says so: it belongs into
+benchmarks/results with the other CSVs). What was cut short holds up nothing either.
 
-    run(carry=["wheels", "earlier"], timeout_s=600,
-        command='python3 benchmarks/gpu_gate.py --out "$OUT" --commit COMMIT --continue earlier')
-
-Jobs run in order of worth, each in a process of its own; one that crashes or hangs is named and the next has its turn.
-Tests that fail end the gate: no figures. CSVs, gate.log and gate.csv (what became of each job) are written as it goes.
-The last lines of the output are the summary. Exit status: 0 all tests green and all jobs done; 1 tests failed; 2
-something is missing, and the summary says what.
+What comes back in DIR, written as it goes: gate.csv (what became of each job), gate.log (all output), bench_gpu.csv,
+profile_steps.csv and profile_compiled.csv, bench_<kernel>.csv, defaults.csv. The last lines of the output are the
+summary. Exit status: 0 all done; 1 something failed: tests, a kernel, a cell's images; 2 something is missing, and the
+summary says what.
 """
 
 from __future__ import annotations
@@ -37,14 +40,22 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from bench.commit import commit_of
 from gate_cells import run_cell
 from gate_checkout import environment
-from gate_jobs import ROOT, Job, Outcome, Runner, read_outcomes
-from gate_plan import QUICK_TESTS, TESTS, dry_jobs, gpu_jobs, red_lines
+from gate_jobs import NOTE, RED, ROOT, Job, Outcome, Runner, read_outcomes
+from gate_plan import DRY_TESTS, TESTS, dry_jobs, gpu_jobs, red_lines
 from gate_summary import summary
 
 RESULTS = ROOT / "benchmarks" / "results"
-NEEDED = ("torch", "triton", "diffusers", "transformers", "DeepCache", "accelerate", "peft", "pytest", "hypothesis")
+NEEDED = ("torch", "triton", "diffusers", "transformers")
+"""Without these nothing can be measured."""
+WANTED = {
+    "DeepCache": "the rival",
+    "pytest": "all tests",
+    **dict.fromkeys(("hypothesis", "accelerate", "peft"), "tests"),
+}
+"""Without these something is missing, and the rest goes on: package -> what."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    earlier = take_over(args.earlier, args.out) if args.earlier else []
+    commit = commit_of(ROOT, args.commit or None)
+    earlier = take_over(args.earlier, args.out, commit) if args.earlier else []
     with tempfile.TemporaryDirectory(prefix="stepcache-gate-") as folder:
         wheels = args.wheels or (ROOT / "wheels" if (ROOT / "wheels").is_dir() else None)
         variables = environment(Path(folder), wheels)
-        if args.commit:
-            variables["STEPCACHE_COMMIT"] = args.commit
+        variables["STEPCACHE_COMMIT"] = commit
         jobs = jobs_of(args, Path(folder))
-        runner = Runner(args.out, variables, start + 60 * args.minutes, earlier=earlier)
-        runner.say(f"Commit {args.commit or 'unknown'}, wheels {wheels or 'none'}, results to {args.out}.")
+        runner = Runner(args.out, variables, start + 60 * args.minutes, earlier=earlier, commit=commit)
+        runner.say(f"Commit {commit or 'unknown, see --commit'}, wheels {wheels or 'none'}, results to {args.out}.")
         runner.run(jobs)
     return report(args.out, runner, [job.name for job in jobs], args.dry_run)
 
@@ -74,44 +85,54 @@ def jobs_of(args: argparse.Namespace, scratch: Path) -> list[Job]:
 
 
 def report(out: Path, runner: Runner, jobs: Sequence[str], dry: bool) -> int:
-    """Print what was found, and what is missing; returns the exit status."""
+    """Print what was found, what is red before all else, and what is missing; returns the exit status."""
     outcomes = runner.outcomes
-    red = [name for name in TESTS if name in outcomes and outcomes[name].status == "failed"]
+    failed = [name for name in jobs if name in outcomes and outcomes[name].status == "failed"]
+    red = [name for name in failed if name in TESTS]
+    for name in failed:
+        print(f"\n{RED} {name}: {outcomes[name].detail}")
+        output = runner.output(name)
+        print(*(red_lines(output)[:20] if name in red else []), *output.splitlines()[-30:], sep="\n  ")
     print("\n" + summary(out, [*outcomes.values()]) + "\n")
-    if red:
-        for name in red:
-            output = runner.output(name)
-            print(f"No figures: {name} failed.", *red_lines(output)[:20], *output.splitlines()[-30:], sep="\n  ")
-        return 1
     if dry:
-        print("A dry run: no GPU, no GPU tests; the kernels' benchmark compared results and timed nothing.")
-    missing = [name for name in jobs if name not in outcomes or outcomes[name].status != "done"]
+        print("A dry run: no GPU, no GPU tests; the kernels' benchmarks compared results and timed nothing.")
+    missing = [name for name in jobs if name not in outcomes or outcomes[name].status in ("cut short", "not begun")]
     if missing:
         print(f"Missing: {', '.join(missing)}. What there is lies in {out}.")
-        return 2
-    print(f"All {len(jobs)} jobs done; results in {out}.")
-    return 0
+    if red:
+        print(f"{RED} TESTS: {', '.join(red)}. `make tables` leaves out this commit's figures of a GPU.")
+    if failed:
+        print(f"{RED}: {', '.join(failed)}. What is wrong stands above the summary.")
+    if not failed and not missing:
+        print(f"All {len(jobs)} jobs done; results in {out}.")
+    return 1 if failed else 2 if missing else 0
 
 
-def take_over(folder: Path, out: Path) -> list[Outcome]:
+def take_over(folder: Path, out: Path, commit: str) -> list[Outcome]:
     """Copy the CSVs of an earlier run of the same commit to `out`; returns what became of its jobs.
 
-    The environment is left out: it may be another machine's now.
+    The environment is left out: it may be another machine's now. SystemExit where there is nothing of this commit.
     """
     files = sorted(folder.glob("*.csv"))
     if not any(path.name == "gate.csv" for path in files):
         raise SystemExit(f"--continue {folder}: there is no gate.csv, so nothing to continue.")
+    outcomes = read_outcomes(folder / "gate.csv")
+    bare = commit.removesuffix("-dirty")  # what the first run wrote into the checkout makes it so
+    mine = [outcome for outcome in outcomes if outcome.commit.removesuffix("-dirty") == bare]
+    if outcomes and not mine:
+        there = ", ".join(sorted({outcome.commit or "unknown" for outcome in outcomes}))
+        raise SystemExit(f"--continue {folder}: it is of commit {there}, and this is {commit or 'unknown'}.")
     for path in files:
         if path.resolve() != (out / path.name).resolve():
             shutil.copyfile(path, out / path.name)
-    return [outcome for outcome in read_outcomes(out / "gate.csv") if outcome.job != "environment"]
+    return [outcome for outcome in mine if outcome.job != "environment"]
 
 
 def report_environment(dry: bool) -> None:
     """Print what this process runs on. SystemExit where something is missing that cannot be done without."""
     wrong = [text for name in NEEDED if (text := import_error(name))]
     if wrong:
-        raise SystemExit(f"{'; '.join(wrong)}. Carry what is missing as wheels (see the top of gpu_gate.py).")
+        raise SystemExit(f"{'; '.join(wrong)}. Put what is missing beside it as wheels (see the top of gpu_gate.py).")
     import stepcache.kernels
     import torch
     from stepcache.bench.rows import Rig
@@ -126,6 +147,9 @@ def report_environment(dry: bool) -> None:
         print(f"driver: {driver_version()}, memory: {free >> 20} of {total >> 20} MiB free")
     elif not dry:
         raise SystemExit("torch sees no CUDA GPU here. --dry-run tries the script without one.")
+    for name, what in WANTED.items():
+        if text := import_error(name):
+            print(f"{NOTE}without {what}, since {text}.")
 
 
 def import_error(name: str) -> str:
@@ -162,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the jobs and end")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, small sizes")
     for name, options in (
-        ("--tests", {"nargs": "+", "default": QUICK_TESTS}),  # what a dry run has in the place of its own
+        ("--tests", {"nargs": "+", "default": DRY_TESTS}),  # what a dry run has in the place of its own
         ("--environment", {"action": "store_true"}),  # the rest are what the gate starts
         ("--choose", {"action": "store_true"}),
         ("--cell", {}),

@@ -1,27 +1,34 @@
-"""What the kernel benchmarks share: the joins of the real U-Nets, the correctness gate, timing on a GPU, the row.
+"""What the kernel benchmarks share: the joins of the real U-Nets, whether results are right, the row, the order.
 
-A figure is the median of CUDA-event times of single calls. The inputs rotate through as many copies as it takes to
-exceed twice the L2 cache, so that no call finds its inputs there. Bandwidth is stated as a share of what `copy_` of a
-large tensor reaches on the same device in the same process (bytes read plus bytes written).
+A figure is the time of a call in a replayed CUDA graph, for all variants alike (replay.py). The inputs rotate through
+as many copies as it takes to exceed twice the L2 cache, so that no call finds its inputs there. Bandwidth is stated as
+a share of what `copy_` of a large tensor reaches on the same device in the same process (bytes read plus written).
+
+A variant has a figure at a join where its results there are right; where they are not, or it fails, its row says so,
+the others go on, and the exit status is 1. float16 comes first, and of a dtype the largest joins, where the time goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from stepcache.bench.rows import RESULTS, ROOT, Spread, write
+from gate_jobs import OUT_OF_TIME
+from replay import copies_beyond_l2, time_us
+from stepcache.bench.rows import RESULTS, ROOT, Rig, read, write
 from torch import Tensor
 
 MODELS = {"sd15": 64, "sdxl": 128}
 """Latent height and width of SD 1.5 at 512 px and of SDXL at 1024 px."""
 CFG_BATCH = 2
-WARM_UP, REPEATS = 10, 100
+DTYPES = torch.float16, torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -91,49 +98,45 @@ class KernelRow:
     dtype: str
     layout: str
     variant: str
-    us: float
-    us_p20: float
-    us_p80: float
-    gb_per_s: float
+    status: str  # "ok", or why there is no figure: "wrong: ...", "failed: ..."
+    us: float | None  # None where the variant is not ok, as what follows
+    us_p20: float | None
+    us_p80: float | None
+    gb_per_s: float | None
     copy_gb_per_s: float
-    share: float
-    error: float  # largest distance from float64, on this row's own inputs
-    error_stock: float  # that of the stock operations in this dtype
+    share: float | None
+    error: float | None  # largest distance from float64, on this row's own inputs
+    error_stock: float | None  # that of the stock operations in this dtype
     cuda: str
     driver: str
 
 
-def gate(name: str, result: Tensor, stock: Tensor, exact: Tensor) -> tuple[float, float]:
-    """The errors of `result` and of the stock operations in its dtype; SystemExit if ours is above twice the other."""
-    error = (result.double() - exact).abs().max().item()
-    error_stock = (stock.double() - exact).abs().max().item()
-    if not error <= 2 * error_stock + 1e-6:  # so that NaN fails
-        raise SystemExit(
-            f"{name}: error {error:.3g} against {error_stock:.3g} of the stock operations; nothing is timed"
-        )
-    return error, error_stock
+Tensors = tuple[Tensor, ...]
 
 
-def copies_beyond_l2(bytes_per_call: int) -> int:
-    """How many sets of inputs exceed twice the L2 cache, and at least two."""
-    l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return max(2, 2 * l2 // bytes_per_call + 1)
+class Wrong(Exception):
+    """A result that is further from float64 than it may be."""
 
 
-def time_us(call: Callable[..., object], inputs: Sequence[tuple[Tensor, ...]]) -> Spread:
-    """CUDA-event times of single calls, each with the next set of inputs."""
-    for i in range(WARM_UP):
-        call(*inputs[i % len(inputs)])
-    torch.cuda.synchronize()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
-    # A wait on the device lets the host run ahead, so that launch overhead of the host is not in the times.
-    torch.cuda._sleep(20_000_000)
-    for i, (begin, end) in enumerate(events):
-        begin.record()
-        call(*inputs[i % len(inputs)])
-        end.record()
-    torch.cuda.synchronize()
-    return Spread.of([begin.elapsed_time(end) * 1000 for begin, end in events])
+def results_of(value: Tensor | Tensors) -> Tensors:
+    """What an op returned, one tensor or several, as several."""
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def errors_of(results: Tensors, stock: Tensors, exact: Tensors) -> tuple[float, float]:
+    """The errors of `results` and of the stock operations in the same dtype: of the tensor that is furthest off.
+
+    Wrong where ours is above twice the other. An op that makes fewer tensors is held to those that it makes.
+    """
+    worst = (0.0, 0.0)
+    for ours, theirs, right in zip(results, stock, exact, strict=False):
+        if ours.shape != right.shape:
+            raise Wrong(f"shape {tuple(ours.shape)}, not {tuple(right.shape)}")
+        error, error_stock = ((value.double() - right).abs().max().item() for value in (ours, theirs))
+        if not error <= 2 * error_stock + 1e-6:  # so that NaN is wrong
+            raise Wrong(f"error {error:.3g} against {error_stock:.3g} of the stock operations")
+        worst = max(worst, (error, error_stock))
+    return worst
 
 
 def copy_bandwidth() -> float:
@@ -143,6 +146,7 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / time_us(target.copy_, [(source,)]).median / 1000
 
 
+@functools.cache
 def driver_version() -> str:
     """NVIDIA's driver, or "" where nvidia-smi does not say."""
     try:
@@ -158,80 +162,166 @@ class Case:
 
     join: Join
     dtype: torch.dtype
-    inputs: Callable[[], tuple[Tensor, ...]]
-    variants: dict[str, Callable[..., Tensor]]
-    """Ours first; "eager" is the stock operations in the dtype, and the gate's measure."""
-    exact: Callable[..., Tensor]
+    inputs: Callable[[], Tensors]
+    variants: dict[str, Callable[..., Tensor | Tensors]]
+    """Ours first."""
+    stock: Callable[..., Tensor | Tensors]
+    """The stock operations, in the dtype of their inputs: in float64 they are what is right."""
     bytes_needed: dict[str, int]
     """What each variant's result takes at the least to read and write, when L2 holds nothing from before."""
 
 
 def measure(op: str, case: Case, copy: float) -> list[KernelRow]:
-    """Gate every variant, then time them all."""
-    join, first = case.join, case.inputs()
-    exact = case.exact(*(t.double() for t in first))
-    stock = case.variants["eager"](*first)
-    errors = {name: gate(f"{join}, {name}", call(*first), stock, exact) for name, call in case.variants.items()}
+    """A row for each variant: of those that are right, with their time."""
+    first = case.inputs()
+    exact, stock = results_of(case.stock(*(t.double() for t in first))), results_of(case.stock(*first))
     sets = [first] + [case.inputs() for _ in range(copies_beyond_l2(sum(t.nbytes for t in first)) - 1)]
-    rows = []
-    for name, call in case.variants.items():
+    return [_row(op, case, name, sets, stock, exact, copy) for name in case.variants]
+
+
+def _row(
+    op: str, case: Case, name: str, sets: Sequence[Tensors], stock: Tensors, exact: Tensors, copy: float
+) -> KernelRow:
+    join, call = case.join, case.variants[name]
+    status, us, errors = "ok", None, None
+    try:
+        errors = errors_of(results_of(call(*sets[0])), stock, exact)
         us = time_us(call, sets)
-        rate = case.bytes_needed[name] / us.median / 1000
-        rows.append(
-            KernelRow(
-                op=op,
-                model=join.model,
-                join=join.index,
-                batch=join.batch,
-                hidden=join.hidden,
-                skip=join.skip,
-                out=join.out,
-                height=join.height,
-                width=join.width,
-                dtype=str(case.dtype).removeprefix("torch."),
-                layout="channels_last",
-                variant=name,
-                us=us.median,
-                us_p20=us.p20,
-                us_p80=us.p80,
-                gb_per_s=rate,
-                copy_gb_per_s=copy,
-                share=rate / copy,
-                error=errors[name][0],
-                error_stock=errors[name][1],
-                cuda=torch.version.cuda or torch.version.hip or "",
-                driver=driver_version(),
-            )
-        )
-    return rows
+    except Wrong as error:
+        status = f"wrong: {error}"
+    except Exception as error:  # does not compile, cannot be captured, no memory: the others go on
+        status = _reason(error)
+    rate = case.bytes_needed[name] / us.median / 1000 if us else None
+    return KernelRow(
+        op=op,
+        model=join.model,
+        join=join.index,
+        batch=join.batch,
+        hidden=join.hidden,
+        skip=join.skip,
+        out=join.out,
+        height=join.height,
+        width=join.width,
+        dtype=str(case.dtype).removeprefix("torch."),
+        layout="channels_last",
+        variant=name,
+        status=status,
+        us=us.median if us else None,
+        us_p20=us.p20 if us else None,
+        us_p80=us.p80 if us else None,
+        gb_per_s=rate,
+        copy_gb_per_s=copy,
+        share=rate / copy if rate else None,
+        error=errors[0] if errors else None,
+        error_stock=errors[1] if errors else None,
+        cuda=torch.version.cuda or torch.version.hip or "",
+        driver=driver_version(),
+    )
 
 
-def main(op: str, make_case: Callable[[Join, torch.dtype, str], Case]) -> None:
-    """The command line of both benchmarks. Without a GPU it says so and exits with 0; --dry-run runs all but timing."""
-    parser = argparse.ArgumentParser(description=f"Time {op} on every join of SD 1.5 at 512 px and SDXL at 1024 px.")
-    parser.add_argument("--dry-run", action="store_true", help="tiny joins on the CPU: run and gate all, time nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"bench_{op}.csv")
-    arguments = parser.parse_args()
-    everything = [join for model in MODELS for join in joins(model)]
-    if arguments.dry_run:
+def _reason(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+MakeCase = Callable[[Join, torch.dtype, str], Case]
+
+
+class Benchmark:
+    """All joins of one op, those of most worth first, until `deadline` (of time.monotonic; None: no end)."""
+
+    def __init__(self, op: str, make_case: MakeCase, deadline: float | None) -> None:
+        self.op, self.make_case, self.deadline = op, make_case, deadline
+        self.red: list[str] = []
+
+    @torch.inference_mode()
+    def dry(self, everything: Sequence[Join]) -> None:
+        """Small on the CPU: all variants are compared, nothing is timed."""
         for join in everything:
-            case = make_case(tiny(join), torch.float32, "cpu")
+            case = self.make_case(tiny(join), torch.float32, "cpu")
             inputs = case.inputs()
-            exact, stock = case.exact(*(t.double() for t in inputs)), case.variants["eager"](*inputs)
+            exact, stock = results_of(case.stock(*(t.double() for t in inputs))), results_of(case.stock(*inputs))
             for name, call in case.variants.items():
-                gate(f"{join}, {name}", call(*inputs), stock, exact)
-        print(f"{op}: {len(everything)} joins agree in all variants; nothing was timed")
-        return
-    if not torch.cuda.is_available():
+                try:
+                    errors_of(results_of(call(*inputs)), stock, exact)
+                except Wrong as error:
+                    self.say_red(f"{join}, {name}", f"wrong: {error}")
+
+    @torch.inference_mode()
+    def run(self, everything: Sequence[Join], rows: list[KernelRow], out: Path) -> int:
+        """Measure what `rows` do not have and add to them, writing all to `out` as they come; returns what is left."""
+        done = {(row.model, row.join, row.dtype) for row in rows}
+        todo = [
+            (join, dtype)
+            for dtype in DTYPES
+            for join in sorted(everything, key=lambda join: -join.concat_elements)
+            if (join.model, join.index, str(dtype).removeprefix("torch.")) not in done
+        ]
+        for row in rows:
+            if row.status != "ok":
+                self.say_red(f"{row.model} join {row.join}, {row.dtype}, {row.variant}", row.status)
+        copy = copy_bandwidth() if todo else 0.0
+        for i, (join, dtype) in enumerate(todo):
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                return len(todo) - i
+            torch.compiler.reset()
+            name = f"{join}, {str(dtype).removeprefix('torch.')}"
+            try:
+                new = measure(self.op, self.make_case(join, dtype, "cuda"), copy)
+            except Exception as error:  # nothing to compare with: the next join has its turn
+                self.say_red(name, _reason(error))
+                continue
+            rows += new
+            write(out, rows)
+            print(f"{name}: " + ", ".join(f"{row.variant} {row.us:.1f} us" for row in new if row.us is not None))
+            for row in new:
+                if row.status != "ok":
+                    self.say_red(f"{name}, {row.variant}", row.status)
+        return 0
+
+    def say_red(self, what: str, why: str) -> None:
+        """Print it, and keep it for the end."""
+        self.red.append(what)
+        print(f"RED {what}: {why}", flush=True)
+
+
+def rows_so_far(out: Path) -> list[KernelRow]:
+    """Those in `out` that this commit measured on this GPU."""
+    if not out.exists():
+        return []
+    now = Rig.now()
+    return [
+        row
+        for row, rig in zip(read(out, KernelRow), read(out, Rig), strict=True)
+        if (rig.gpu, rig.commit, rig.torch) == (now.gpu, now.commit, now.torch)
+    ]
+
+
+def main(op: str, make_case: MakeCase, argv: Sequence[str] | None = None) -> None:
+    """The command line of both benchmarks. Without a GPU it says so and exits with 0; --dry-run runs all but timing.
+
+    Exit status 1 where something was wrong or failed, and OUT_OF_TIME (gate_jobs.py) where --seconds were too few.
+    """
+    parser = argparse.ArgumentParser(description=f"Time {op} on every join of SD 1.5 at 512 px and SDXL at 1024 px.")
+    parser.add_argument("--dry-run", action="store_true", help="tiny joins on the CPU: run and compare, time nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"bench_{op}.csv")
+    parser.add_argument("--seconds", type=float, help="begin no join after them")
+    parser.add_argument(
+        "--continue", dest="more", action="store_true", help="keep what this commit and GPU have in --out, do the rest"
+    )
+    args = parser.parse_args(argv)
+    everything = [join for model in MODELS for join in joins(model)]
+    benchmark = Benchmark(op, make_case, None if args.seconds is None else time.monotonic() + args.seconds)
+    left = 0
+    if args.dry_run:
+        benchmark.dry(everything)
+        if not benchmark.red:
+            print(f"{op}: {len(everything)} joins agree in all variants; nothing was timed")
+    elif not torch.cuda.is_available():
         print(f"{op}: no CUDA GPU here, so there is nothing to measure; --dry-run checks the benchmark itself")
-        return
-    copy = copy_bandwidth()
-    rows: list[KernelRow] = []
-    with torch.inference_mode():
-        for join in everything:
-            for dtype in (torch.float16, torch.bfloat16):
-                torch.compiler.reset()
-                new = measure(op, make_case(join, dtype, "cuda"), copy)
-                rows += new
-                write(arguments.out, rows)
-                print(f"{join}, {new[0].dtype}: " + ", ".join(f"{row.variant} {row.us:.1f} us" for row in new))
+    else:
+        left = benchmark.run(everything, rows_so_far(args.out) if args.more else [], args.out)
+    if benchmark.red:
+        raise SystemExit(f"{op}: {len(benchmark.red)} wrong or failed: {'; '.join(benchmark.red)[:400]}")
+    if left:
+        print(f"{op}: no time was left for {left} more joins and dtypes.")
+        raise SystemExit(OUT_OF_TIME)

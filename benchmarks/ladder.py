@@ -6,9 +6,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepcache.bench.rows import read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import LADDER, MODES
+from trusted import trusted
 
 MODELS = {"demo": "Demo pipeline", "sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
 STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"
@@ -55,14 +55,14 @@ class Cell(NamedTuple):
 def cells(path: Path) -> dict[Cell, list[BenchRow]]:
     """The ladders of a CSV: cells in the file's order, in each first what reuses nothing, rungs from eager upwards.
 
-    What a cell has more than once (each process of the gate measures an eager of its own, which its speed-ups are
-    against) is shown once: its first row that ran.
+    What a cell has more than once is shown once: of the rows that ran the one with the most repeats, of those the
+    first. Rows that are not to be trusted (trusted.py) are left out.
     """
     found: dict[Cell, dict[Hashable, BenchRow]] = {}
-    for row in read(path, BenchRow):
+    for row in trusted(path).rows:
         rungs = found.setdefault(Cell(*(getattr(row, name) for name in Cell._fields)), {})
         there = rungs.get((label(row), reuse(row)))
-        if there is None or (ran(row) and not ran(there)):
+        if there is None or (ran(row), row.repeats) > (ran(there), there.repeats):
             rungs[label(row), reuse(row)] = row
     return {cell: sorted(rungs.values(), key=_place) for cell, rungs in found.items()}
 

@@ -6,8 +6,9 @@
 One full and one partial step of a DDIM loop with guidance (scale_model_input, U-Net, guidance, scheduler.step), on the
 real architecture with random weights. Each figure is the mean over `--steps` steps of one kind in a row.
 
-- `wall` is taken without a profiler, from the first step's begin to the device's being done with the last: in between
-  the host runs ahead as it does in a pipeline. Median of three runs.
+- `wall` is taken without a profiler. On a GPU, between two CUDA events around the steps, two steps of the same kind
+  being queued in front of them: the host runs ahead as it does in a pipeline, and what it takes to get there is in no
+  figure. A captured variant's steps are replays of its graph. Without a GPU, by the host's clock. Median of three.
 - `busy` is the time in which at least one kernel, copy or fill runs on the device, by torch.profiler. It slows the host
   down, but not the kernels, which is why `gap`, what is left of `wall`, does not come from the profile alone.
 - `launches` are the host's calls that put work on the device; the replay of a CUDA graph is one of them, whatever is in
@@ -178,14 +179,27 @@ def measure(loop: Loop, model: str, variant: str, branch: int, steps: int) -> li
 
 def _walls(loop: Loop, steps: int) -> list[float]:
     """Seconds of `steps` full and of `steps` partial steps."""
-    run, seconds = loop(2 * (WARM_UP + steps)), []
+    run, spans = loop(2 * (WARM_UP + steps)), []
+    now = _event if loop.latents.is_cuda else time.perf_counter
     for _ in range(2):
-        _take(run, WARM_UP, loop)
-        start = time.perf_counter()
-        _take(run, steps, loop)
-        seconds.append(time.perf_counter() - start)
-    _take(run, None, loop)
-    return seconds
+        for _ in islice(run, WARM_UP):  # not waited for: the host stays ahead
+            pass
+        start = now()
+        for _ in islice(run, steps):
+            pass
+        spans.append((start, now()))
+        _wait(loop)
+    for _ in run:
+        pass
+    if loop.latents.is_cuda:
+        return [start.elapsed_time(end) / 1e3 for start, end in spans]
+    return [end - start for start, end in spans]
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _profiles(loop: Loop, steps: int) -> list[tuple[list[Span], int]]:
@@ -209,6 +223,10 @@ def _take(run: Iterator[None], steps: int | None, loop: Loop) -> None:
     """Run that many steps, or the rest, to the end on the device."""
     for _ in islice(run, steps):
         pass
+    _wait(loop)
+
+
+def _wait(loop: Loop) -> None:
     if loop.latents.is_cuda:
         torch.cuda.synchronize()
 

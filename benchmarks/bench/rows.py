@@ -17,12 +17,11 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +29,8 @@ import torch
 from tqdm import tqdm
 
 from stepcache import __version__
+
+from .commit import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where this is one
 RESULTS = ROOT / "benchmarks" / "results"
@@ -68,7 +69,7 @@ class Rig:
             diffusers=_version("diffusers"),
             triton=_version("triton"),
             stepcache=__version__,
-            commit=_commit(),
+            commit=commit_of(ROOT),
             command=_command(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -133,12 +134,16 @@ def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a CSV as `kind` (a row's class, or `Rig`); columns that it has no field for are left out."""
+    """The rows of a CSV as `kind` (a row's class, or `Rig`); columns that it has no field for are left out.
+
+    A field with a default may have no column: the file is older than the field.
+    """
     hints = typing.get_type_hints(kind)
+    needed = {field.name for field in fields(kind) if field.default is MISSING}  # type: ignore[arg-type]
     with path.open(newline="") as file:
-        return [
-            kind(**{name: _parse(hint, line[name]) for name, hint in hints.items()}) for line in csv.DictReader(file)
-        ]
+        lines = csv.DictReader(file)
+        present = [name for name in hints if name in needed or name in (lines.fieldnames or ())]
+        return [kind(**{name: _parse(hints[name], line[name]) for name in present}) for line in lines]
 
 
 def _parse(hint: Any, text: str) -> Any:
@@ -168,22 +173,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _commit() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    # Where the repository did not come along (a lent machine), whoever starts the run says what he sent there.
-    told = os.environ.get("STEPCACHE_COMMIT", "")
-    if not (ROOT / ".git").exists():  # nor is a repository around an installed package ours
-        return told
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    except (OSError, subprocess.CalledProcessError):
-        return told
-    return f"{commit}-dirty" if changes else commit
 
 
 def _command() -> str:

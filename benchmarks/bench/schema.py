@@ -27,7 +27,7 @@ class BenchRow:
     branch: int | None
     variant: str  # name of a rung of the ladder (variants.py)
     mode: str  # torch.compile's; "" where nothing is compiled, or with the options that accelerate() has itself
-    status: str  # "ok", or the reason: "out of memory ...", "failed: ...", "not here: needs CUDA", "not run: ..."
+    status: str  # "ok", or why there are no figures: "out of memory ...", "failed: ...", "images are wrong: ...", ...
     kinds: str  # stepcache's own record of the U-Net calls, "FPPFPP..."; "" for other variants
     repeats: int  # those done
     first_call_s: float | None  # the first call of all, everything that is made only once included
@@ -48,3 +48,5 @@ class BenchRow:
     ssim: float | None
     graphs: int | None = None  # that torch.compile made in the first call; None where nothing is compiled
     graphs_cached: int | None = None  # those of them that it had on disk: not 0, and compile_s is no cold start's
+    reference: str = ""  # the variant that computes the same uncompiled (agreement.py); "" where none ran
+    difference: float | None = None  # of the images from the reference's, as a share of their contrast

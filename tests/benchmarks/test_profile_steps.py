@@ -89,3 +89,35 @@ def test_the_loop_is_left_as_it_was(tmp_path):
 def test_the_variants_are_settings_that_accelerate_takes():
     for settings in profile_steps.VARIANTS.values():
         Settings.check(3, 0, **settings)
+
+
+def test_on_a_gpu_a_step_is_timed_between_events_with_the_host_ahead(monkeypatch):
+    """On a stand-in: a full step takes 4 ms on the device, a partial one 1; the host waits for nothing before them."""
+    log, clock = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+            log.append("event")
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    class Loop:
+        latents = SimpleNamespace(is_cuda=True)
+
+        def __call__(self, steps):
+            for step in range(steps):
+                kind = "F" if step < steps // 2 else "P"
+                clock[0] += {"F": 4.0, "P": 1.0}[kind]
+                log.append(kind)
+                yield
+
+    monkeypatch.setattr(profile_steps.torch.cuda, "Event", Event)
+    monkeypatch.setattr(profile_steps.torch.cuda, "synchronize", lambda: log.append("wait"))
+    assert profile_steps._walls(Loop(), 3) == pytest.approx([0.012, 0.003])
+    half = ["event", *["x"] * 3, "event", "wait"]
+    assert log == [step.replace("x", kind) for kind in "FP" for step in [kind, kind, *half]]

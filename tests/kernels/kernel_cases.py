@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -70,6 +71,26 @@ def numeric_cases(*more: Shape) -> list:
                 marks = [pytest.mark.slow] if slow else []
                 cases.append(pytest.param(shape, dtype, layout, id=f"{shape.why}-{dtype}-{layout}", marks=marks))
     return cases
+
+
+def gpu_cases() -> list:
+    """(shape, dtype, layout) at full size on a GPU, of most worth first: what pipelines run, then the rest."""
+    sizes = {(j.hidden, j.skip, j.out, j.groups, j.height, j.width): str(j) for model in MODELS for j in joins(model)}
+    shapes = [Shape(name, 2, *size) for size, name in sizes.items()]
+    ways = [*product(("fp16", "bf16"), ("channels_last", "contiguous")), *product(("fp32",), LAYOUTS)]
+    ways.sort(key=lambda way: way[1] == "contiguous")
+    return [
+        pytest.param(shape, dtype, layout, id=f"{shape.why}-{dtype}-{layout}")
+        for dtype, layout in ways
+        for shape in shapes
+    ]
+
+
+def compiled_cases() -> list[Shape]:
+    """The few joins that are compiled on a GPU, at full size: a group across the seam, none, and the smallest."""
+    all_joins = [j for model in MODELS for j in joins(model)]
+    few = [next(j for j in all_joins if (j.hidden, j.skip) == pair) for pair in ((640, 320), (320, 320), (1280, 1280))]
+    return [Shape(str(j), 2, j.hidden, j.skip, j.out, j.groups, j.height, j.width) for j in few]
 
 
 def activations(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, seed: int = 0) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from kernel_cases import (
     SHAPES,
     Shape,
     assert_as_good_as_stock,
+    compiled_cases,
+    gpu_cases,
     norm_arguments,
     numeric_cases,
     stock_norm,
@@ -306,20 +308,28 @@ def test_compiles_for_every_group_size(hidden, skip):
     assert compile_launch(normalize_silu_kernel, arguments, "sm_90").spilled == 0
 
 
-# On a GPU.
+# On a GPU: numbers of all joins, and a few of them compiled, so that each test takes seconds.
+
+
+def on_the_gpu(shape, dtype, layout):
+    arguments = norm_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("join", [j for m in MODELS for j in joins(m)], ids=str)
-def test_on_the_gpu(join, dtype, layout):
-    shape = Shape("", 2, join.hidden, join.skip, join.out, join.groups, join.height, join.width)
-    arguments = norm_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
-    arguments = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    exact = cat_group_norm_silu_reference(**widened(arguments))
+@pytest.mark.parametrize(("shape", "dtype", "layout"), gpu_cases())
+def test_on_the_gpu(shape, dtype, layout):
+    arguments = on_the_gpu(shape, dtype, layout)
     result = cat_group_norm_silu(**arguments)
-    assert_as_good_as_stock(result, stock_norm(arguments), exact)
+    assert_as_good_as_stock(result, stock_norm(arguments), cat_group_norm_silu_reference(**widened(arguments)))
     assert torch.equal(result, cat_group_norm_silu_triton(**arguments))
-    compiled = torch.compile(lambda a: cat_group_norm_silu(**a), fullgraph=True)
-    assert torch.equal(result, compiled(arguments))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", compiled_cases(), ids=lambda s: s.why)
+def test_compiled_on_the_gpu(shape):
+    """dynamic=False and a reset: all of these are one code object, of which Dynamo compiles eight and no more."""
+    arguments = on_the_gpu(shape, "fp16", "channels_last")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a: cat_group_norm_silu(**a), fullgraph=True, dynamic=False)
+    assert torch.equal(cat_group_norm_silu(**arguments), compiled(arguments))

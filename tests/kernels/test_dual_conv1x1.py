@@ -8,14 +8,15 @@ import kernel_checks
 import pytest
 import torch
 from kernel_aot import SHARED_LIMIT, TARGETS, compile_launch, slow, stack_allowed
-from kernel_bench import MODELS, joins
 from kernel_cases import (
     DTYPES,
     LAYOUTS,
     SHAPES,
     Shape,
     assert_as_good_as_stock,
+    compiled_cases,
     conv_arguments,
+    gpu_cases,
     numeric_cases,
     stock_conv,
     widened,
@@ -214,16 +215,29 @@ def test_compiles_ahead_of_time(combination, target):
         assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", code.asm)
 
 
-# On a GPU.
+# On a GPU: numbers of all joins, and a few of them compiled, so that each test takes seconds.
+
+
+def on_the_gpu(shape, dtype, layout):
+    arguments = conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("join", [j for m in MODELS for j in joins(m)], ids=str)
-def test_on_the_gpu(join, dtype, layout):
-    shape = Shape("", 2, join.hidden, join.skip, join.out, join.groups, join.height, join.width)
-    arguments = {k: v.cuda() for k, v in conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout]).items()}
+@pytest.mark.parametrize(("shape", "dtype", "layout"), gpu_cases())
+def test_on_the_gpu(shape, dtype, layout):
+    arguments = on_the_gpu(shape, dtype, layout)
     result = dual_conv1x1(**arguments)
     assert_as_good_as_stock(result, stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))
     assert torch.equal(result, dual_conv1x1_triton(**arguments))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", compiled_cases(), ids=lambda s: s.why)
+def test_compiled_on_the_gpu(shape):
+    """dynamic=False and a reset: all of these are one code object, of which Dynamo compiles eight and no more."""
+    arguments = on_the_gpu(shape, "fp16", "channels_last")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a: dual_conv1x1(**a), fullgraph=True, dynamic=False)
+    # Not the same bits: whoever tunes it may choose another tile.
+    assert_as_good_as_stock(compiled(arguments), stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))

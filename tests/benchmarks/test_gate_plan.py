@@ -1,0 +1,141 @@
+"""What the gate runs, in which order, and that whatever becomes of one job the others are done."""
+
+import itertools
+import sys
+from dataclasses import replace
+
+import gate_cells
+import gate_jobs
+import gate_plan
+import gpu_gate
+import pytest
+from gate_plan import failures, red_lines
+from gate_simulated import python, runner_in, statuses
+from stepcache.bench.rows import ROOT
+
+
+@pytest.fixture
+def runner(tmp_path):
+    return runner_in(tmp_path)
+
+
+SUMMARY = "=========== short test summary info ===========\nFAILED tests/a.py::test_b[join 0: 3->4] - assert 1 == 2\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "red"),
+    [
+        ("tests/a.py::test_b PASSED [ 50%]\ntests/a.py::test_c PASSED [100%]\n== 2 passed in 1s ==\n", []),
+        ("[gw0] [ 50%] PASSED tests/a.py::test_FAILED \ncaught: an ERROR as expected\n== 2 passed ==\n", []),
+        ("tests/a.py::test_b FAILED [ 50%]\n", ["tests/a.py::test_b FAILED [ 50%]"]),
+        ("[gw1] [ 50%] FAILED tests/a.py::test_b[x y] \n", ["[gw1] [ 50%] FAILED tests/a.py::test_b[x y]"]),
+        ("[gw1] [ 9%] ERROR tests/a.py::test_b \n", ["[gw1] [ 9%] ERROR tests/a.py::test_b"]),
+        (f"tests/a.py::test_b FAILED [1%]\n{SUMMARY}", ["FAILED tests/a.py::test_b[join 0: 3->4] - assert 1 == 2"]),
+    ],
+)
+def test_red_is_told_from_green(output, red):
+    assert red_lines(output) == red
+    assert bool(failures(output, finished=False)) == bool(red)
+
+
+def test_tests_that_were_cut_short_are_not_green_but_not_red():
+    assert failures("tests/a.py::test_b PASSED [ 50%]\n", finished=False) == ""
+    assert failures("no tests ran", finished=True) == "No test passed."
+
+
+def test_the_jobs_on_a_gpu(tmp_path):
+    jobs = gate_plan.gpu_jobs(tmp_path, tmp_path)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    assert names[:11] == [
+        "environment", "core tests", "sd21-512-b1", "sd21-512-b1-ours", "profile", "profile, compiled",
+        "cat_group_norm_silu", "dual_conv1x1", "choose kernels", "kernel tests", "sd21-768-b1",
+    ]  # fmt: skip
+    for job in jobs[1:]:
+        assert job.needs == ("environment",)  # and nothing else
+        assert 0 < job.least <= job.most
+    assert set(gate_cells.CELLS) < set(names)
+    by_name = {job.name: job for job in jobs}
+    core, kernels, further = (by_name[name].command for name in gate_plan.TESTS)
+    files = [[part for part in command if part.endswith(".py")] for command in (core, kernels, further)]
+    assert files[0] == list(gate_plan.CORE)
+    assert {"tests/kernels/test_cat_group_norm_silu.py", "tests/kernels/test_dual_conv1x1.py"} == set(files[1])
+    assert len(files[2]) > 3 and not any("kernels" in path for path in files[2])
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if f"mark.{'gpu'}" in path.read_text()  # not written out, or this file would be one of them
+    }
+    assert sorted(itertools.chain(*files)) == sorted(marked)  # each one once
+    caches = [by_name[name].environment.get("TORCHINDUCTOR_CACHE_DIR") for name in gate_cells.CELLS]
+    assert len(set(caches)) == len(gate_cells.CELLS) and None not in caches
+
+
+def test_the_first_figures_are_begun_in_the_first_minutes(tmp_path):
+    """Whatever becomes of what is before them, ended by force included; and the first two cells are within nine."""
+    jobs = gate_plan.gpu_jobs(tmp_path, tmp_path)
+    first = [job.name for job in jobs].index("sd21-512-b1")
+    worst = [job.most + gate_jobs.GRACE + 5 for job in jobs]
+    assert sum(worst[:first]) <= 3.5 * 60
+    assert sum(worst[: first + 2]) <= 9 * 60 - gate_jobs.GRACE
+    # What lies behind them is more than fits, so that nobody gets more than his most.
+    assert sum(job.most for job in jobs[first:]) > 9 * 60
+
+
+# The plan, with simulated jobs.
+
+
+FINE = "print('1 passed')"
+SIMULATED = {
+    "slow tests": ("core tests", "import time; print('1 passed', flush=True); time.sleep(99)", "cut short"),
+    "red tests": ("core tests", "print('tests/a.py::test_b FAILED'); raise SystemExit(1)", "failed"),
+    "tests that crash": ("core tests", "import os; os.kill(os.getpid(), 11)", "failed"),
+    "a red kernel": ("cat_group_norm_silu", "print('RED join 3: wrong'); raise SystemExit('1 wrong')", "failed"),
+    "a kernel that hangs": ("dual_conv1x1", "import time; time.sleep(99)", "cut short"),
+    "a cell that hangs": ("sd21-512-b1-ours", "import time; time.sleep(99)", "cut short"),
+    "a cell that crashes": ("sd21-512-b1", "import os; os.abort()", "failed"),
+    "a cell out of memory": ("sdxl-1024-b1", "raise SystemExit('eager: out of memory')", "failed"),
+    "a cell that is killed for memory": ("sdxl-1024-b1", "import os; os.kill(os.getpid(), 9)", "failed"),
+    "a cell out of time": ("sd21-768-b1", "print('late'); raise SystemExit(75)", "cut short"),
+}
+
+
+@pytest.mark.parametrize("what", SIMULATED)
+def test_whatever_becomes_of_one_job_the_others_are_done(what, runner, monkeypatch, capsys):
+    monkeypatch.setattr(gate_jobs, "GRACE", 1)
+    name, code, status = SIMULATED[what]
+    (runner.out / "bench_cat_group_norm_silu.csv").write_text("")
+    hangs = {name: 1} if "sleep" in code else {}  # the others have time enough on a machine that is busy
+    jobs = [
+        python(
+            job.name,
+            code if job.name == name else FINE,
+            most=hangs.get(job.name, 25),
+            needs=job.needs,
+            reads=job.reads,
+            check=job.check,
+        )
+        for job in gate_plan.gpu_jobs(runner.out, runner.out)
+        if not job.name.endswith(("deeper", "b4", "b4-ours"))  # more of the same
+    ]
+    monkeypatch.setattr(runner, "clock", lambda: runner.deadline - 30)
+    runner.run([*jobs, python("the rest", FINE, most=99)])
+    assert statuses(runner) == {
+        job.name: status if job.name == name else "done" for job in [*jobs, python("the rest", "")]
+    }
+    code = gpu_gate.report(runner.out, runner, [job.name for job in jobs], dry=False)
+    printed = capsys.readouterr().out
+    if status == "failed":
+        assert code == 1 and f"RED {name}: " in printed
+        assert ("RED TESTS" in printed) == (name in gate_plan.TESTS)
+    else:
+        assert code == 2 and f"Missing: {name}." in printed and "RED" not in printed
+
+
+def test_without_an_environment_nothing_is_begun(runner):
+    jobs = [replace(job, command=[sys.executable, "-S", "-c", "raise SystemExit('no GPU')"])
+            for job in gate_plan.gpu_jobs(runner.out, runner.out)]  # fmt: skip
+    runner.run(jobs)
+    assert {name: status for name, status in statuses(runner).items() if status != "not begun"} == {
+        "environment": "failed"
+    }

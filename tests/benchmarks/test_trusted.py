@@ -1,0 +1,74 @@
+"""The pages refuse what a GPU measured at a commit whose tests were red there, and name it."""
+
+import dataclasses
+
+import pytest
+import tables
+from bench_rows import ladder, row
+from gate_jobs import Outcome, write_outcomes
+from stepcache.bench.rows import Rig, write
+from trusted import red_commits, trusted
+
+GREEN, RED = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+GPU = {"device": "cuda", "model": "sdxl"}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """`results(commit, rows, gpu)` adds rows that were measured so; the folder is `results.folder`."""
+    here = Rig.now()
+
+    def measured(commit, rows, gpu="NVIDIA H100", name="bench_gpu.csv"):
+        rig = dataclasses.replace(here, commit=commit, gpu=gpu)
+        monkeypatch.setattr(Rig, "now", classmethod(lambda cls: rig))
+        write(tmp_path / name, rows, append=True)
+
+    measured.folder = tmp_path
+    return measured
+
+
+def outcomes(folder, *of):
+    write_outcomes(folder / "gate.csv", [Outcome(job, status, 1.0, why, commit) for job, status, why, commit in of])
+
+
+def test_rows_of_a_red_commit_are_left_out_and_named(results):
+    outcomes(results.folder, ("core tests", "done", "", GREEN), ("sdxl-1024-b1", "failed", "images", GREEN))
+    outcomes(results.folder, ("kernel tests", "failed", "FAILED tests/kernels/a.py", RED))
+    results(GREEN, [row("eager", 10.0, **GPU), row("stepcache-eager", 4.0, (3, 0), **GPU)])
+    results(f"{RED}-dirty", [row("stepcache-graphs", 1.0, (3, 0), **GPU), row("deepcache", 5.0, (3, 0), **GPU)])
+    for name in ("bench_headline", "bench_gpu"):
+        made = tables.TABLES[name](results.folder)
+        assert "10.0" in made and "4.00" in made and "2.50x" in made
+        assert "CUDA graphs" not in made and "10.00x" not in made and "5.00" not in made
+        assert f"Left out: 2 rows of commit {RED}, whose tests were red on a GPU** (kernel tests: FAILED" in made
+        assert f"commit {GREEN}" in made and f"commit {RED}-dirty" not in made  # whose rig and command are not shown
+
+
+def test_without_a_red_test_all_rows_are_shown(results):
+    outcomes(results.folder, ("core tests", "cut short", "It was ended", RED), ("sd21-512-b1", "failed", "", RED))
+    results(RED, ladder(**GPU))
+    assert red_commits(results.folder) == {}
+    assert trusted(results.folder / "bench_gpu.csv").rows == ladder(**GPU)
+    assert "Left out" not in tables.TABLES["bench_gpu"](results.folder)
+
+
+def test_what_a_cpu_measured_at_that_commit_stays(results):
+    outcomes(results.folder, ("core tests", "failed", "why", RED))
+    results(RED, ladder(), gpu="", name="bench_demo.csv")
+    made = tables.TABLES["bench_demo"](results.folder)
+    assert "Left out" not in made and "10.0" in made
+
+
+def test_where_all_is_red_the_tables_are_a_sentence_and_there_are_no_figures(results):
+    outcomes(results.folder, ("core tests", "failed", "why", RED))
+    results(RED, ladder(**GPU))
+    for name in ("bench_headline", "bench_gpu"):
+        made = tables.TABLES[name](results.folder)
+        assert made.startswith(f"**Left out: 10 rows of commit {RED}") and "|" not in made
+    assert tables.FIGURES["bench_gpu_ladder"](results.folder) == []
+
+
+def test_a_rung_that_was_cut_short_gives_way_to_its_whole_measurement(results):
+    results(GREEN, [row("eager", 44.0, repeats=1, **GPU), row("eager", 10.0, repeats=3, **GPU)])
+    made = tables.TABLES["bench_gpu"](results.folder)
+    assert "10.0" in made and "44.0" not in made
