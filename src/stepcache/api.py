@@ -60,7 +60,11 @@ def accelerate(
         compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True and False do so anywhere. A dict of
             torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the repeated
             transformer blocks once each: a short cold start, with more launches that are left to CUDA graphs.
-            Price: the first call at each size compiles two graphs (minutes for SDXL); see `warmup`, `save_compiled`.
+            Price: the first call at each size compiles two graphs, each kernel once, with the configuration that
+            Inductor's heuristics have first; see `warmup`, `save_compiled`. What tries more of them out on the device
+            is had by name: {"mode": "default"} 1 to 6 for each kernel, as torch.compile does by itself;
+            {"mode": "max-autotune"} more, and GEMMs in Triton; {"options": {"coordinate_descent_tuning": True}} some
+            10 of each of more than a hundred kernels, one after the other: minutes for a size.
         cuda_graphs: "auto" (default) captures both graphs on CUDA; False does not. Price: the graphs' pool, about the
             activations of one full step a bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
         kernels: "auto" (default) joins hidden state and skip with the Triton kernels where a benchmark on this very GPU
@@ -154,7 +158,8 @@ def warmup(
     ip_adapter_image, ...). progress: a bar that says what is being compiled or captured.
 
     Warm up before threads start to serve: while a graph is captured, other threads must not draw random numbers from
-    CUDA's default generator or empty torch's memory cache. And as requests will run: a warm-up under torch.no_grad()
+    CUDA's default generator, synchronise the device or empty torch's memory cache (what stepcache itself does in other
+    threads waits its turn). And as requests will run: a warm-up under torch.no_grad()
     leaves nothing for calls under torch.inference_mode(), nor for autocast.
 
     One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that

@@ -30,7 +30,7 @@ from .turns import exclusive
 # Inductor options for CUDA, where the user gives neither mode nor options; handed to torch.compile, never set globally.
 # Each kernel is compiled once, as Inductor's heuristics have it at first (how many there are: benchmarks/gpu_code.py).
 # Inductor's own default tries 1 to 6 configurations a kernel, max-autotune more, and coordinate descent, as in the
-# "diffusion-fast" recipe of PyTorch and Hugging Face, 10 to 30, one after the other: minutes before the first image.
+# "diffusion-fast" recipe of PyTorch and Hugging Face, some 10, one after the other: minutes before the first image.
 CUDA_OPTIONS = {
     "conv_1x1_as_mm": True,
     "triton.autotune_pointwise": False,
