@@ -50,6 +50,9 @@ PROPERTIES = SimpleNamespace(
 )
 """What `torch.cuda.get_device_properties` says of an H100 SXM with 80 GB."""
 
+Product = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shapes (m, k) and (k, n) of a matrix product's operands."""
+
 _CUDA, _META, _DEVICE_TYPES = 1, 14, 21  # of c10::DeviceType
 
 
@@ -75,18 +78,19 @@ class _Driver:
 
 
 @contextmanager
-def fake_h100() -> Iterator[set[tuple[tuple[int, ...], tuple[int, ...]]]]:
+def fake_h100() -> Iterator[set[Product]]:
     """Inside, `torch.compile` on fake CUDA tensors takes Inductor's path for an H100.
 
-    Gives the set of matrix products, as shapes (m, k), (k, n), that Inductor would have timed on the device while it
-    compiled, with and without padding to multiples of 8. They are left unpadded here.
+    Gives the set of matrix products that Inductor would have timed on the device while it compiled, with and without
+    padding to multiples of 8. They are left unpadded here.
     """
     # Patterns of Inductor that it traces once a process, through autograd, which has no kernels for CUDA here.
     joint_graph.lazy_init()
-    to_pad: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    to_pad: set[Product] = set()
 
     def should_pad(match: Any, a: Tensor, b: Tensor, op: Any, input: Tensor | None = None) -> bool:
-        to_pad.add((tuple(a.shape), tuple(b.shape)))
+        if not inductor_config.deterministic:  # then it decides without timing
+            to_pad.add((tuple(a.shape), tuple(b.shape)))
         return False
 
     with ExitStack() as stack:
@@ -152,8 +156,11 @@ def _always(value: Any) -> Callable[..., Any]:
 
 @contextmanager
 def _device_guard() -> Iterator[None]:
-    """Lets torch's C++ make "cuda" the current device: some functions (indexing, .contiguous()) do so before they
-    dispatch to the fake tensor. A build without CUDA has no guard to do it with; the meta device's does nothing."""
+    """Lets torch's C++ make "cuda" the current device.
+
+    Some functions (indexing, .contiguous()) do so before they come to the fake tensor. A build without CUDA has no
+    guard to do it with, and raises; the meta device's guard does nothing, and so does for this.
+    """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * _DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     before = guards[_CUDA]

@@ -35,6 +35,7 @@ with its default options. `join` is how skips are joined: `reference` (torch) or
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import time
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
     torch.set_num_threads(1)
+    gc.set_threshold(100_000, 50, 100)  # compiling makes millions of objects that live until the end
     cases = [Case(*case) for case in itertools.product(args.models, args.kinds, args.joins, args.weights)]
     rows: list[Row] = []
     start = time.perf_counter()

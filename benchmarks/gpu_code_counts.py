@@ -51,7 +51,7 @@ def copies(code: Code) -> Copies:
 
 
 def fills(code: Code) -> int:
-    """Launches that read no tensor: they write constants."""
+    """Launches that read no tensor: they write constants, ranges, "copies" of memory that nothing has written yet."""
     launches = sum(not call.read for call in code.launches)
     return launches + sum(call.name in ("fill_", "zero_", "full", "zeros", "ones") for call in code.externs)
 
@@ -76,7 +76,7 @@ def _joins(code: Code) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     current: tuple[list[Tensor], list[Tensor]] | None = None
     for call in code.calls:
         if isinstance(call, Launch):
-            if call.kernel.inductors or "skip" not in call.tensors:
+            if call.kernel.generated or "skip" not in call.tensors:
                 continue
             first = "m2s" in call.tensors and call.kernel.writes("m2s")
             hidden = [call.tensors[name] for name in ("h", "h2", "h3", "mix") if name in call.tensors]

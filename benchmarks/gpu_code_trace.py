@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 import torch._inductor.config as inductor_config
-from fake_h100 import fake_h100
+from fake_h100 import Product, fake_h100
 from torch import Tensor, nn
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
@@ -61,12 +61,12 @@ class Kernel:
         self.signature: dict[str, str] = autotuner.triton_meta["signature"]
         self.constants: dict[str, Any] = dict(autotuner.triton_meta.get("constants", {}))
         self._stored = set(re.findall(r"tl\.store\((\w+)", source))
-        # Inductor's own say in_ptr0, out_ptr0, in_out_ptr0.
-        self.inductors = "@triton_heuristics.user_autotune" not in source
+        # Inductor's own. Their pointers are named in_ptr0, out_ptr0, in_out_ptr0.
+        self.generated = "@triton_heuristics.user_autotune" not in source
 
     def reads(self, argument: str) -> bool:
         """Whether it reads what that pointer points to."""
-        if self.inductors:
+        if self.generated:
             return argument.startswith("in_")
         unread = argument in UNREAD and not self.constants.get(UNREAD[argument], True)
         return argument not in self._stored and not unread
@@ -78,19 +78,19 @@ class Kernel:
     @cached_property
     def copies(self) -> bool:
         """Whether it computes nothing: each value that it stores is one that it has loaded."""
-        return self.inductors and len(set(re.findall(r"\btmp\d+\b", self.source))) == 1 and "tl.load" in self.source
+        return self.generated and len(set(re.findall(r"\btmp\d+\b", self.source))) == 1 and "tl.load" in self.source
 
     def configs(self, options: Mapping[str, Any]) -> int:
         """Configurations of it that are compiled with these options of Inductor, each of which is a compilation.
 
         With coordinate descent, the fewest: those that the search looks at around a first one that nothing beats.
         """
-        with inductor_config.patch(dict(options)):
-            meta = TritonKernel.inductor_meta_common()
         given = copy.deepcopy(self._arguments)
         before = {k: v for k, v in given["inductor_meta"].items() if not k.startswith("coordinate_descent")}
-        given["inductor_meta"] = before | meta
-        autotuner = self._heuristic(**given)(self.function)
+        with fake_h100(), inductor_config.patch(dict(options)):
+            meta = TritonKernel.inductor_meta_common()
+            given["inductor_meta"] = before | meta
+            autotuner = self._heuristic(**given)(self.function)
         tried = {triton_config_to_hashable(config) for config in autotuner.configs}
         if meta.get("coordinate_descent_tuning") and autotuner._should_coordesc_tune:
 
@@ -178,7 +178,7 @@ class Code:
     """By name. Inductor gives kernels with the same source one name."""
     weights: set[int] = field(default_factory=set)
     """Storages of the parameters (`storage_of`)."""
-    to_pad: set[Any] = field(default_factory=set)
+    to_pad: set[Product] = field(default_factory=set)
     """Matrix products that Inductor would have timed (`fake_h100`)."""
 
     @property
@@ -317,7 +317,7 @@ def _compile(
     args: Sequence[Any],
     weights: Sequence[Tensor],
     options: Mapping[str, Any],
-    to_pad: set[Any],
+    to_pad: set[Product],
 ) -> Code:
     code = Code(weights={storage_of(weight) for weight in weights}, to_pad=to_pad)
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options=dict(options))

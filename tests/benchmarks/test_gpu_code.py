@@ -70,7 +70,8 @@ def test_what_a_join_on_our_kernels_is_handed(counted):
 def test_with_weights_in_channels_last_no_graph_relays_one(counted, kind):
     case = counted[f"{kind} channels_last"]
     assert case["relaid"] == [0, 0]
-    assert len(case["launches"]) > 10 and "convolution" in case["externs"] and "flash_attention" in case["externs"]
+    assert len(case["launches"]) > 10 and "convolution" in case["externs"]
+    assert ("flash_attention" in case["externs"]) == (kind == "partial")
     assert case["flops"] == 2 * case["macs"]
     assert case["unet is as it was"]
 
