@@ -1,0 +1,117 @@
+"""Counts of small functions and graphs, as JSON. A process of its own: torch keeps what it believes of the GPU."""
+
+import json
+import warnings
+
+import fake_h100
+import gpu_code
+import gpu_code_counts as counts
+import torch
+import torch.nn.functional as F
+from gpu_code_trace import function_code, graph_code
+from small import make_unet
+from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
+
+from stepcache.join import reference_join
+from stepcache.macs import branch_macs, meta_unet
+
+SIZE = 16
+ONE = {"triton.autotune_pointwise": False}
+
+
+def half(*shape, channels_last=False):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=torch.half).to(memory_format=memory_format)
+
+
+def counted(code):
+    relaid, copies, joined = counts.relaid_weights(code), counts.copies(code), counts.join_copies(code)
+    read, written, extern = counts.traffic(code)
+    return {
+        "launches": [launch.kernel.name for launch in code.launches],
+        "externs": counts.externs_by_kind(code),
+        "relaid": [relaid.count, relaid.bytes],
+        "copies": [copies.count, copies.bytes],
+        "joined": [joined.count, joined.bytes],
+        "fills": counts.fills(code),
+        "read": read,
+        "written": written,
+        "extern": extern,
+        "flops": counts.flops(code),
+        "bound_ms": counts.bound_ms(code),
+        "configs": {
+            "one": [kernel.configs(ONE) for kernel in code.kernels.values()],
+            "torch": [kernel.configs({}) for kernel in code.kernels.values()],
+            "descent": [kernel.configs(gpu_code.DESCENT) for kernel in code.kernels.values()],
+        },
+    }
+
+
+def convolution(channels_last):
+    x, weight = half(2, 64, 32, 32, channels_last=True), half(128, 64, 3, 3, channels_last=channels_last)
+    return counted(function_code(lambda x, w: F.conv2d(x, w, padding=1), [x, weight], [weight]))
+
+
+def transposed():
+    return counted(function_code(lambda x: x.t().contiguous(), [half(64, 32)]))
+
+
+def filled():
+    return counted(function_code(lambda x: (x * 2, 3 * torch.arange(64 * 32, device=x.device)), [half(64, 32)]))
+
+
+def product():
+    return counted(function_code(lambda x, w, b: torch.addmm(b, x, w) + 1, [half(64, 32), half(32, 16), half(16)]))
+
+
+def join():
+    def function(h, skip, weight, bias):
+        return cat_group_norm_silu(h * 2, skip, weight, bias, 2, 1e-5)
+
+    h = half(2, 64, 16, 16, channels_last=True)
+    return counted(function_code(function, [h, h, half(128), half(128)]))
+
+
+# A full step without attention compiles in a third of the time; a partial one has it.
+NO_ATTENTION = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "mid_block_type": None,
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
+
+
+def graph(kind, channels_last):
+    unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
+    if channels_last:
+        unet.to(memory_format=torch.channels_last)
+    before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
+    code = graph_code(unet, kind, reference_join, 0, gpu_code.inputs_of(unet, SIZE))
+    left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before
+    (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
+    return {**counted(code), "unet is as it was": left, "macs": getattr(macs, kind)}
+
+
+def main():
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
+    torch.set_num_threads(1)
+    before = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
+    results = {
+        "convolution as loaded": convolution(channels_last=False),
+        "convolution channels_last": convolution(channels_last=True),
+        "transposed": transposed(),
+        "filled": filled(),
+        "product": product(),
+        "join": join(),
+        "full channels_last": graph("full", True),
+        "partial channels_last": graph("partial", True),
+        "partial as loaded": graph("partial", False),
+    }
+    after = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
+    results["undone"] = before == after
+    with fake_h100.fake_h100():
+        results["fake"] = torch.cuda.is_available()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

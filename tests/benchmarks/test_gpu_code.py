@@ -1,0 +1,98 @@
+"""Counts of the code that Inductor generates for a GPU, on functions of which they are known, and on a small U-Net."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_code
+import pytest
+from stepcache.bench.rows import read, write
+
+CASES = Path(__file__).parent / "gpu_code_cases.py"
+HALF = 2  # bytes
+
+
+@pytest.fixture(scope="module")
+def counted():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, str(CASES)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_weight_in_another_layout_than_its_input_is_relaid(counted):
+    loaded, channels_last = counted["convolution as loaded"], counted["convolution channels_last"]
+    weight, image, output = 128 * 64 * 9 * HALF, 2 * 64 * 32 * 32 * HALF, 2 * 128 * 32 * 32 * HALF
+    assert loaded["relaid"] == [1, weight] and len(loaded["launches"]) == 1
+    assert (loaded["read"], loaded["written"]) == (weight, weight)
+    assert channels_last["relaid"] == [0, 0] and channels_last["launches"] == []
+    for case in (loaded, channels_last):
+        assert case["externs"] == "convolution 1"
+        assert case["extern"] == image + weight + output
+        assert case["flops"] == 2 * 128 * 64 * 9 * 2 * 32 * 32
+        assert case["copies"] == [0, 0] and case["fills"] == 0
+    # This convolution is limited by its FLOPs; copying the weight by bandwidth.
+    assert channels_last["bound_ms"] == pytest.approx(1e3 * channels_last["flops"] / 800e12)
+    assert loaded["bound_ms"] - channels_last["bound_ms"] == pytest.approx(1e3 * 2 * weight / 3.05e12)
+
+
+def test_a_copy_is_no_relaid_weight(counted):
+    case, size = counted["transposed"], 64 * 32 * HALF
+    assert case["copies"] == [1, size] and case["relaid"] == [0, 0] and case["externs"] == ""
+    assert (case["read"], case["written"], case["fills"]) == (size, size, 0)
+
+
+def test_what_reads_nothing_is_a_fill(counted):
+    case = counted["filled"]
+    assert len(case["launches"]) == 2 and case["fills"] == 1 and case["copies"] == [0, 0]
+    assert case["written"] == 64 * 32 * (HALF + 8) and case["read"] == 64 * 32 * HALF
+
+
+def test_a_matrix_product_and_what_is_fused_behind_it(counted):
+    case = counted["product"]
+    assert case["externs"] == "addmm 1" and len(case["launches"]) == 1 and case["copies"] == [0, 0]
+    assert case["flops"] == 2 * 64 * 32 * 16
+    assert case["extern"] == HALF * (64 * 32 + 32 * 16 + 16 + 64 * 16)
+    # What Inductor's 1-d kernels have: two configurations, one of which it can be told to take.
+    assert case["configs"] == {"one": [1], "torch": [2], "descent": [9]}
+
+
+def test_what_a_join_on_our_kernels_is_handed(counted):
+    case = counted["join"]
+    assert sum(name.startswith(("channel_statistics", "normalize_silu")) for name in case["launches"]) == 2
+    copies, size = case["joined"]
+    assert size == copies * 2 * 64 * 16 * 16 * HALF
+
+
+@pytest.mark.parametrize("kind", ["full", "partial"])
+def test_with_weights_in_channels_last_no_graph_relays_one(counted, kind):
+    case = counted[f"{kind} channels_last"]
+    assert case["relaid"] == [0, 0]
+    assert len(case["launches"]) > 10 and "convolution" in case["externs"]
+    assert ("flash_attention" in case["externs"]) == (kind == "partial")
+    assert case["flops"] == 2 * case["macs"]
+    assert case["unet is as it was"]
+
+
+def test_with_weights_as_loaded_some_are_relaid(counted):
+    case = counted["partial as loaded"]
+    count, size = case["relaid"]
+    assert count >= 3 and size > 0
+    assert len(case["launches"]) >= len(counted["partial channels_last"]["launches"]) + count - 1
+
+
+def test_patches_are_undone(counted):
+    assert counted["undone"] and counted["fake"]
+
+
+def test_rows_survive_the_file(tmp_path, capsys):
+    # What main() writes and prints, without compiling: the cases above do that.
+    row = gpu_code.Row(
+        "sd15", 512, "float16", 2, 0, "full", "reference", "as loaded", "{}", 386, 151, 151, 338, 1820,
+        "addmm 134; mm 96", 52, 1, 1, 1, None, None, 0, 10**9, 10**9, 10**9, 10**12, 1.5, 7,
+    )  # fmt: skip
+    write(tmp_path / "rows.csv", [row])
+    assert read(tmp_path / "rows.csv", gpu_code.Row) == [row]
+    assert "sd15 full reference as loaded" in gpu_code.table([row])
