@@ -8,15 +8,17 @@ import gpu_code
 import gpu_code_counts as counts
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 from gpu_code_trace import function_code, graph_code
-from small import make_unet
+from small import LoopPipe, make_unet
 from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
 
+from stepcache import accelerate
+from stepcache.graphs.compiled import CUDA_OPTIONS
 from stepcache.join import reference_join
 from stepcache.macs import branch_macs, meta_unet
 
 SIZE = 16
-ONE = {"triton.autotune_pointwise": False}
 
 
 def half(*shape, channels_last=False):
@@ -40,7 +42,7 @@ def counted(code):
         "flops": counts.flops(code),
         "bound_ms": counts.bound_ms(code),
         "configs": {
-            "one": [kernel.configs(ONE) for kernel in code.kernels.values()],
+            "default": [kernel.configs(CUDA_OPTIONS) for kernel in code.kernels.values()],
             "torch": [kernel.configs({}) for kernel in code.kernels.values()],
             "descent": [kernel.configs(gpu_code.DESCENT) for kernel in code.kernels.values()],
         },
@@ -82,8 +84,7 @@ NO_ATTENTION = {
 
 def graph(kind, channels_last):
     unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
-    if channels_last:
-        unet.to(memory_format=torch.channels_last)
+    accelerate(LoopPipe(unet, DDIMScheduler()), channels_last=channels_last)
     before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
     code = graph_code(unet, kind, reference_join, 0, gpu_code.inputs_of(unet, SIZE))
     left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before

@@ -56,7 +56,7 @@ def test_a_matrix_product_and_what_is_fused_behind_it(counted):
     assert case["flops"] == 2 * 64 * 32 * 16
     assert case["extern"] == HALF * (64 * 32 + 32 * 16 + 16 + 64 * 16)
     # What Inductor's 1-d kernels have: two configurations, one of which it can be told to take.
-    assert case["configs"] == {"one": [1], "torch": [2], "descent": [9]}
+    assert case["configs"] == {"default": [1], "torch": [2], "descent": [9]}
 
 
 def test_what_a_join_on_our_kernels_is_handed(counted):
@@ -67,11 +67,13 @@ def test_what_a_join_on_our_kernels_is_handed(counted):
 
 
 @pytest.mark.parametrize("kind", ["full", "partial"])
-def test_with_weights_in_channels_last_no_graph_relays_one(counted, kind):
+def test_no_graph_of_an_accelerated_pipe_relays_a_weight(counted, kind):
     case = counted[f"{kind} channels_last"]
     assert case["relaid"] == [0, 0]
     assert len(case["launches"]) > 10 and "convolution" in case["externs"]
     assert ("flash_attention" in case["externs"]) == (kind == "partial")
+    # By default nothing is tried out: each kernel is compiled once.
+    assert set(case["configs"]["default"]) == {1} < set(case["configs"]["torch"])
     assert case["flops"] == 2 * case["macs"]
     assert case["unet is as it was"]
 
