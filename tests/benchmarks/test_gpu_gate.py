@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import gate_jobs
 import gate_plan
 import gpu_gate
 import pytest
+import torch
 from bench.commit import commit_of
 from gate_jobs import Outcome, read_outcomes, write_outcomes
 from profile_steps import Row as ProfileRow
@@ -106,7 +106,7 @@ def test_an_unknown_job_is_named(tmp_path):
 
 def bare(code, environment):
     """Run code where neither .pth files nor the editable install's finder are: with -S, as on a machine without it."""
-    environment["PYTHONPATH"] += os.pathsep + sysconfig.get_path("purelib")
+    environment["PYTHONPATH"] += os.pathsep + str(Path(torch.__file__).parents[1])  # where packages are installed
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
