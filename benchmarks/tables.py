@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import cold_start
 import cpu_ratio
+import gpu_code
 import host_overhead
 import rest_of_loop
 import two_graphs
@@ -81,6 +82,37 @@ def cold_start_table(path: Path) -> str:
     return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
 
 
+def gpu_code_table(path: Path) -> str:
+    """What Inductor makes of the U-Nets for an H100: each graph with weights as loaded, and in channels_last."""
+    found: dict[tuple[str, str, str], dict[str, gpu_code.Row]] = {}
+    for row in read(path, gpu_code.Row):
+        found.setdefault((row.model, row.kind, row.join), {})[row.weights] = row
+    lines = []
+    for (model, kind, join), rows in found.items():
+        if set(rows) != set(gpu_code.WEIGHTS):
+            continue
+        before, after = (rows[weights] for weights in gpu_code.WEIGHTS)
+        pairs = (
+            (f"{before.launches}", f"{after.launches}"),
+            (f"{before.relaid_weights}", f"{after.relaid_weights}"),
+            (_gb(before.read_bytes + before.written_bytes), _gb(after.read_bytes + after.written_bytes)),
+            (f"{before.bound_ms:.2f}", f"{after.bound_ms:.2f}"),
+        )
+        configs = f"{after.configs}", f"{after.configs_torch}", f"{after.configs_descent}"
+        lines.append(
+            (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), " / ".join(configs))
+        )
+    header = (
+        "graph", "Triton launches", "of them re-lay a weight", "GB by Triton kernels", "bound, ms",
+        "configurations: default / Inductor's own / coordinate descent",
+    )  # fmt: skip
+    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
 def rest_of_loop_table(path: Path) -> str:
     """The share of each part of a call, and the whole call's seconds."""
     parts = [part for part in rest_of_loop.PARTS if part != "whole"]
@@ -108,6 +140,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "cpu_ratio": csv(cpu_ratio_table, "cpu_ratio.csv"),
     "host_overhead": csv(host_overhead_table, "host_overhead.csv"),
     "cold_start": csv(cold_start_table, "cold_start.csv"),
+    "gpu_code": csv(gpu_code_table, "gpu_code.csv"),
     "bench_headline": csv(headline_table, "bench_gpu.csv", "bench_sd21_cpu.csv"),
     "bench_headline_demo": csv(headline_table, "bench_demo.csv"),
     "bench_gpu": csv(ladder_tables, "bench_gpu.csv"),

@@ -2,6 +2,7 @@
 
 import shutil
 
+import gpu_code
 import pytest
 import tables
 from bench_rows import ladder, row
@@ -166,3 +167,20 @@ def test_a_figures_place_is_seen_from_the_page(results):
     assert 'src="bench_demo_fidelity_1-light.svg"' in tables.fill(text, folder, page=folder)
     above = tables.fill(text, folder, page=folder.parent)
     assert f'srcset="{folder.name}/bench_demo_fidelity_1-dark.svg"' in above
+
+
+def test_inductors_code_before_and_after_weights_are_re_laid(results):
+    def graph(kind, weights, launches, relaid):
+        return gpu_code.Row(
+            "sd15", 512, "float16", 2, 0, kind, "reference", weights, "{}", launches, 100, 100, 230, 1400, "mm 9",
+            relaid, 10**9, 1, 1, None, None, 0, 2 * 10**9, 10**9, 10**9, 10**12, 1.5, 7,
+        )  # fmt: skip
+
+    rows = [
+        graph("full", "as loaded", 386, 52),
+        graph("full", "channels_last", 336, 0),
+        graph("partial", "as loaded", 3, 4),
+    ]
+    _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
+    assert line[:4] == ["sd15, 512 px, full, reference joins", "386 → 336", "52 → 0", "3.00 → 3.00"]
+    assert line[-1] == "100 / 230 / 1400"
