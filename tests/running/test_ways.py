@@ -61,7 +61,8 @@ def plain(images):
 
 def replays(pipe):
     """The captured graphs of the U-Net, and how often each was replayed."""
-    held = graphs_of(pipe) if last_run(pipe) is not None else []
+    # None before the first run, and none any more where the U-Net that they were of is gone.
+    held = graphs_of(pipe) if attachment_of(pipe)._idle else []
     return {graph: graph.replays for graphs in held for graph, _ in graphs._graphs.values()}
 
 
