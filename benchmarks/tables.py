@@ -10,6 +10,7 @@ A figure is two SVGs in `results/`, light and dark, written anew together with t
 
 from __future__ import annotations
 
+import json
 import os.path
 import re
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from markdown_table import caption, table
 from plots import fidelity_figures, ladder_figures
 from stepcache.bench.rows import RESULTS, ROOT, Rig, read
 from support_matrix import support_table
+
+from stepcache.graphs.compiled import CUDA_OPTIONS
 
 Made = TypeVar("Made")
 PAGES = ROOT / "README.md", RESULTS / "README.md"
@@ -98,7 +101,9 @@ def gpu_code_table(path: Path) -> str:
             (_gb(before.read_bytes + before.written_bytes), _gb(after.read_bytes + after.written_bytes)),
             (f"{before.bound_ms:.2f}", f"{after.bound_ms:.2f}"),
         )
-        configs = f"{after.configs}", f"{after.configs_torch}", f"{after.configs_descent}"
+        # A row that was counted with other options than today's does not say what they make.
+        ours = f"{after.configs}" if json.loads(after.options) == CUDA_OPTIONS else "?"
+        configs = ours, f"{after.configs_torch}", f"{after.configs_descent}"
         lines.append(
             (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), " / ".join(configs))
         )
@@ -106,7 +111,7 @@ def gpu_code_table(path: Path) -> str:
         "graph", "Triton launches", "of them re-lay a weight", "GB by Triton kernels", "bound, ms",
         "configurations: default / Inductor's own / coordinate descent",
     )  # fmt: skip
-    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
+    return table(header, lines) + "\n" + caption(read(path, Rig))
 
 
 def _gb(count: int) -> str:

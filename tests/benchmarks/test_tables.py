@@ -1,5 +1,6 @@
 """The pages say what the CSVs say."""
 
+import json
 import shutil
 
 import gpu_code
@@ -8,6 +9,8 @@ import tables
 from bench_rows import ladder, row
 from stepcache.bench.rows import RESULTS, ROOT, read, write
 from stepcache.bench.schema import BenchRow
+
+from stepcache.graphs.compiled import CUDA_OPTIONS
 
 SHARE = "U-Net's share of FLOP bound"
 
@@ -170,17 +173,20 @@ def test_a_figures_place_is_seen_from_the_page(results):
 
 
 def test_inductors_code_before_and_after_weights_are_re_laid(results):
-    def graph(kind, weights, launches, relaid):
+    def graph(kind, weights, launches, relaid, options="{}"):
         return gpu_code.Row(
-            "sd15", 512, "float16", 2, 0, kind, "reference", weights, "{}", launches, 100, 100, 230, 1400, "mm 9",
+            "sd15", 512, "float16", 2, 0, kind, "reference", weights, options, launches, 100, 100, 230, 1400, "mm 9",
             relaid, 10**9, 1, 1, None, None, 0, 2 * 10**9, 10**9, 10**9, 10**12, 1.5, 7,
         )  # fmt: skip
 
     rows = [
         graph("full", "as loaded", 386, 52),
-        graph("full", "channels_last", 336, 0),
-        graph("partial", "as loaded", 3, 4),
+        graph("full", "channels_last", 336, 0, json.dumps(CUDA_OPTIONS)),
+        graph("partial", "as loaded", 3, 4),  # no counterpart: not shown
     ]
     _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
     assert line[:4] == ["sd15, 512 px, full, reference joins", "386 → 336", "52 → 0", "3.00 → 3.00"]
     assert line[-1] == "100 / 230 / 1400"
+    rows[1] = graph("full", "channels_last", 336, 0)  # counted with other options than the default ones
+    _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
+    assert line[-1] == "? / 230 / 1400"
