@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 from .._common import HAS_TRITON, check_join, check_kernel_dtype, device_of, joint_format, require_triton
 from .launch import MERGE_LANES, NUM_WARPS, groups_of_block, launch_parameters, loop_stages
@@ -94,7 +94,7 @@ def _launches(
     return (batch * p.splits * p.blocks,), common, normalize, out
 
 
-@triton_op("stepcache::cat_group_norm_silu", mutates_args=())
+@custom_op("stepcache::cat_group_norm_silu", mutates_args=())
 def cat_group_norm_silu(
     h: Tensor,
     skip: Tensor,
@@ -122,19 +122,32 @@ def cat_group_norm_silu(
     Returns:
         [N, C1 + C2, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).
 
-    No autograd. On CUDA and ROCm two Triton launches (kernel.py), elsewhere the reference. The branch is in the body
-    because a CPU kernel registered beside it would be ignored when the op is decomposed for torch.compile.
+    No autograd. On CUDA and ROCm Triton launches (kernel.py), elsewhere the reference. To a compiler it is one opaque
+    call (README.md, "Why the ops are opaque").
     """
-    _check(h, skip, weight, bias, num_groups, h2, h3, mix)
     if h.device.type != "cuda":
+        _check(h, skip, weight, bias, num_groups, h2, h3, mix)
         out = cat_group_norm_silu_reference(h, skip, weight, bias, num_groups, eps, h2, h3, mix)
         return out.contiguous(memory_format=joint_format(h, skip))
-    require_triton()
-    grid, statistics, normalize, out = _launches(h, skip, weight, bias, num_groups, eps, h2, h3, mix)
-    with device_of(h):
-        wrap_triton(channel_statistics_kernel)[grid](**statistics)
-        wrap_triton(normalize_silu_kernel)[grid](**normalize)
-    return out
+    return cat_group_norm_silu_triton(h, skip, weight, bias, num_groups, eps, h2, h3, mix)
+
+
+@cat_group_norm_silu.register_fake
+def _(
+    h: Tensor,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    mix: Tensor | None = None,
+) -> Tensor:
+    _check(h, skip, weight, bias, num_groups, h2, h3, mix)
+    batch, c1, height, width = h.shape
+    sizes = (batch, c1 + skip.shape[1], height, width)
+    return torch.empty(sizes, dtype=h.dtype, device=h.device, memory_format=joint_format(h, skip))
 
 
 def cat_group_norm_silu_triton(

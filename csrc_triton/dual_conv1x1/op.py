@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 from .._common import (
     HAS_TRITON,
@@ -108,7 +108,7 @@ def _launch(
     return grid, arguments, out
 
 
-@triton_op("stepcache::dual_conv1x1", mutates_args=())
+@custom_op("stepcache::dual_conv1x1", mutates_args=())
 def dual_conv1x1(
     h: Tensor,
     skip: Tensor,
@@ -134,18 +134,31 @@ def dual_conv1x1(
     Returns:
         [N, O, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).
 
-    No autograd. On CUDA and ROCm one Triton launch (kernel.py), elsewhere the reference; the branch is in the body for
-    the reason given in `cat_group_norm_silu`.
+    No autograd. On CUDA and ROCm one Triton launch (kernel.py), elsewhere the reference. To a compiler it is one opaque
+    call (README.md, "Why the ops are opaque").
     """
-    _check(h, skip, weight, bias, residual, h2, h3, mix)
     if h.device.type != "cuda":
+        _check(h, skip, weight, bias, residual, h2, h3, mix)
         out = dual_conv1x1_reference(h, skip, weight, bias, residual, h2, h3, mix)
         return out.contiguous(memory_format=joint_format(h, skip))
-    require_triton()
-    grid, arguments, out = _launch(h, skip, weight, bias, residual, h2, h3, mix)
-    with device_of(h):
-        wrap_triton(dual_conv1x1_kernel)[grid](**arguments)
-    return out
+    return dual_conv1x1_triton(h, skip, weight, bias, residual, h2, h3, mix)
+
+
+@dual_conv1x1.register_fake
+def _(
+    h: Tensor,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    mix: Tensor | None = None,
+) -> Tensor:
+    _check(h, skip, weight, bias, residual, h2, h3, mix)
+    batch, _, height, width = h.shape
+    sizes = (batch, weight.shape[0], height, width)
+    return torch.empty(sizes, dtype=h.dtype, device=h.device, memory_format=joint_format(h, skip))
 
 
 def dual_conv1x1_triton(

@@ -1,93 +1,57 @@
-"""The CUDA branch of an op, traced with fake tensors on a machine without a GPU."""
+"""The CUDA branch of an op, run on fake tensors on a machine without a GPU: which kernels it launches, and what else."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
-import torch._higher_order_ops.triton_kernel_wrap as wrap
-import triton
 from torch import Tensor
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch._subclasses.functional_tensor import dispatch_functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from triton.backends.compiler import GPUTarget
-
-
-class _Driver:
-    """What torch asks Triton's driver while it looks for the tensors that a kernel writes."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-
-@contextlib.contextmanager
-def _driver() -> Iterator[None]:
-    drivers = triton.runtime.driver
-    before = drivers._active
-    drivers.set_active(_Driver())
-    try:
-        yield
-    finally:
-        drivers._active = before
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch of a traced graph."""
+    """One kernel launch."""
 
     kernel: str
-    num_warps: set[int]
-    grid: tuple[Any, ...]
-    written: list[str]
-    """The arguments that the compiler believes are written to; those it would copy for safety's sake."""
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
 
 
-def trace(call: Callable[..., Tensor], shapes: list[tuple[int, ...]], dynamic: bool) -> tuple[list[Launch], list[str]]:
-    """Trace `call` on fake bfloat16 tensors on "cuda", 4-D ones in channels_last: its launches, and its other calls.
+class _Others(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
-    `dynamic` makes batch, height and width of the 4-D tensors symbols, but not of [O, C, 1, 1] weights.
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+def launches(
+    launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any
+) -> tuple[list[Launch], list[str]]:
+    """`launcher(*tensors of those shapes, *rest)`: its launches, and its calls of torch's operators.
+
+    The tensors are bfloat16 and on "cuda", 4-d ones in channels_last.
     """
-    env = ShapeEnv()
-    symbols: dict[tuple[int, int], Any] = {}
+    noted: list[Launch] = []
 
-    def size(axis: int, value: int) -> Any:
-        if not dynamic or axis == 1 or value == 1:
-            return value
-        if (axis, value) not in symbols:
-            source = ConstantSource(f"axis{axis}_{value}")
-            symbols[axis, value] = env.create_symintnode(env.create_symbol(value, source), hint=value, source=source)
-        return symbols[axis, value]
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        assert not args and not warmup
+        noted.append(Launch(self.fn.__name__, grid, kwargs))
 
     def make(shape: tuple[int, ...]) -> Tensor:
-        if len(shape) != 4:
-            return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
-        sizes = shape if shape[2:] == (1, 1) else tuple(size(i, n) for i, n in enumerate(shape))
-        return torch.empty(sizes, dtype=torch.bfloat16, device="cuda", memory_format=torch.channels_last)
+        options = {"memory_format": torch.channels_last} if len(shape) == 4 else {}
+        return torch.empty(shape, dtype=torch.bfloat16, device="cuda", **options)
 
-    with _driver(), FakeTensorMode(shape_env=env):
+    with FakeTensorMode():
         tensors = [make(shape) for shape in shapes]
-        graph = make_fx(dispatch_functionalize(call), tracing_mode="symbolic" if dynamic else "fake")(*tensors).graph
-    launches, others = [], []
-    for node in graph.nodes:
-        if node.target is wrap.triton_kernel_wrapper_functional:
-            tuner = wrap.kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
-            launches.append(
-                Launch(
-                    kernel=tuner.fn.__name__,
-                    num_warps={config.num_warps for config in tuner.configs},
-                    grid=tuple(node.kwargs["grid"]),
-                    written=sorted(node.kwargs["tensors_to_clone"]),
-                )
-            )
-        elif isinstance(node.target, torch._ops.OpOverload):
-            others.append(str(node.target))
-    return launches, others
+        with mock.patch.object(JITFunction, "run", run), _Others() as others:
+            launcher(*tensors, *rest)
+    return noted, others.names

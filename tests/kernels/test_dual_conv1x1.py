@@ -109,20 +109,6 @@ def test_dynamic_shapes_export_and_meta(anywhere, check):
     anywhere("kernel_checks", check, OP)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_traced_for_cuda_it_is_one_launch_and_no_copies(dynamic):
-    from kernel_fake_gpu import trace
-
-    launches, others = trace(
-        lambda h, skip, w, b, residual: dual_conv1x1(h, skip, w, b, residual),
-        [(2, 640, 24, 40), (2, 320, 24, 40), (320, 960, 1, 1), (320,), (2, 320, 24, 40)],
-        dynamic,
-    )
-    assert [(launch.kernel, launch.written) for launch in launches] == [("dual_conv1x1_kernel", ["out"])]
-    assert len(launches[0].grid) == len(CONFIGS)
-    assert {name.split(".")[1] for name in others} <= {"empty", "sym_size"}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
