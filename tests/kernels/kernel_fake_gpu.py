@@ -1,4 +1,4 @@
-"""The CUDA branch of an op, run on fake tensors on a machine without a GPU: which kernels it launches, and what else."""
+"""The CUDA branch of an op on fake tensors, on a machine without a GPU: which kernels it launches, and what else."""
 
 from __future__ import annotations
 
