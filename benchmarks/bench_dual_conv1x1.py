@@ -5,15 +5,15 @@
 
 Variants: `triton`, ours; `eager`, concat, convolution, add; `inductor`, torch.compile of the same; `inductor split`,
 torch.compile of two convolutions and the adds, which needs no concat but writes and reads a partial result. The
-bandwidth counts one read of both inputs, the weight and the residual, and one write: these GEMMs are near the ridge of
-the roofline, so the share of copy bandwidth says how far memory is the limit, and is no aim.
+bytes count one read of both inputs, the weight and the residual, and one write: these GEMMs are near the ridge of the
+roofline, so the share of a copy's speed says how far memory is the limit, and is no aim.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from kernel_bench import Case, Join, main
+from kernel_bench import Case, Join, compiled, main
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1
 from torch import Tensor
 
@@ -45,11 +45,14 @@ def make_case(join: Join, dtype: torch.dtype, device: str) -> Case:
     def ours(h: Tensor, skip: Tensor, residual: Tensor) -> Tensor:
         return dual_conv1x1(h, skip, weight, bias, residual)
 
-    # A dry run on the CPU runs the variants uncompiled: it checks the code, and Inductor takes minutes.
-    compiled = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if device == "cuda" else lambda f: f
     out_elements = join.batch * join.out * join.height * join.width
     needed = dtype.itemsize * (join.concat_elements + weight.numel() + 2 * out_elements)
-    variants = {"triton": ours, "eager": stock, "inductor": compiled(stock), "inductor split": compiled(split)}
+    variants = {
+        "triton": compiled(ours, device),
+        "eager": stock,
+        "inductor": compiled(stock, device),
+        "inductor split": compiled(split, device),
+    }
     return Case(
         join=join,
         dtype=dtype,

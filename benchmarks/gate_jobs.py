@@ -34,9 +34,9 @@ OUT_OF_TIME = 75
 class Job:
     """One process.
 
-    It is not begun with less than `least` seconds left, where a job that it `needs` failed, or without the file that it
-    `reads`. It may take `most` seconds, and beyond them what the jobs behind it leave. `check` looks for a failure in
-    the output, given whether the process came to its end: it returns what is wrong, "" where nothing is.
+    It is not begun with less than `least` seconds left, or where a job that it `needs` failed. It may take `most`
+    seconds, and beyond them what the jobs behind it leave. `check` looks for a failure in the output, given whether the
+    process came to its end: it returns what is wrong, "" where nothing is.
     """
 
     name: str
@@ -44,7 +44,6 @@ class Job:
     least: float
     most: float
     needs: tuple[str, ...] = ()
-    reads: Path | None = None
     told: bool = False  # the command takes --seconds, that it has until it should be done
     check: Callable[[str, bool], str] = lambda output, finished: ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -107,8 +106,6 @@ class Runner:
         failed = {name for name, outcome in self.outcomes.items() if outcome.status == "failed"}
         if wrong := [name for name in job.needs if name in failed]:
             return Outcome(job.name, "not begun", 0.0, f"It needs what failed: {', '.join(wrong)}.")
-        if job.reads is not None and not job.reads.exists():
-            return Outcome(job.name, "not begun", 0.0, f"There is no {job.reads.name}.")
         left = self.deadline - GRACE - self.clock()
         if left < job.least:
             return Outcome(job.name, "not begun", 0.0, f"It needs {job.least:.0f} s; {max(0, left):.0f} s were left.")

@@ -17,6 +17,8 @@ CORE = "tests/graphs/test_gpu.py", "tests/graphs/test_gpu_neighbours.py"
 TESTS = "core tests", "kernel tests", "further tests"
 """Red ones hold up no job. But the pages' tables leave out what a GPU measured at a commit with red tests."""
 KERNELS = "cat_group_norm_silu", "dual_conv1x1"
+PIXELS = {"sd21": 512, "sdxl": 1024}
+"""The architectures whose joins are measured both ways, and the image's height and width."""
 DRY_TESTS = "tests/graphs/test_standin.py", "tests/test_cut.py"
 """What a dry run has in the place of the tests that need a GPU."""
 NEEDS = ("environment",)
@@ -50,7 +52,7 @@ def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
         profile,
         compiled,
         *(_kernel(name, out) for name in KERNELS),
-        Job("choose kernels", _own(out, "--choose"), least=5, most=30, needs=NEEDS, reads=kernel_file(out)),
+        *(Job(f"joins of {model}", _own(out, "--tune", model), least=30, most=60, needs=NEEDS) for model in PIXELS),
         _tests(TESTS[1], ["-m", "gpu", *_gpu_tests(kernels=True)], most=60),
         *(cells.pop(f"{size}{rest}") for size in ("sd21-768-b1", "sdxl-1024-b1") for rest in ("", "-ours")),
         _tests(TESTS[2], ["-m", "gpu", *_gpu_tests(kernels=False)], most=120),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from gpu_code_trace import Code, Extern, Launch, storage_of
+from gpu_code_trace import Code, Extern, Launch, OwnKernel, storage_of
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
@@ -46,8 +46,10 @@ def relaid_weights(code: Code) -> Copies:
 
 
 def copies(code: Code) -> Copies:
-    """Launches that do nothing but write something that is no weight in another layout, or once more."""
-    return _copies(call for call in code.launches if _only_copies(call) and not _reads_weights(call, code))
+    """Calls that do nothing but write something that is no weight in another layout, or once more."""
+    launched = _copies(call for call in code.launches if _only_copies(call) and not _reads_weights(call, code))
+    called = _copies(call for call in code.externs if call.name in ("clone", "copy_", "_to_copy"))
+    return Copies(launched.count + called.count, launched.bytes + called.bytes)
 
 
 def fills(code: Code) -> int:
@@ -57,43 +59,36 @@ def fills(code: Code) -> int:
 
 
 def join_copies(code: Code) -> Copies:
-    """Buffers, beyond one of the hidden state and one of the skip, that a join on our kernels is handed.
+    """Buffers, beyond one of the hidden state and one of the skip, that the kernels of a join are handed.
 
-    A join's kernels have pointers that they do not read. If the compiler takes each for an input of its own, it writes
-    the hidden state once for each of them.
+    What is not in memory when the compiler comes to a join, it may write once for each kernel that takes it.
     """
     found = []
     for held in _joins(code):
-        for tensors in held:
-            first, *others = {storage_of(t): t for t in tensors}.values()
-            # Only what is as large: a dummy of one element is no copy.
-            found += [t for t in others if t.numel() == first.numel()]
+        for name in ("h", "skip"):
+            _, *others = {storage_of(launch.tensors[name]): launch.tensors[name] for launch in held}.values()
+            found += others
     return Copies(len(found), sum(extent(t) for t in found))
 
 
-def _joins(code: Code) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """For each join on our kernels, what they get as hidden state and as skip."""
-    current: tuple[list[Tensor], list[Tensor]] | None = None
-    for call in code.calls:
-        if isinstance(call, Launch):
-            if call.kernel.generated or "skip" not in call.tensors:
-                continue
-            first = "m2s" in call.tensors and call.kernel.writes("m2s")
-            hidden = [call.tensors[name] for name in ("h", "h2", "h3", "mix") if name in call.tensors]
-            skip = call.tensors["skip"]
-        elif call.name.startswith("stepcache."):  # the ops as a whole, opaque to the compiler
-            first = call.name == "stepcache.cat_group_norm_silu"
-            hidden, skip = [call.args[0]], call.args[1]
-        else:
+def join_launches(code: Code) -> list[int]:
+    """How many launches of our kernels each join on them has."""
+    return [len(held) for held in _joins(code)]
+
+
+def _joins(code: Code) -> Iterator[list[Launch]]:
+    """The launches of each join on our kernels."""
+    current: list[Launch] = []
+    for call in code.launches:
+        if not isinstance(call.kernel, OwnKernel):
             continue
-        if first:
-            if current is not None:
-                yield current
-            current = ([], [])
-        assert current is not None
-        current[0].extend(hidden)
-        current[1].append(skip)
-    if current is not None:
+        # The shortcut's is a join's last; without one, the next join's first ends it.
+        begins = not call.kernel.name.startswith(("normalize", "dual_conv1x1"))
+        if begins and current:
+            yield current
+            current = []
+        current.append(call)
+    if current:
         yield current
 
 
@@ -120,8 +115,6 @@ def _flops(call: Launch | Extern) -> int:
         if not call.kernel.name.startswith("dual_conv1x1"):
             return 0
         return 2 * call.tensors["out"].numel() * call.tensors["weight"].shape[1]
-    if call.name == "stepcache.dual_conv1x1":
-        return int(2 * call.output.numel() * call.args[2].shape[1])
     count = flop_registry.get(call.op.overloadpacket)
     return int(count(*call.args, **call.kwargs, out_val=call.output)) if count is not None else 0
 
@@ -134,6 +127,6 @@ def _reads_weights(call: Launch, code: Code) -> bool:
     return all(storage_of(tensor) in code.weights for tensor in call.read)
 
 
-def _copies(calls: Iterator[Launch]) -> Copies:
+def _copies(calls: Iterable[Launch | Extern]) -> Copies:
     found = list(calls)
     return Copies(len(found), sum(total(call.written) for call in found))

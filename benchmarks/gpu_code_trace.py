@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -30,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from triton.runtime.jit import JITFunction
 
 from stepcache import guidance
 from stepcache.forwards import family_of
@@ -47,12 +49,9 @@ HEURISTICS = (
 )
 """What decorates a generated kernel and chooses its configurations: functions of Inductor's `triton_heuristics`."""
 
-UNREAD = {"h2": "NUM_MIX", "h3": "NUM_MIX", "mix": "NUM_MIX", "bias": "HAS_BIAS", "residual": "HAS_RESIDUAL"}
-"""Pointers of our own kernels that are only there to fill a place where that constant is 0."""
-
 
 class Kernel:
-    """A Triton kernel of the generated code."""
+    """A Triton kernel of Inductor's, in the generated code."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source
@@ -61,15 +60,10 @@ class Kernel:
         self.signature: dict[str, str] = autotuner.triton_meta["signature"]
         self.constants: dict[str, Any] = dict(autotuner.triton_meta.get("constants", {}))
         self._stored = set(re.findall(r"tl\.store\((\w+)", source))
-        # Inductor's own. Their pointers are named in_ptr0, out_ptr0, in_out_ptr0.
-        self.generated = "@triton_heuristics.user_autotune" not in source
 
     def reads(self, argument: str) -> bool:
-        """Whether it reads what that pointer points to."""
-        if self.generated:
-            return argument.startswith("in_")
-        unread = argument in UNREAD and not self.constants.get(UNREAD[argument], True)
-        return argument not in self._stored and not unread
+        """Whether it reads what that pointer points to: in_ptr0, in_out_ptr0."""
+        return argument.startswith("in_")
 
     def writes(self, argument: str) -> bool:
         """Whether it writes there."""
@@ -78,7 +72,7 @@ class Kernel:
     @cached_property
     def copies(self) -> bool:
         """Whether it computes nothing: each value that it stores is one that it has loaded."""
-        return self.generated and len(set(re.findall(r"\btmp\d+\b", self.source))) == 1 and "tl.load" in self.source
+        return len(set(re.findall(r"\btmp\d+\b", self.source))) == 1 and "tl.load" in self.source
 
     def configs(self, options: Mapping[str, Any]) -> int:
         """Configurations of it that are compiled with these options of Inductor, each of which is a compilation.
@@ -124,11 +118,32 @@ def _load(name: str, source: str) -> tuple[Callable[..., Any], dict[str, Any], A
     return heuristic, arguments, autotuner
 
 
+class OwnKernel:
+    """One of our kernels, with the constants that it is compiled for."""
+
+    copies = False
+
+    def __init__(self, name: str, written: Collection[str]) -> None:
+        self.name, self._written = name, written
+
+    def reads(self, argument: str) -> bool:
+        """Whether it reads what that pointer points to. Pointers that it would not read it is not given."""
+        return argument not in self._written
+
+    def writes(self, argument: str) -> bool:
+        """Whether it writes there."""
+        return argument in self._written
+
+    def configs(self, options: Mapping[str, Any]) -> int:
+        """It is compiled once: its launcher has chosen a tile."""
+        return 1
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch of a Triton kernel: the tensors that it gets, by the names of the kernel's pointers."""
 
-    kernel: Kernel
+    kernel: Kernel | OwnKernel
     tensors: dict[str, Tensor]
 
     @property
@@ -144,7 +159,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Extern:
-    """One call of an operator that is no Triton kernel of Inductor's: a library's, or an opaque one of ours."""
+    """One call of an operator of torch: a library's kernels run."""
 
     op: Any  # OpOverload
     args: tuple[Any, ...]
@@ -153,9 +168,9 @@ class Extern:
 
     @property
     def name(self) -> str:
-        """Like "convolution", or "stepcache.cat_group_norm_silu" for those that are not torch's."""
-        namespace, _, name = self.op._schema.name.partition("::")
-        return name if namespace == "aten" else f"{namespace}.{name}"
+        """Like "convolution"."""
+        name: str = self.op._schema.name.rpartition("::")[2]
+        return name
 
     @property
     def read(self) -> list[Tensor]:
@@ -174,8 +189,8 @@ class Code:
     """What one compiled graph does."""
 
     calls: list[Launch | Extern] = field(default_factory=list)
-    kernels: dict[str, Kernel] = field(default_factory=dict)
-    """By name. Inductor gives kernels with the same source one name."""
+    kernels: dict[Hashable, Kernel | OwnKernel] = field(default_factory=dict)
+    """By name, to which Inductor gives one source. Ours by name and constants."""
     weights: set[int] = field(default_factory=set)
     """Storages of the parameters (`storage_of`)."""
     to_pad: set[Product] = field(default_factory=set)
@@ -200,17 +215,38 @@ def storage_of(tensor: Tensor) -> int:
 class _Externs(TorchDispatchMode):
     """Notes calls of operators. Views and allocations are none: nothing runs on the device for them."""
 
-    def __init__(self, calls: list[Launch | Extern]) -> None:
+    def __init__(self, code: Code) -> None:
         super().__init__()
-        self.calls = calls
+        self.code = code
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "stepcache":
+            # To the compiler one call. What it consists of is noted by its own launcher, copies included.
+            launcher = getattr(import_module(f"stepcache.kernels.{name}"), f"{name}_triton")
+            with self, mock.patch.object(JITFunction, "run", _run_noting(self.code)):
+                return launcher(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
-        allocates = func._schema.name in ("aten::empty_strided", "aten::empty", "aten::detach")
+        allocates = name in ("empty_strided", "empty", "empty_like", "detach")
         call = Extern(func, args, kwargs or {}, output)
         if call.written and not func.is_view and not allocates:
-            self.calls.append(call)
+            self.code.calls.append(call)
         return output
+
+
+def _run_noting(code: Code) -> Callable[..., None]:
+    """In the place of `JITFunction.run`, for our own kernels."""
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **arguments: Any) -> None:
+        assert not args, "our launchers name their arguments"
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        constants = {p.name: arguments[p.name] for p in self.params if p.is_constexpr}
+        # A join's first kernel writes partial statistics, which the other reads.
+        written = {"out"} if "out" in tensors else {"means", "m2s"}
+        kernel = code.kernels.setdefault((self.__name__, *constants.items()), OwnKernel(self.__name__, written))
+        code.calls.append(Launch(kernel, tensors))
+
+    return run
 
 
 @contextmanager
@@ -240,7 +276,7 @@ def _noting(code: Code) -> Iterator[None]:
         generated = module.call
 
         def call(args: Any) -> Any:
-            with _Externs(code.calls):
+            with _Externs(code):
                 return generated(args)
 
         module.call = call
@@ -301,7 +337,8 @@ def graph_code(
     with fake_h100() as to_pad, _reparametrize_module(unet, {**state, **buffers}):
         if kind == "full":
             return _compile(mode, full, [unet, faked], list(state.values()), options, to_pad)
-        with mode, torch.no_grad():
+        # As the compiled full step leaves it, layout included.
+        with mode, torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", lambda: True):
             _, kept = full(unet, faked)
         return _compile(mode, partial, [unet, kept, faked], list(state.values()), options, to_pad)
 

@@ -24,7 +24,7 @@ up nothing here, but `make tables` leaves out what a GPU measured at their commi
 benchmarks/results with the other CSVs). What was cut short holds up nothing either.
 
 What comes back in DIR, written as it goes: gate.csv (what became of each job), gate.log (all output), bench_gpu.csv,
-profile_steps.csv and profile_compiled.csv, bench_<kernel>.csv, defaults.csv. The last lines of the output are the
+profile_steps.csv and profile_compiled.csv, bench_<kernel>.csv, joins.csv. The last lines of the output are the
 summary. Exit status: 0 all done; 1 something failed: tests, a kernel, a cell's images; 2 something is missing, and the
 summary says what.
 """
@@ -44,7 +44,7 @@ from bench.commit import commit_of
 from gate_cells import run_cell
 from gate_checkout import environment
 from gate_jobs import NOTE, RED, ROOT, Job, Outcome, Runner, read_outcomes
-from gate_plan import DRY_TESTS, TESTS, dry_jobs, gpu_jobs, red_lines
+from gate_plan import DRY_TESTS, PIXELS, TESTS, dry_jobs, gpu_jobs, red_lines
 from gate_summary import summary
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         wheels = args.wheels or (ROOT / "wheels" if (ROOT / "wheels").is_dir() else None)
         variables = environment(Path(folder), wheels)
         variables["STEPCACHE_COMMIT"] = commit
+        # The joins' verdicts are a result, and what is measured after them runs by them.
+        variables["STEPCACHE_CACHE"] = str(args.out)
         jobs = jobs_of(args, Path(folder))
         runner = Runner(args.out, variables, start + 60 * args.minutes, earlier=earlier, commit=commit)
         runner.say(f"Commit {commit or 'unknown, see --commit'}, wheels {wheels or 'none'}, results to {args.out}.")
@@ -161,13 +163,11 @@ def import_error(name: str) -> str:
     return ""
 
 
-def choose(out: Path) -> None:
-    """The joins that would run on our kernels by default, by this run's figures: to `out`, not to the checkout."""
-    import choose_kernels
+def tune(model: str) -> int:
+    """The joins of that architecture both ways, as the command measures them. STEPCACHE_CACHE is set: to --out."""
+    from stepcache.cli import main as stepcache
 
-    shutil.copyfile(choose_kernels.DEFAULTS, out / "defaults.csv")
-    choose_kernels.choose([out / "bench_cat_group_norm_silu.csv"], out / "defaults.csv")
-    print((out / "defaults.csv").read_text())
+    return stepcache(["tune", model, "--size", str(PIXELS[model])])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, options in (
         ("--tests", {"nargs": "+", "default": DRY_TESTS}),  # what a dry run has in the place of its own
         ("--environment", {"action": "store_true"}),  # the rest are what the gate starts
-        ("--choose", {"action": "store_true"}),
+        ("--tune", {"choices": PIXELS}),
         ("--cell", {}),
         ("--seconds", {"type": float}),
     ):
@@ -196,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.environment:
         report_environment(args.dry_run)
-    elif args.choose:
-        choose(args.out)
+    elif args.tune:
+        return tune(args.tune)
     elif args.cell:
         run_cell(args.cell, args.out, args.seconds)
     elif args.list:

@@ -1,8 +1,10 @@
 """What the kernel benchmarks share: the joins of the real U-Nets, whether results are right, the row, the order.
 
-A figure is the time of a call in a replayed CUDA graph, for all variants alike (replay.py). The inputs rotate through
-as many copies as it takes to exceed twice the L2 cache, so that no call finds its inputs there. Bandwidth is stated as
-a share of what `copy_` of a large tensor reaches on the same device in the same process (bytes read plus written).
+A figure is the time of a call in a replayed CUDA graph, for all variants alike (stepcache.graphs.replays); all but the
+eager one are compiled by Inductor, ours included, with the options that a pipe's graphs have. The inputs rotate through
+as many copies as it takes to exceed twice the L2 cache, so that no call finds its inputs there. `share` compares with a
+`copy_` that moves as many bytes, read and written together, on the same device in the same process: a small copy does
+not reach the bandwidth of a large one either.
 
 A variant has a figure at a join where its results there are right; where they are not, or it fails, its row says so,
 the others go on, and the exit status is 1. float16 comes first, and of a dtype the largest joins, where the time goes.
@@ -21,9 +23,11 @@ from pathlib import Path
 
 import torch
 from gate_jobs import OUT_OF_TIME
-from replay import copies_beyond_l2, time_us
-from stepcache.bench.rows import RESULTS, ROOT, Rig, read, write
+from stepcache.bench.rows import RESULTS, ROOT, Rig, Spread, read, write
 from torch import Tensor
+
+from stepcache.graphs.compiled import cuda_options
+from stepcache.graphs.replays import copies_beyond_l2, times_us
 
 MODELS = {"sd15": 64, "sdxl": 128}
 """Latent height and width of SD 1.5 at 512 px and of SDXL at 1024 px."""
@@ -84,7 +88,7 @@ def tiny(join: Join) -> Join:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One way to compute one join's op. Times in microseconds; `share` of the measured copy bandwidth."""
+    """One way to compute one join's op. Times in microseconds."""
 
     op: str
     model: str
@@ -103,8 +107,8 @@ class KernelRow:
     us_p20: float | None
     us_p80: float | None
     gb_per_s: float | None
-    copy_gb_per_s: float
-    share: float | None
+    copy_us: float | None  # of a copy of as many bytes
+    share: float | None  # copy_us / us
     error: float | None  # largest distance from float64, on this row's own inputs
     error_stock: float | None  # that of the stock operations in this dtype
     cuda: str
@@ -139,11 +143,24 @@ def errors_of(results: Tensors, stock: Tensors, exact: Tensors) -> tuple[float, 
     return worst
 
 
-def copy_bandwidth() -> float:
-    """GB/s of a copy of 1 GiB, bytes read and bytes written together."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / time_us(target.copy_, [(source,)]).median / 1000
+@functools.cache
+def copy_us(nbytes: int) -> float:
+    """Microseconds of a copy that reads and writes so many bytes together."""
+    half = nbytes // 2
+    pairs = [torch.empty(2, half, dtype=torch.uint8, device="cuda").unbind() for _ in range(copies_beyond_l2(half))]
+    return time_us(lambda source, target: target.copy_(source), pairs).median
+
+
+def time_us(call: Callable[..., object], inputs: Sequence[Tensors]) -> Spread:
+    """Microseconds of a call."""
+    return Spread.of(times_us(call, inputs))
+
+
+def compiled(function: Callable[..., Tensor | Tensors], device: str) -> Callable[..., Tensor | Tensors]:
+    """Compiled as a pipe's graphs are. A dry run on the CPU takes it as it is: Inductor would be slow."""
+    if device != "cuda":
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=False, options=cuda_options())
 
 
 @functools.cache
@@ -171,17 +188,15 @@ class Case:
     """What each variant's result takes at the least to read and write, when L2 holds nothing from before."""
 
 
-def measure(op: str, case: Case, copy: float) -> list[KernelRow]:
+def measure(op: str, case: Case) -> list[KernelRow]:
     """A row for each variant: of those that are right, with their time."""
     first = case.inputs()
     exact, stock = results_of(case.stock(*(t.double() for t in first))), results_of(case.stock(*first))
     sets = [first] + [case.inputs() for _ in range(copies_beyond_l2(sum(t.nbytes for t in first)) - 1)]
-    return [_row(op, case, name, sets, stock, exact, copy) for name in case.variants]
+    return [_row(op, case, name, sets, stock, exact) for name in case.variants]
 
 
-def _row(
-    op: str, case: Case, name: str, sets: Sequence[Tensors], stock: Tensors, exact: Tensors, copy: float
-) -> KernelRow:
+def _row(op: str, case: Case, name: str, sets: Sequence[Tensors], stock: Tensors, exact: Tensors) -> KernelRow:
     join, call = case.join, case.variants[name]
     status, us, errors = "ok", None, None
     try:
@@ -191,7 +206,8 @@ def _row(
         status = f"wrong: {error}"
     except Exception as error:  # does not compile, cannot be captured, no memory: the others go on
         status = _reason(error)
-    rate = case.bytes_needed[name] / us.median / 1000 if us else None
+    nbytes = case.bytes_needed[name]
+    copied = copy_us(nbytes) if us else None
     return KernelRow(
         op=op,
         model=join.model,
@@ -209,9 +225,9 @@ def _row(
         us=us.median if us else None,
         us_p20=us.p20 if us else None,
         us_p80=us.p80 if us else None,
-        gb_per_s=rate,
-        copy_gb_per_s=copy,
-        share=rate / copy if rate else None,
+        gb_per_s=nbytes / us.median / 1000 if us else None,
+        copy_us=copied,
+        share=copied / us.median if us and copied else None,
         error=errors[0] if errors else None,
         error_stock=errors[1] if errors else None,
         cuda=torch.version.cuda or torch.version.hip or "",
@@ -259,14 +275,13 @@ class Benchmark:
         for row in rows:
             if row.status != "ok":
                 self.say_red(f"{row.model} join {row.join}, {row.dtype}, {row.variant}", row.status)
-        copy = copy_bandwidth() if todo else 0.0
         for i, (join, dtype) in enumerate(todo):
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 return len(todo) - i
             torch.compiler.reset()
             name = f"{join}, {str(dtype).removeprefix('torch.')}"
             try:
-                new = measure(self.op, self.make_case(join, dtype, "cuda"), copy)
+                new = measure(self.op, self.make_case(join, dtype, "cuda"))
             except Exception as error:  # nothing to compare with: the next join has its turn
                 self.say_red(name, _reason(error))
                 continue

@@ -12,9 +12,10 @@ from stepcache import accelerate, last_run
 from stepcache.errors import InvalidSetting
 from stepcache.forwards import family_of
 from stepcache.graphs.standin import StandInBackend
-from stepcache.join import fusable, fused_join, reference_join
+from stepcache.join import Blend, fusable, fused_join, reference_join, shape_of
+from stepcache.verdicts import JoinShape
 
-fused = fused_join(lambda dtype, hidden, skip: True)
+fused = fused_join(lambda shape: True)
 RESNETS = {
     "default": {},
     "scale shift": {"time_embedding_norm": "scale_shift"},
@@ -168,10 +169,36 @@ class Ops(TorchDispatchMode):
 
 def test_only_the_wanted_joins(cats):
     asked = []
-    join = fused_join(lambda *key: asked.append(key) or False)
+    join = fused_join(lambda shape: asked.append(shape) or False)
     resnet = make_resnet()
     join(resnet, *make_args(resnet))
-    assert asked == [(torch.float32, 16, 8)] and cats == [2]
+    assert asked == [
+        JoinShape("float32", "contiguous", 2, 16, 8, 12, 4, 6, 8, buffers=0, resnet="default Conv2d shortcut")
+    ]
+    assert cats == [2]
+
+
+def test_shapes_tell_apart_what_takes_another_time():
+    resnet = make_resnet()
+    hidden, skip, _ = make_args(resnet)
+    plain = shape_of(resnet, hidden, skip)
+    blend = Blend((hidden, hidden), torch.ones(2))
+    shapes = [
+        plain,
+        shape_of(resnet, blend, skip),
+        shape_of(resnet, hidden.half(), skip.half()),
+        shape_of(resnet, hidden[:1], skip[:1]),
+        shape_of(resnet, hidden[..., :4], skip[..., :4]),
+        shape_of(resnet, hidden.to(memory_format=torch.channels_last), skip),
+        *(shape_of(make_resnet(**RESNETS[name]), hidden, skip) for name in (
+            "scale shift", "upsampling", "downsampling", "identity shortcut"
+        )),
+    ]  # fmt: skip
+    assert len(set(shapes)) == len(shapes)
+    assert str(shapes[1]) == "2 x 16 of 2 buffers + 8 -> 12 at 6 x 8"
+    # With weights in channels_last it convolves so, whatever comes in.
+    resnet.to(memory_format=torch.channels_last)
+    assert shape_of(resnet, hidden, skip).layout == "channels_last"
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -267,41 +294,3 @@ def test_layer_hooks_are_not_bypassed(caplog):
 def test_bad_setting():
     with pytest.raises(InvalidSetting, match=r"kernels must be .*got 'yes'"):
         accelerate(loop_pipe("least"), kernels="yes")
-
-
-def test_the_table_of_defaults(tmp_path, monkeypatch):
-    import choose_kernels
-    from stepcache.kernels import defaults
-
-    results = tmp_path / "bench.csv"
-    rows = ["gpu,dtype,hidden,skip,height,width,batch,variant,us"]
-    for gpu, hidden, ours, rival, split in (("H", 640, 10, 12, 11), ("H", 320, 10, 9, 12), ("A", 640, 9, 8, 7)):
-        for variant, us in (("triton + shortcut", ours), ("inductor", rival), ("inductor split", split), ("triton", 1)):
-            rows.append(f"{gpu},float16,{hidden},320,8,8,2,{variant},{us}")
-    results.write_text("\n".join(rows) + "\n")
-    before = [",".join(defaults.COLUMNS), "L,float16,1,2,3.00,4.00", "A,float16,5,6,1.00,2.00"]
-    (tmp_path / "defaults.csv").write_text("\n".join(before) + "\n")
-    choose_kernels.choose([results], tmp_path / "defaults.csv")
-    assert (tmp_path / "defaults.csv").read_text().splitlines() == [
-        ",".join(defaults.COLUMNS),
-        "A,float16,640,320,9.00,7.00",
-        "H,float16,320,320,10.00,9.00",
-        "H,float16,640,320,10.00,11.00",
-        "L,float16,1,2,3.00,4.00",
-    ]
-    monkeypatch.setattr(defaults, "files", lambda package: tmp_path)
-    wanted = defaults.wanted_on("H")
-    assert wanted(torch.float16, 640, 320)
-    assert not wanted(torch.float16, 320, 320)  # Inductor was faster
-    assert not wanted(torch.bfloat16, 640, 320) and not wanted(torch.float16, 1280, 640)  # not measured
-    assert not defaults.wanted_on("A")(torch.float16, 5, 6)  # an older row of a GPU that was measured anew
-
-
-def test_the_committed_table_holds_measured_joins_only():
-    from importlib.resources import files
-
-    from stepcache.kernels.defaults import COLUMNS
-
-    header, *rows = (files("stepcache.kernels") / "defaults.csv").read_text().splitlines()
-    assert header == ",".join(COLUMNS)
-    assert all(len(row.split(",")) == len(COLUMNS) for row in rows)

@@ -67,8 +67,10 @@ def accelerate(
             10 of each of more than a hundred kernels, one after the other: minutes for a size.
         cuda_graphs: "auto" (default) captures both graphs on CUDA; False does not. Price: the graphs' pool, about the
             activations of one full step a bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
-        kernels: "auto" (default) joins hidden state and skip with the Triton kernels where a benchmark on this very GPU
-            found them faster than Inductor (csrc_triton/defaults.csv); True does so at every join, False at none.
+        kernels: "auto" (default) joins hidden state and skip with the Triton kernels where they were measured to be
+            faster than what Inductor compiles: on this very GPU by `warmup` or `stepcache tune`, or on one of its name
+            by us (csrc_triton/defaults.csv). That holds for graphs that are compiled and captured; others join without.
+            True joins so everywhere, False nowhere.
         max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
             used one is dropped. Default 4.
         vae: True compiles and captures the VAE's decoder too, as `compile` and `cuda_graphs` say for the U-Net. Default
@@ -146,6 +148,7 @@ def warmup(
     batch_size: int = 1,
     guidance: bool = True,
     *,
+    tune: bool = True,
     progress: bool = True,
     **call: Any,
 ) -> RunRecord:
@@ -155,7 +158,12 @@ def warmup(
     takes images), so the graphs are those that a real call will ask for. height, width: pixels of the image.
     batch_size: prompts of a call. guidance: whether calls use classifier-free guidance, which doubles the U-Net's
     batch. call: further arguments of the pipeline that change what the U-Net is given (a ControlNet's image,
-    ip_adapter_image, ...). progress: a bar that says what is being compiled or captured.
+    ip_adapter_image, ...). progress: a bar that says what is being measured, compiled or captured.
+
+    tune: with kernels="auto" on a GPU, joins of this size that no verdict is known for are measured first, with the
+    Triton kernels and without, compiled and captured both: two small compilations a join, 7 (SDXL) to 9 (SD 1.5) of
+    them. Verdicts are kept in ~/.cache/stepcache/joins.csv (STEPCACHE_CACHE names another folder), so the next process
+    measures nothing. A call that was not warmed up measures nothing either, and uses what is known.
 
     Warm up before threads start to serve: while a graph is captured, other threads must not draw random numbers from
     CUDA's default generator, synchronise the device or empty torch's memory cache (what stepcache itself does in other
@@ -167,7 +175,7 @@ def warmup(
     """
     from .warmup import rehearse
 
-    return rehearse(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, call)
+    return rehearse(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, tune, call)
 
 
 def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:

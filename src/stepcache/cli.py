@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "original against accelerated on your prompts: an HTML page of images, figures and drift",
     "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
     "inspect": "what each branch of a U-Net runs, caches and costs, and the speed-up it allows",
+    "tune": "measure on this GPU which joins are faster with the Triton kernels, and keep the verdicts",
 }
 
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .verdicts import JoinShape
+
 
 class Blend(NamedTuple):
     """A tensor that is a weighted sum of others, summed where it is needed.
@@ -35,6 +37,42 @@ class Blend(NamedTuple):
 def value_of(tensor: Tensor | Blend) -> Tensor:
     """The tensor itself, or a blend's sum."""
     return tensor.value() if isinstance(tensor, Blend) else tensor
+
+
+def layout_of(*tensors: Tensor) -> torch.memory_format:
+    """channels_last where one of the [N, C, H, W] tensors is so and not contiguous as well, else contiguous."""
+    for x in tensors:
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+def shape_of(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor) -> JoinShape:
+    """All that the time of a join depends on; `resnet` is one that `fusable` lets pass.
+
+    The layout is the one in which the ResNet convolves, which is that of its weights where they are in channels_last.
+    """
+    h = hidden.buffers[0] if isinstance(hidden, Blend) else hidden
+    sampler = "up" if resnet.upsample else "down" if resnet.downsample else ""
+    shortcut = "no shortcut" if resnet.conv_shortcut is None else f"{type(resnet.conv_shortcut).__name__} shortcut"
+    return JoinShape(
+        dtype=str(h.dtype).removeprefix("torch."),
+        layout="channels_last" if _layout(resnet, h, skip) is torch.channels_last else "contiguous",
+        batch=h.shape[0],
+        hidden=h.shape[1],
+        skip=skip.shape[1],
+        out=resnet.out_channels,
+        groups=resnet.norm1.num_groups,
+        height=h.shape[2],
+        width=h.shape[3],
+        buffers=len(hidden.buffers) if isinstance(hidden, Blend) else 0,
+        resnet=" ".join(filter(None, (resnet.time_embedding_norm, sampler, shortcut))),
+    )
+
+
+def _layout(resnet: nn.Module, *inputs: Tensor) -> torch.memory_format:
+    weight = getattr(resnet.conv1, "weight", None)  # of a quantised layer it may be anything
+    return layout_of(*inputs, *([weight] if isinstance(weight, Tensor) and weight.dim() == 4 else []))
 
 
 # (resnet, hidden [N, C1, H, W], skip [N, C2, H, W], temb [N, D]) -> [N, C, H, W]
@@ -66,8 +104,8 @@ def reference_join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb
     return resnet(torch.cat([value_of(hidden), skip], dim=1), temb)
 
 
-def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
-    """A join on the Triton ops for the (dtype, C1, C2) that are `wanted`, and the reference for all others.
+def fused_join(wanted: Callable[[JoinShape], bool]) -> Join:
+    """A join on the Triton ops where its shape is `wanted`, and the reference for all others.
 
     Imports Triton. On devices without it the ops run their own references, fp32 inside: the same up to rounding.
     """
@@ -77,10 +115,13 @@ def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
     def join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         buffers, weights = hidden if isinstance(hidden, Blend) else ((hidden,), None)
         h = buffers[0]
-        if not fusable(resnet, h, skip) or not wanted(h.dtype, h.shape[1], skip.shape[1]):
+        if not fusable(resnet, h, skip) or not wanted(shape_of(resnet, hidden, skip)):
             return reference_join(resnet, hidden, skip, temb)
+        layout = _layout(resnet, *buffers, skip)
+        h, *further = [_in_memory(buffer, layout) for buffer in buffers]
+        skip = _in_memory(skip, layout)
         # What the ops take in the place of one hidden state: its further buffers, and the weights of all.
-        blend = (*buffers[1:], *(None,) * (3 - len(buffers)), weights)
+        blend = (*further, *(None,) * (2 - len(further)), weights)
         norm, sampler = resnet.norm1, resnet.upsample or resnet.downsample
         x = cat_group_norm_silu(h, skip, norm.weight, norm.bias, norm.num_groups, norm.eps, *blend)
         x = _after_first_norm(resnet, x if sampler is None else sampler(x), temb)
@@ -95,6 +136,16 @@ def fused_join(wanted: Callable[[torch.dtype, int, int], bool]) -> Join:
         return y if scale == 1.0 else y / scale
 
     return join
+
+
+def _in_memory(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor [N, C, H, W] in that layout: here, where a compiler can make it so as it computes it, not in the ops.
+
+    In a compiled graph it is in memory, once, for all that read it. Inductor writes what it has not written yet for
+    each argument of an opaque op anew, but the input of as_strided, which does nothing here, once.
+    """
+    tensor = tensor.contiguous(memory_format=layout)
+    return torch.as_strided(tensor, tensor.shape, tensor.stride()) if torch.compiler.is_compiling() else tensor
 
 
 def fusable(resnet: nn.Module, hidden: Tensor, skip: Tensor) -> bool:

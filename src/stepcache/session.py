@@ -46,7 +46,8 @@ class RunRecord:
     height, width), of videos with their frames besides.
     buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
     captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
-    graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them.
+    graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them. joins_measured: joins
+    that a warm-up has timed both ways.
     """
 
     letters: list[str] = field(default_factory=list, repr=False)
@@ -56,6 +57,7 @@ class RunRecord:
     static_bytes: int = 0
     compile_seconds: float = 0.0
     captures: int = 0
+    joins_measured: int = 0
 
     @property
     def kinds(self) -> str:
@@ -220,7 +222,7 @@ class Session:
         if key != self._last_key:
             self._last_key = key
             record.buckets.append(tuple(inputs["sample"].shape))
-            bucket.graphs.begin_run(self.unet)
+            bucket.graphs.begin_run(self.unet, inputs)
         # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
         slot, self._slot = min(self._slot, MAX_SLOTS), self._slot + 1
         kept = bucket.kept(slot)
@@ -251,6 +253,7 @@ class Session:
         record.buffer_bytes, record.static_bytes = self._core.buckets.nbytes, self._core.static_nbytes
         record.compile_seconds = self._core.plan.costs.compile_seconds - self._before.compile_seconds
         record.captures = self._core.plan.costs.captures - self._before.captures
+        record.joins_measured = self._core.plan.costs.joins_measured - self._before.joins_measured
         if len(record.letters) > 1 and not record.steps:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "

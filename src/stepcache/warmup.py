@@ -8,14 +8,26 @@ from typing import Any
 from .attach import Attachment, rehearsal
 from .errors import InvalidSetting
 from .graphs.stages import listener
+from .graphs.tuning import tuning_wanted
 from .schedule import Schedule, positive_int
 from .session import RunRecord
 
 
 def rehearse(
-    pipe: Any, attachment: Attachment, height: int, width: int, batch_size: int, guidance: bool, bar: bool, call: dict
+    pipe: Any,
+    attachment: Attachment,
+    height: int,
+    width: int,
+    batch_size: int,
+    guidance: bool,
+    bar: bool,
+    tune: bool,
+    call: dict[str, Any],
 ) -> RunRecord:
-    """One short call of the pipe, a full and a partial step, that leaves the graphs of its bucket behind."""
+    """One short call of the pipe, a full and a partial step, that leaves the graphs of its bucket behind.
+
+    tune: before that, joins that nothing is known about are measured.
+    """
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from tqdm.auto import tqdm
 
@@ -27,7 +39,7 @@ def rehearse(
             progress.set_description(text)
             progress.update()
 
-        tokens = listener.set(tell), rehearsal.set(Schedule.uniform(2))
+        tokens = listener.set(tell), rehearsal.set(Schedule.uniform(2)), tuning_wanted.set(tune)
         if hasattr(pipe, "set_progress_bar_config"):
             pipe.set_progress_bar_config(disable=True)  # the pipeline's own would show the two steps
         try:
@@ -35,6 +47,7 @@ def rehearse(
         finally:
             listener.reset(tokens[0])
             rehearsal.reset(tokens[1])
+            tuning_wanted.reset(tokens[2])
             if shown:
                 pipe._progress_bar_config = settings
             else:

@@ -82,15 +82,11 @@ def test_only_what_failed_holds_up_what_needs_it(runner, monkeypatch):
         python("slow", "import time; time.sleep(99)", most=1, needs=("after red",)),
         python("late", f"print('two were left'); raise SystemExit({gate_jobs.OUT_OF_TIME})", needs=("slow",)),
         python("after late", "print('Note: without a rival.')", needs=("late", "nobody")),
-        python("without its file", "", reads=runner.out / "rows.csv"),
-        python("file", f"open({str(runner.out / 'rows.csv')!r}, 'w')"),
-        python("with its file", "", reads=runner.out / "rows.csv", needs=("file",)),
     ]
     runner.deadline += 200
     runner.run([replace(job, most=job.most if job.name == "slow" else 200) for job in jobs])
     assert statuses(runner) == {
         "red": "failed", "after red": "not begun", "slow": "cut short", "late": "cut short", "after late": "done",
-        "without its file": "not begun", "file": "done", "with its file": "done",
     }  # fmt: skip
     assert runner.outcomes["late"].detail == "two were left"
     assert runner.outcomes["after late"].detail == "without a rival."

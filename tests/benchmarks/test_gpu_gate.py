@@ -164,12 +164,8 @@ def test_without_a_gpu_only_a_dry_run_goes_on(monkeypatch, capsys):
         gpu_gate.report_environment(dry=False)
 
 
-def test_kernels_are_chosen_beside_the_figures(tmp_path):
-    chosen = (ROOT / "csrc_triton" / "defaults.csv").read_text()
-    (tmp_path / "bench_cat_group_norm_silu.csv").write_text(
-        "gpu,dtype,hidden,skip,height,width,batch,variant,us\n"
-        "H100,float16,320,320,64,64,2,triton + shortcut,5\nH100,float16,320,320,64,64,2,inductor,7\n"
-    )
-    gpu_gate.choose(tmp_path)
-    assert "H100,float16,320,320,5.00,7.00" in (tmp_path / "defaults.csv").read_text()
-    assert (ROOT / "csrc_triton" / "defaults.csv").read_text() == chosen
+def test_joins_are_measured_as_the_command_does(monkeypatch):
+    asked = []
+    monkeypatch.setattr("stepcache.cli.main", lambda argv: asked.append(argv) or 2)
+    assert gpu_gate.main(["--tune", "sdxl"]) == 2
+    assert asked == [["tune", "sdxl", "--size", "1024"]]

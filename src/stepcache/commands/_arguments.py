@@ -17,6 +17,17 @@ def integers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer, nor several with commas between") from None
 
 
+def sizes(text: str) -> list[tuple[int, int]]:
+    """ "512,768x512" as (height, width) pairs."""
+    found = []
+    for part in text.lower().split(","):
+        numbers = part.split("x")
+        if not (len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)):
+            raise argparse.ArgumentTypeError(f"{part!r} is no size: 512, or 768x512 (height x width)")
+        found.append((int(numbers[0]), int(numbers[-1])))
+    return found
+
+
 def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
     """--interval and --branch, several of each. branches: what the latter's help ends in."""
     parser.add_argument(

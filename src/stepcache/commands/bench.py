@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ._arguments import check_guidance, check_seed, integers
+from ._arguments import check_guidance, check_seed, integers, sizes
 from ._pipelines import SCHEDULERS
 from ._quiet import quiet
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="PIXELS",
-        type=_sizes,
+        type=sizes,
         default=default.sizes,
         help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: what the model was made for)",
     )
@@ -126,17 +126,6 @@ def _length(path: Path) -> int:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _sizes(text: str) -> list[tuple[int, int]]:
-    """ "512,768x512" as (height, width) pairs."""
-    sizes = []
-    for part in text.lower().split(","):
-        numbers = part.split("x")
-        if not (len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)):
-            raise argparse.ArgumentTypeError(f"{part!r} is no size: 512, or 768x512 (height x width)")
-        sizes.append((int(numbers[0]), int(numbers[-1])))
-    return sizes
 
 
 def _pairs(text: str) -> list[tuple[int, int]]:

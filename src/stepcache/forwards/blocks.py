@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets import unet_2d_blocks
 from torch import Tensor, nn
 
 from ..cut import Cut, Layout
 from ..errors import UnsupportedUNet
-from ..join import Join, freeu
+from ..join import Join, freeu, layout_of
 from .touched import check_untouched
 
 # (attention, hidden [B, C, H, W], temb [B, E], its other arguments) -> [B, C, H, W]. The arguments are
@@ -213,7 +214,7 @@ def down_layers(
             return hidden
         hidden = resnet(hidden, temb)
         if kind.attend:
-            hidden = kind.attend(attention, hidden, temb, arguments)
+            hidden = _attended(kind.attend, attention, hidden, temb, arguments)
         if i == last and residual is not None:
             hidden = hidden + residual
         if not kind.by_block:
@@ -252,8 +253,19 @@ def up_layers(
                 hidden, skip = freeu(block, hidden, skip)
             hidden = join(resnet, hidden, skip, temb)
         if kind.attend:
-            hidden = kind.attend(attention, hidden, temb, arguments)
+            hidden = _attended(kind.attend, attention, hidden, temb, arguments)
     return hidden
+
+
+def _attended(attend: Attend, attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """A layer's attention on `hidden` [B, C, H, W]. In compiled graphs its result has the layout of `hidden`.
+
+    Linear projections leave their output contiguous, and every convolution and join behind them would convert it.
+    Inductor makes the one conversion here a part of the kernel that adds the residual, so that it costs nothing. Eager
+    it would be a launch, and on a CPU other bits than the stock forward's.
+    """
+    attended = attend(attention, hidden, temb, arguments)
+    return attended.contiguous(memory_format=layout_of(hidden)) if torch.compiler.is_compiling() else attended
 
 
 def resampled(samplers: Iterable[nn.Module], hidden: Tensor, temb: Tensor, *size: Any) -> Tensor:

@@ -22,6 +22,7 @@ from ..cut import Cut
 from ..errors import InvalidSetting
 from ..join import Join, autocasts, fused_join, reference_join
 from ..predict import HOLD, Predictor
+from ..verdicts import JoinShape
 from .backends import CaptureBackend, CudaBackend
 from .captured import CapturedGraphs
 from .compiled import (
@@ -37,6 +38,7 @@ from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
 from .tensors import tensors_of
+from .tuning import Judge, judge_of, sites_of, tuning_wanted
 
 logger = logging.getLogger("stepcache")
 
@@ -49,7 +51,8 @@ class GraphSettings:
 
     compile: "auto" (on CUDA only), True, False, "regional", or a dict of torch.compile arguments.
     cuda_graphs: "auto" and True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
-    kernels: "auto" (the joins that were measured to be faster with them on this GPU), True (all joins), False.
+    kernels: "auto" (the joins that were measured to be faster with them on this GPU), True (all joins), False, or a
+    `Judge` (tests).
     """
 
     compile: Any = "auto"
@@ -69,7 +72,7 @@ class GraphSettings:
             )
         if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
             raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
-        if not (isinstance(self.kernels, bool) or self.kernels == "auto"):
+        if not (isinstance(self.kernels, (bool, Judge)) or self.kernels == "auto"):
             raise InvalidSetting(f'kernels must be "auto", True or False, got {self.kernels!r}.')
         if self.kernels is True and not HAS_TRITON:
             raise InvalidSetting('kernels=True needs Triton, which is not installed here. Leave it at "auto".')
@@ -90,15 +93,25 @@ class GraphSettings:
             options["mode"] = "max-autotune-no-cudagraphs"  # captured by hand, or not at all
         return options
 
-    def join(self, device: torch.device) -> Join:
-        """How graphs on `device` join."""
-        if self.kernels is True:
-            return fused_join(lambda dtype, hidden, skip: True)
-        if self.kernels is False or device.type != "cuda" or not HAS_TRITON:
-            return reference_join
-        from stepcache.kernels.defaults import wanted_on
+    def judge(self, device: torch.device) -> Judge | None:
+        """Who decides which joins on `device` run on the Triton ops; None where nothing is to be decided.
 
-        return fused_join(wanted_on(torch.cuda.get_device_name(device)))
+        What is known holds for joins that Inductor compiles and a CUDA graph replays. Without a graph the host would
+        launch the ops one by one, and take longer for it than they do.
+        """
+        if isinstance(self.kernels, Judge):
+            return self.kernels
+        options = self.compile_options(device)
+        if self.kernels != "auto" or device.type != "cuda" or options is None or self.compile == "regional":
+            return None
+        captured = self.backend(device) is not None or captures_itself(options)
+        return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
+
+    def join(self, wanted: frozenset[JoinShape]) -> Join:
+        """How graphs join. wanted: the joins that are decided to run on the Triton ops."""
+        if self.kernels is True:
+            return fused_join(lambda shape: True)
+        return fused_join(wanted.__contains__) if wanted else reference_join
 
     def backend(self, device: torch.device) -> CaptureBackend | None:
         """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
@@ -176,16 +189,24 @@ class BucketGraphs:
     """The full and the partial graph of one bucket."""
 
     def __init__(self, plan: Plan, key: Hashable, sample: Tensor, reuse_guidance: bool) -> None:
-        self.plan, device = plan, sample.device
-        label = "x".join(map(str, sample.shape))
+        self.plan, self._key, self._device, self._reuse_guidance = plan, key, sample.device, reuse_guidance
+        self._label = "x".join(map(str, sample.shape))
         # What everything falls back to: through the modules alone, which hooks may sit on.
         self.eager = DirectGraphs(EagerRunner(plan.family, plan.cut, reuse_guidance=reuse_guidance))
-        options, join = plan.settings.compile_options(device), plan.settings.join(device)
+        self._judge = plan.settings.judge(sample.device)
+        self._hooks = ""
+        known = frozenset() if self._judge is None else self._judge.verdicts.for_triton
+        self._make(plan.programs.joins.setdefault(key, known))
+
+    def _make(self, wanted: frozenset[JoinShape]) -> None:
+        """The graphs, none of them compiled or captured yet. wanted: the joins that are to run on the Triton ops."""
+        plan, device, label = self.plan, self._device, self._label
+        options, join = plan.settings.compile_options(device), plan.settings.join(wanted)
         if options is None:
-            runner: Runner = EagerRunner(plan.family, plan.cut, join, reuse_guidance)
+            runner: Runner = EagerRunner(plan.family, plan.cut, join, self._reuse_guidance)
         else:
             kind = RegionalRunner if plan.settings.compile == "regional" else CompiledRunner
-            runner = kind(plan, join, options, label, reuse_guidance, key)
+            runner = kind(plan, join, options, label, self._reuse_guidance, (self._key, wanted))
         backend = plan.settings.backend(device)
         self.captured: CapturedGraphs | None = None
         if backend is not None:
@@ -193,12 +214,30 @@ class BucketGraphs:
             self.captured = CapturedGraphs(runner, backend, deep, device, label, plan.costs)
         self.direct = DirectGraphs(runner)
         self._plain = self.captured is None and join is reference_join and options is None
-        self._hooks = ""
 
-    def begin_run(self, unet: nn.Module) -> None:
-        """Called before the first call of a run: look for hooks, which may have come or gone."""
-        if not self._plain:
+    def begin_run(self, unet: nn.Module, inputs: dict[str, Any]) -> None:
+        """Called before the first call of a run, which has these inputs: look for hooks, which may have come or gone.
+
+        In a warm-up, joins that nothing is known about are measured.
+        """
+        if not self._plain or self._judge is not None:
             self._hooks = hooks_on(unet)
+        if self._judge is not None and tuning_wanted.get() and not self._hooks and not unet.training:
+            self._tune(self._judge, unet, inputs)
+
+    def _tune(self, judge: Judge, unet: nn.Module, inputs: dict[str, Any]) -> None:
+        plan = self.plan
+        sites = sites_of(plan, unet, inputs, self._reuse_guidance)
+        # A pipe that runs eager measures for those that do not (`stepcache tune`).
+        options = plan.settings.compile_options(self._device) or GraphSettings().compile_options(self._device) or {}
+        judge.judge(sites, options, plan.costs)
+        shapes = {site.shape for site in sites}
+        wanted = judge.verdicts.for_triton & shapes
+        # Where nothing changes for the joins of this bucket, its graphs stay what they are.
+        if wanted != plan.programs.joins[self._key] & shapes:
+            self.free()
+            plan.programs.joins[self._key] = wanted
+            self._make(wanted)
 
     def full(self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The whole U-Net; `kept`, of slot `slot`, is written. Returns the output."""

@@ -21,6 +21,7 @@ from .. import guidance
 from ..errors import GraphCompileError, InvalidSetting
 from ..guidance import Values
 from ..join import Blend, Join
+from ..verdicts import JoinShape
 from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
@@ -160,6 +161,9 @@ class Programs:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, CompiledFunction] = {}
+        # By a bucket's key: its joins on the Triton ops. A bucket that comes back finds what was compiled for it, even
+        # if more is known about joins by then.
+        self.joins: dict[Hashable, frozenset[JoinShape]] = {}
 
     def get(self, key: Hashable, function: Callable[..., Any], options: dict[str, Any], what: str) -> CompiledFunction:
         """What was compiled under `key`; else `function`, not compiled before its first call."""

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from stepcache.bench.rows import Spread
+
+from .turns import capturing
 
 WARM_UP = 3
 """Calls before the capture, on its stream: autotuning and lazy loading are not allowed in one."""
@@ -33,8 +34,13 @@ def calls_in_graph(sets: int) -> int:
     return sets * -(-CALLS // sets)
 
 
-def time_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> Spread:
-    """Microseconds of a call: of REPLAYS replays, each one's time over the calls in it."""
+def times_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
+    """Microseconds of a call on the current device: of REPLAYS replays, each one's time over the calls in it."""
+    with capturing(torch.device("cuda", torch.cuda.current_device())):
+        return _times_us(call, inputs)
+
+
+def _times_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
     calls = calls_in_graph(len(inputs))
     graph = _captured(call, [inputs[i % len(inputs)] for i in range(calls)])
     # Between the first two events the device may still wait for the host, which from then on is ahead.
@@ -46,7 +52,7 @@ def time_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> S
     torch.cuda.synchronize()
     times = [begin.elapsed_time(end) for begin, end in pairwise(events[1:])]
     graph.reset()
-    return Spread.of([1000 * time / calls for time in times])
+    return [1000 * time / calls for time in times]
 
 
 def _captured(call: Callable[..., object], arguments: Sequence[tuple[Any, ...]]) -> Any:
@@ -66,3 +72,20 @@ def _captured(call: Callable[..., object], arguments: Sequence[tuple[Any, ...]])
         torch.cuda.set_stream(user)  # where a capture failed, torch leaves its stream current
     user.wait_stream(stream)
     return graph
+
+
+class ReplayTimer:
+    """Times calls on one CUDA device (`tuning.Timer`)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def sets(self, nbytes: int) -> int:
+        """How many inputs of so many bytes exceed twice the L2 cache."""
+        with torch.cuda.device(self.device):
+            return copies_beyond_l2(nbytes)
+
+    def times_us(self, call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
+        """Microseconds of a call, once for each replay."""
+        with torch.cuda.device(self.device):
+            return times_us(call, inputs)

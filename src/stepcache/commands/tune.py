@@ -1,0 +1,96 @@
+"""`stepcache tune`: measure on this GPU which joins are faster with the Triton kernels, for pipelines to come."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidSetting
+from ._arguments import integers, sizes
+from ._pipelines import DTYPES, usable_device
+from ._quiet import quiet
+
+if TYPE_CHECKING:
+    from ..verdicts import JoinShape, Verdicts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `stepcache tune`."""
+    parser.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        help="demo (the small pipeline that comes with the package), a local pipeline's directory, or sd15, sd21, "
+        "sdxl: the real architectures with random weights, which are as fast. Nothing is downloaded",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        type=sizes,
+        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: what the model was made for)",
+    )
+    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images of a call (default 1)")
+    parser.add_argument("--branch", type=int, default=0, help="how much of the U-Net a partial step runs (default 0)")
+    parser.add_argument(
+        "--no-guidance", action="store_true", help="of calls without classifier-free guidance, with half the batch"
+    )
+    parser.add_argument(
+        "--reuse-guidance",
+        action="store_true",
+        help='of accelerate(..., guidance="reuse"), which halves the batch of partial steps',
+    )
+    parser.add_argument(
+        "--predict", choices=("hold", "linear"), default="hold", help="as accelerate's predict (default %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type (default %(default)s)")
+    parser.add_argument("--device", help="cuda, cuda:1, ... (default: cuda)")
+    parser.epilog = (
+        "Verdicts are kept in joins.csv in ~/.cache/stepcache, or in the folder that STEPCACHE_CACHE names. "
+        'accelerate(pipe) uses them (kernels="auto"). What is known already is not measured again.'
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write, print. InvalidSetting without a GPU, and for sizes that the pipeline cannot make."""
+    device = usable_device(args.device or "cuda")
+    with quiet("diffusers", "transformers"):
+        import torch
+
+        from stepcache.bench.models import load
+
+        from ..api import warmup
+        from ..attach import attach
+        from ..graphs.tuning import judge_of
+        from ..settings import Settings
+
+        if torch.device(device).type != "cuda":
+            raise InvalidSetting(f"--device {device}: the kernels are Triton's for GPUs; there is nothing to measure.")
+        judge = judge_of(torch.device(device))
+        model = load(args.pipeline, device, DTYPES[args.dtype])
+        # Eager: only joins are compiled here, each for itself.
+        reuse = "reuse" if args.reuse_guidance else "both"
+        eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
+        attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=reuse, **eager))
+        with torch.inference_mode():
+            for height, width in args.size or [model.size()]:
+                for batch in args.batch:
+                    warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
+    print(table(judge.seen, judge.verdicts))
+    print(f"\nVerdicts: {judge.verdicts.path}")
+    return 0
+
+
+def table(shapes: Iterable[JoinShape], verdicts: Verdicts) -> str:
+    """A line a join: microseconds both ways, and who is faster."""
+    lines = [f"{'join':58}{'Triton us':>10}{'Inductor us':>12}  runs on"]
+    for shape in shapes:
+        verdict = verdicts.get(shape)
+        name = f"{shape} {shape.dtype} {shape.layout}"
+        if verdict is None:
+            lines.append(f"{name:58}{'-':>10}{'-':>12}  Inductor (could not be measured)")
+        elif verdict.triton_us is None or verdict.inductor_us is None:
+            lines.append(f"{name:58}{'-':>10}{'-':>12}  Inductor ({verdict.status})")
+        else:
+            winner = "Triton" if verdict.for_triton else "Inductor"
+            lines.append(f"{name:58}{verdict.triton_us:10.1f}{verdict.inductor_us:12.1f}  {winner}")
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""Which of a bucket's joins are faster on the Triton ops: measured on the device that they run on, as they will run.
+
+What is measured is a join with the ResNet behind it, since what Inductor fuses into the neighbours of an op, or into
+those of the concat, is a part of the price. Both ways are compiled as the bucket's graphs are, compared, and timed in
+replayed CUDA graphs, each call on other inputs than the one before (replays.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import guidance
+from .._version import __version__
+from ..buffers import Kept
+from ..join import Blend, Join, fusable, fused_join, reference_join, shape_of
+from ..verdicts import JoinShape, Setup, Verdict, Verdicts, cache_folder
+from .compiled import CompiledFunction
+from .costs import Costs
+from .stages import stage
+
+if TYPE_CHECKING:
+    from . import Plan
+
+logger = logging.getLogger("stepcache")
+
+# Whether buckets measure the joins that nothing is known about; set by `warmup` and `stepcache tune`.
+tuning_wanted: ContextVar[bool] = ContextVar("stepcache_tuning_wanted", default=False)
+
+
+class Timer(Protocol):
+    """Measures calls: CUDA graphs, or their stand-in in tests."""
+
+    def sets(self, nbytes: int) -> int:
+        """How many different inputs of so many bytes it takes for no call to find its own in a cache."""
+
+    def times_us(self, call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
+        """Microseconds of a call, measured several times."""
+
+
+class Judge:
+    """Who knows, and finds out, which joins of one kind of device run on the ops."""
+
+    def __init__(self, verdicts: Verdicts, timer: Timer) -> None:
+        self.verdicts, self.timer = verdicts, timer
+        self.seen: dict[JoinShape, None] = {}  # in the order in which they came up
+
+    def judge(self, sites: Sequence[Site], options: dict[str, Any], costs: Costs) -> None:
+        """Measure those of the joins that nothing is known about. options: of torch.compile."""
+        self.seen |= dict.fromkeys(site.shape for site in sites)
+        unknown = [site for site in sites if self.verdicts.get(site.shape) is None]
+        for i, site in enumerate(unknown, 1):
+            stage(f"join {i} of {len(unknown)}, {site.shape}: measuring")
+            try:
+                verdict = measure(site, options, self.verdicts.setup, self.timer)
+            except Exception as error:  # no memory, a kernel that does not compile: tried again by another process
+                logger.warning(
+                    "The join %s could not be measured (%s: %s); it runs without the Triton ops.",
+                    site.shape, type(error).__name__, " ".join(str(error).split())[:200],
+                )  # fmt: skip
+                continue
+            costs.joins_measured += 1
+            self.verdicts.add(verdict)
+            if verdict.status != "ok":
+                logger.warning("The join %s runs without the Triton ops: %s.", site.shape, verdict.status)
+
+
+# Of this process: what is known of GPUs of one name, in one cache folder.
+_verdicts: dict[tuple[Setup, Path], Verdicts] = {}
+
+
+def judge_of(device: torch.device) -> Judge:
+    """That of a CUDA device. Imports Triton."""
+    import triton
+
+    from .replays import ReplayTimer
+
+    setup = Setup(torch.cuda.get_device_name(device), torch.__version__, triton.__version__, __version__)
+    key = setup, cache_folder()
+    if key not in _verdicts:
+        _verdicts[key] = Verdicts(setup)
+    return Judge(_verdicts[key], ReplayTimer(device))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A join of a U-Net, with what it was given in one step. resnet is the U-Net's own."""
+
+    shape: JoinShape
+    resnet: nn.Module
+    hidden: Tensor | Blend
+    skip: Tensor
+    temb: Tensor | None
+
+
+def sites_of(plan: Plan, unet: nn.Module, inputs: dict[str, Any], reuse_guidance: bool) -> list[Site]:
+    """The joins of a full and of a partial step that could run on the ops, one of each shape. Runs both eager."""
+    found: dict[JoinShape, Site] = {}
+
+    def join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
+        if fusable(resnet, hidden.buffers[0] if isinstance(hidden, Blend) else hidden, skip):
+            shape = shape_of(resnet, hidden, skip)
+            found.setdefault(shape, Site(shape, resnet, hidden, skip, temb))
+        return reference_join(resnet, hidden, skip, temb)
+
+    _, values = guidance.full(plan.family, unet, plan.cut, join, reuse_guidance, inputs)
+    kept = Kept(1 + reuse_guidance, plan.predictor.order, not plan.predictor.holds)
+    kept.begin(run=None)
+    kept.write(values)
+    kept.mark(stamp=None, step=0)
+    kept.weigh(plan.predictor, step=1)
+    guidance.partial(plan.family, unet, plan.cut, join, kept.current, inputs)
+    return list(found.values())
+
+
+def measure(site: Site, options: dict[str, Any], setup: Setup, timer: Timer) -> Verdict:
+    """The join both ways: compiled with `options` of torch.compile, compared, timed."""
+    layout = torch.channels_last if site.shape.layout == "channels_last" else torch.contiguous_format
+
+    def in_layout(tensor: Tensor) -> Tensor:
+        return tensor.clone(memory_format=layout)
+
+    def inputs() -> tuple[Any, ...]:
+        hidden = site.hidden
+        if isinstance(hidden, Blend):
+            hidden = Blend(tuple(in_layout(buffer) for buffer in hidden.buffers), hidden.weights)
+        else:
+            hidden = in_layout(hidden)
+        return site.resnet, hidden, in_layout(site.skip), site.temb
+
+    first = inputs()
+    ours = _compiled(fused_join(lambda shape: True), f"join {site.shape} on the ops", options)
+    stock = _compiled(reference_join, f"join {site.shape}", options)
+    wrong = _wrong(ours(*first), stock(*first), _exact(*first))
+    if wrong:
+        return Verdict(setup, site.shape, None, None, wrong)
+    sets = [first] + [inputs() for _ in range(timer.sets(_nbytes(first)) - 1)]
+    triton_us, inductor_us = (statistics.median(timer.times_us(call, sets)) for call in (ours, stock))
+    return Verdict(setup, site.shape, triton_us, inductor_us)
+
+
+def _compiled(join: Join, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
+    def run(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
+        return join(resnet, hidden, skip, temb)
+
+    return functools.partial(CompiledFunction(run, options, what), Costs())
+
+
+def _exact(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor | None) -> Tensor:
+    if isinstance(hidden, Blend):
+        hidden = hidden._replace(buffers=tuple(buffer.double() for buffer in hidden.buffers))
+    else:
+        hidden = hidden.double()
+    return reference_join(
+        copy.deepcopy(resnet).double(), hidden, skip.double(), None if temb is None else temb.double()
+    )
+
+
+def _wrong(ours: Tensor, stock: Tensor, exact: Tensor) -> str:
+    """What is wrong with a result, by the error of the stock operations in the same dtype; "" where nothing is."""
+    error, allowed = ((result.double() - exact).abs().max().item() for result in (ours, stock))
+    if error <= 2 * allowed + 1e-6 * exact.abs().max().item():  # NaN is not
+        return ""
+    return f"wrong: error {error:.3g} against {allowed:.3g} of the stock operations"
+
+
+def _nbytes(inputs: tuple[Any, ...]) -> int:
+    _, hidden, skip, _ = inputs
+    buffers = hidden.buffers if isinstance(hidden, Blend) else (hidden,)
+    return sum(tensor.nbytes for tensor in (*buffers, skip))
