@@ -12,6 +12,7 @@ from ._pipelines import DTYPES, usable_device
 from ._quiet import quiet
 
 if TYPE_CHECKING:
+    from ..graphs.tuning import Judge
     from ..verdicts import JoinShape, Verdicts
 
 
@@ -53,31 +54,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print. InvalidSetting without a GPU, and for sizes that the pipeline cannot make."""
     device = usable_device(args.device or "cuda")
+    if not device.startswith("cuda"):
+        raise InvalidSetting(f"--device {device}: the kernels are Triton's, for GPUs; there is nothing to measure.")
     with quiet("diffusers", "transformers"):
         import torch
 
-        from stepcache.bench.models import load
-
-        from ..api import warmup
-        from ..attach import attach
         from ..graphs.tuning import judge_of
-        from ..settings import Settings
 
-        if torch.device(device).type != "cuda":
-            raise InvalidSetting(f"--device {device}: the kernels are Triton's for GPUs; there is nothing to measure.")
         judge = judge_of(torch.device(device))
-        model = load(args.pipeline, device, DTYPES[args.dtype])
-        # Eager: only joins are compiled here, each for itself.
-        reuse = "reuse" if args.reuse_guidance else "both"
-        eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
-        attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=reuse, **eager))
-        with torch.inference_mode():
-            for height, width in args.size or [model.size()]:
-                for batch in args.batch:
-                    warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
+        measure(args, device, judge)
     print(table(judge.seen, judge.verdicts))
     print(f"\nVerdicts: {judge.verdicts.path}")
     return 0
+
+
+def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
+    """Let `judge` know the joins of all sizes and batches that are asked for."""
+    import torch
+
+    from stepcache.bench.models import load
+
+    from ..api import warmup
+    from ..attach import attach
+    from ..settings import Settings
+
+    model = load(args.pipeline, device, DTYPES[args.dtype])
+    # Eager: only joins are compiled here, each for itself.
+    eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
+    guidance = "reuse" if args.reuse_guidance else "both"
+    attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
+    with torch.inference_mode():
+        for height, width in args.size or [model.size()]:
+            for batch in args.batch:
+                warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
 
 
 def table(shapes: Iterable[JoinShape], verdicts: Verdicts) -> str:
