@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -34,11 +35,11 @@ class _Others(TorchDispatchMode):
 
 
 def launches(
-    launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any
+    launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[list[Launch], list[str]]:
     """`launcher(*tensors of those shapes, *rest)`: its launches, and its calls of torch's operators.
 
-    The tensors are bfloat16 and on "cuda", 4-d ones in channels_last.
+    The tensors are on "cuda", 4-d ones in channels_last.
     """
     noted: list[Launch] = []
 
@@ -48,10 +49,13 @@ def launches(
 
     def make(shape: tuple[int, ...]) -> Tensor:
         options = {"memory_format": torch.channels_last} if len(shape) == 4 else {}
-        return torch.empty(shape, dtype=torch.bfloat16, device="cuda", **options)
+        return torch.empty(shape, dtype=dtype, device="cuda", **options)
 
     with FakeTensorMode():
         tensors = [make(shape) for shape in shapes]
-        with mock.patch.object(JITFunction, "run", run), _Others() as others:
+        h100 = mock.patch.object(
+            torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132)
+        )
+        with h100, mock.patch.object(JITFunction, "run", run), _Others() as others:
             launcher(*tensors, *rest)
     return noted, others.names
