@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -33,6 +34,7 @@ SHARED_LIMIT = {
 }
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 OPTIONS = ("num_warps", "num_stages")
+ENDS = re.compile(r"EXIT|s_endpgm")  # what ends the program, without a condition
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Compiled:
 
     asm: str
     """PTX, or AMDGCN assembly."""
-    registers: int
-    spilled: int
-    """Bytes of local memory (NVIDIA) or spilled vector registers (AMD)."""
-    shared: int
     cubin: bytes | None
     """The machine code (NVIDIA)."""
+    registers: int
+    spilled: int
+    """Bytes of local memory (NVIDIA) or spilled registers (AMD)."""
+    shared: int
+    num_warps: int
+    num_stages: int
 
 
 def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) -> Compiled:
@@ -70,25 +74,37 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) 
             signature[parameter.name] = "fp32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {name: arguments[name] for name in OPTIONS if name in arguments}
+    key = (source.hash(), *options.items(), target)
+    if key not in _compiled:
+        _compiled[key] = _compile(source, options, target)
+    return _compiled[key]
+
+
+_compiled: dict[tuple[object, ...], Compiled] = {}
+"""Launches of different sizes are often the same code."""
+
+
+def _compile(source: ASTSource, options: dict[str, int], target: str) -> Compiled:
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    if "cubin" in compiled.asm:
-        usage = nvidia_tool("cuobjdump", "-res-usage", cubin=compiled.asm["cubin"])
-        numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-        return Compiled(
-            asm=compiled.asm["ptx"],
-            registers=int(numbers["REG"]),
-            spilled=int(numbers["STACK"]) + int(numbers["LOCAL"]),
-            shared=compiled.metadata.shared,
-            cubin=compiled.asm["cubin"],
-        )
-    assembly = compiled.asm["amdgcn"]
-    numbers = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", assembly))
+    cubin = compiled.asm.get("cubin")
+    if cubin is not None:
+        assembly = compiled.asm["ptx"]
+        usage = nvidia_tool("cuobjdump", "-res-usage", cubin=cubin)
+        numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+        registers, spilled = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+    else:
+        assembly = compiled.asm["amdgcn"]
+        found = re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", assembly)
+        numbers = {name: int(value) for name, value in found}
+        registers, spilled = numbers["vgpr_count"], numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"]
     return Compiled(
         asm=assembly,
-        registers=int(numbers["vgpr_count"]),
-        spilled=int(numbers["vgpr_spill_count"]) + int(numbers["sgpr_spill_count"]),
+        cubin=cubin,
+        registers=registers,
+        spilled=spilled,
         shared=compiled.metadata.shared,
-        cubin=None,
+        num_warps=compiled.metadata.num_warps,
+        num_stages=compiled.metadata.num_stages,
     )
 
 
@@ -101,6 +117,7 @@ def nvidia_tool(name: str, *options: str, cubin: bytes) -> str:
         return subprocess.run([program, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
 def instruction_counts(code: Compiled) -> tuple[int, list[int]]:
     """Instructions of the whole kernel, and of each of its loops in the order of the code.
 
@@ -116,12 +133,9 @@ def instruction_counts(code: Compiled) -> tuple[int, list[int]]:
             continue
         instructions.append(line)
         for label in re.findall(r"\.L\w+", line):
-            if label in labels and not any(_ENDS.match(i) for i in instructions[labels[label] :]):
+            if label in labels and not any(ENDS.match(i) for i in instructions[labels[label] :]):
                 ends[label] = len(instructions)
     return len(instructions), [end - labels[label] for label, end in ends.items()]
-
-
-_ENDS = re.compile(r"EXIT|s_endpgm")
 
 
 def _sass(cubin: bytes) -> list[str]:
