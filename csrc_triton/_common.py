@@ -77,6 +77,11 @@ def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None,
     return torch.stack([w * b for w, b in zip(mix.to(dtype), buffers, strict=True)]).sum(0)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many of them the device has; elsewhere than on CUDA (interpreter, meta) an H100's."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Make x's device the current one, on which Triton launches, whatever device x is on."""
     return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,22 +10,19 @@ from torch.library import custom_op
 
 from .._common import (
     HAS_TRITON,
-    cdiv,
     check_join,
     check_kernel_dtype,
     device_of,
     interpreting,
     joint_format,
+    multiprocessors,
     require_triton,
 )
+from .launch import LARGEST_BLOCK, programs, tile
 from .reference import dual_conv1x1_reference
 
 if HAS_TRITON:
-    from .kernel import CONFIGS, dual_conv1x1_kernel
-
-# The longest K step (128 bytes of 16-bit channels), of which EVEN_K promises multiples, and the largest block.
-MAX_BLOCK_K = 64
-MAX_BLOCK = 128
+    from .kernel import dual_conv1x1_kernel
 
 
 def _check(
@@ -53,6 +49,15 @@ def _check(
         raise ValueError(f"residual must be {(batch, out_channels, height, width)}, got {tuple(residual.shape)}")
 
 
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 inputs are multiplied: as torch lets cuDNN's convolutions multiply them. Others have one way.
+
+    torch resolves "none" to the settings above it: `torch.backends.cudnn.fp32_precision`, then that of all backends.
+    `torch.backends.cudnn.allow_tf32` says the same, but raises once a user has set the newer setting.
+    """
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
 def _launch(
     h: Tensor,
     skip: Tensor,
@@ -62,8 +67,8 @@ def _launch(
     h2: Tensor | None,
     h3: Tensor | None,
     mix: Tensor | None,
-) -> tuple[Callable[[dict[str, int]], tuple[int]], dict[str, Any], Tensor]:
-    """The grid of the launch, as a function of the configuration, its arguments, and the tensor that it fills."""
+) -> tuple[tuple[int], dict[str, Any], Tensor]:
+    """The grid of the launch, its arguments, and the tensor that it fills."""
     check_kernel_dtype(h)
     memory_format = joint_format(h, skip)
     channels_last = memory_format == torch.channels_last
@@ -74,38 +79,37 @@ def _launch(
         (images, out_channels, height, width), dtype=h.dtype, device=h.device, memory_format=memory_format
     )
     batch, pixels = (1, images * height * width) if channels_last else (images, height * width)
+    buffers, precision = 0 if mix is None else mix.shape[0], _precision(h.dtype)
+    t = tile(batch, pixels, c1, c2, out_channels, h.element_size(), precision, buffers, multiprocessors(h.device))
     arguments: dict[str, Any] = {
         "h": h,
-        # Pointers that the flags say are not read; any tensor does.
-        "h2": h if h2 is None else h2.contiguous(memory_format=memory_format),
-        "h3": h if h3 is None else h3.contiguous(memory_format=memory_format),
-        "mix": h if mix is None else mix.contiguous(),
+        "h2": None if h2 is None else h2.contiguous(memory_format=memory_format),
+        "h3": None if h3 is None else h3.contiguous(memory_format=memory_format),
+        "mix": None if mix is None else mix.contiguous(),
         "skip": skip,
         # One pixel each: contiguous and channels_last are the same [O, C1 + C2] in memory.
         "weight": weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous(),
-        "bias": h if bias is None else bias.contiguous(),
-        "residual": h if residual is None else residual.contiguous(memory_format=memory_format),
+        "bias": None if bias is None else bias.contiguous(),
+        "residual": None if residual is None else residual.contiguous(memory_format=memory_format),
         "out": out,
-        "N": batch,
         "P": pixels,
         "C1": c1,
         "C2": c2,
         "C_OUT": out_channels,
-        "NUM_MIX": 0 if mix is None else mix.shape[0],
+        "NUM_MIX": buffers,
         "CHANNELS_LAST": channels_last,
-        # The longest row of a tile, times the most rows, that any configuration has.
-        "WIDE": MAX_BLOCK * max(c1 + c2, out_channels, 0 if channels_last else pixels) >= 2**31,
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
-        "EVEN_K": c1 % MAX_BLOCK_K == 0 and c2 % MAX_BLOCK_K == 0,
-        "PRECISION": "tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
-        "UPCAST": False,
+        # The longest row of a tile, times the most rows that any tile has.
+        "WIDE": LARGEST_BLOCK * max(c1 + c2, out_channels, 0 if channels_last else pixels) >= 2**31,
+        "EVEN_K": c1 % t.block_k == 0 and c2 % t.block_k == 0,
+        "PRECISION": precision,
+        "UPCAST": interpreting(),
+        "BLOCK_P": t.block_p,
+        "BLOCK_O": t.block_o,
+        "BLOCK_K": t.block_k,
+        "num_warps": t.num_warps,
+        "num_stages": t.num_stages,
     }
-
-    def grid(config: dict[str, int]) -> tuple[int]:
-        return (batch * cdiv(pixels, config["BLOCK_P"]) * cdiv(out_channels, config["BLOCK_O"]),)
-
-    return grid, arguments, out
+    return (programs(t, batch, pixels, out_channels),), arguments, out
 
 
 @custom_op("stepcache::dual_conv1x1", mutates_args=())
@@ -175,11 +179,6 @@ def dual_conv1x1_triton(
     require_triton()
     _check(h, skip, weight, bias, residual, h2, h3, mix)
     grid, arguments, out = _launch(h, skip, weight, bias, residual, h2, h3, mix)
-    if interpreting():
-        # The interpreter has no device to autotune on; the smallest tile wastes the least on the tests' small shapes.
-        arguments |= CONFIGS[-1].kwargs | {"UPCAST": True}
-        dual_conv1x1_kernel.fn[grid](**arguments)
-    else:
-        with device_of(h):
-            dual_conv1x1_kernel[grid](**arguments)
+    with device_of(h):
+        dual_conv1x1_kernel[grid](**arguments)
     return out

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
+from kernel_launches import Launch, noted_launches
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.jit import JITFunction
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch."""
-
-    kernel: str
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
 
 
 class _Others(TorchDispatchMode):
@@ -34,24 +22,21 @@ class _Others(TorchDispatchMode):
 
 
 def launches(
-    launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any
+    launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[list[Launch], list[str]]:
     """`launcher(*tensors of those shapes, *rest)`: its launches, and its calls of torch's operators.
 
-    The tensors are bfloat16 and on "cuda", 4-d ones in channels_last.
+    The tensors are on "cuda", 4-d ones in channels_last.
     """
-    noted: list[Launch] = []
-
-    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        assert not args and not warmup
-        noted.append(Launch(self.fn.__name__, grid, kwargs))
+    others = _Others()
 
     def make(shape: tuple[int, ...]) -> Tensor:
         options = {"memory_format": torch.channels_last} if len(shape) == 4 else {}
-        return torch.empty(shape, dtype=torch.bfloat16, device="cuda", **options)
+        return torch.empty(shape, dtype=dtype, device="cuda", **options)
 
-    with FakeTensorMode():
+    def call() -> None:
         tensors = [make(shape) for shape in shapes]
-        with mock.patch.object(JITFunction, "run", run), _Others() as others:
+        with others:
             launcher(*tensors, *rest)
-    return noted, others.names
+
+    return noted_launches(call), others.names

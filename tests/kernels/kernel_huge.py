@@ -16,7 +16,8 @@ from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu_reference
 from stepcache.kernels.cat_group_norm_silu.kernel import channel_statistics_kernel, normalize_silu_kernel
 from stepcache.kernels.cat_group_norm_silu.launch import MERGE_LANES, groups_of_block, launch_parameters
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1_reference
-from stepcache.kernels.dual_conv1x1.kernel import CONFIGS, dual_conv1x1_kernel
+from stepcache.kernels.dual_conv1x1.kernel import dual_conv1x1_kernel
+from stepcache.kernels.dual_conv1x1.launch import tiles
 from torch import Tensor
 
 MAP_NORESERVE = 0x4000  # Linux; in Python's mmap from 3.13 on
@@ -96,15 +97,16 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
         source[-1] = x.T if channels_last else x
     residual[-1] = 1.0
     out = sparse(batch, pixels, out_channels) if channels_last else sparse(batch, out_channels, pixels)
-    images, size = (1, batch * pixels) if channels_last else (batch, pixels)
-    config = CONFIGS[-1].kwargs
-    programs = images * -(-size // config["BLOCK_P"]) * -(-out_channels // config["BLOCK_O"])
-    for index in (programs - 2, programs - 1):  # two tiles of 32 pixels are the last image
+    size = batch * pixels if channels_last else pixels
+    tile = tiles(2, "ieee", 0)[-1]
+    last_tiles = -(-pixels // tile.block_p) * -(-out_channels // tile.block_o)
+    programs = batch * last_tiles
+    for index in range(programs - last_tiles, programs):
         with one_program(index, programs):
-            dual_conv1x1_kernel.fn[(1,)](
-                h=h, h2=h, h3=h, mix=h, skip=skip, weight=weight, bias=h, residual=residual, out=out, N=images, P=size,
-                C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=channels_last, WIDE=False, HAS_BIAS=False,
-                HAS_RESIDUAL=True, EVEN_K=True, PRECISION="ieee", UPCAST=True, **config,
+            dual_conv1x1_kernel[(1,)](
+                h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=residual, out=out,
+                P=size, C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True,
+                PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
             )  # fmt: skip
     expected = dual_conv1x1_reference(last[:, :c], last[:, c:], weight, None, torch.ones(1, out_channels, 8, 8))
     return (out[-1].T if channels_last else out[-1]).clone(), expected.view(out_channels, pixels)
@@ -118,12 +120,12 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
     for source in (h, skip):
         source[0, :, :32] = torch.randn(source.shape[1], 32, generator=generator).half()
     weight = (torch.randn(out_channels, c1 + c2, 1, 1, generator=generator) / (c1 + c2) ** 0.5).half()
-    config = CONFIGS[-1].kwargs
-    with one_program(0, pixels // config["BLOCK_P"]):
-        dual_conv1x1_kernel.fn[(1,)](
-            h=h, h2=h, h3=h, mix=h, skip=skip, weight=weight, bias=h, residual=h, out=out, N=1, P=pixels, C1=c1, C2=c2,
-            C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, HAS_BIAS=False, HAS_RESIDUAL=False,
-            EVEN_K=False, PRECISION="ieee", UPCAST=True, **config,
+    tile = tiles(2, "ieee", 0)[-1]
+    with one_program(0, pixels // tile.block_p):
+        dual_conv1x1_kernel[(1,)](
+            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, out=out, P=pixels,
+            C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, EVEN_K=False,
+            PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
     first = [x[:, :, :32].reshape(1, -1, 1, 32) for x in (h, skip)]
     return out[:, :, :32].clone(), dual_conv1x1_reference(*first, weight, None).view(1, out_channels, 32)

@@ -7,7 +7,7 @@ import re
 import kernel_checks
 import pytest
 import torch
-from kernel_aot import SHARED_LIMIT, TARGETS, compile_launch, slow, stack_allowed
+from kernel_aot import slow, stack_allowed
 from kernel_bench import MODELS, joins
 from kernel_cases import (
     DTYPES,
@@ -22,6 +22,7 @@ from kernel_cases import (
     stock_norm,
     widened,
 )
+from kernel_compile import SHARED_LIMIT, TARGETS, compile_launch
 from kernel_fake_gpu import launches
 from stepcache.kernels.cat_group_norm_silu import (
     cat_group_norm_silu,

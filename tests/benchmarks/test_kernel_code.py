@@ -1,0 +1,101 @@
+"""The code of the kernels against the rows in `results/kernel_code.csv`: they do not grow unseen."""
+
+import importlib.metadata
+
+import kernel_code
+import pytest
+import torch
+from kernel_code import OUT, Case, Row, cases, launches_of, row
+from kernel_compile import Compiled, instruction_counts
+from stepcache.bench.rows import Rig, read
+
+TARGETS = ("sm_90", "gfx942")
+REWRITE = "If this is meant, write the rows anew: python benchmarks/kernel_code.py"
+
+
+def key(r):
+    """What a row is of: all that comes before what was counted, but for how the launch is cut into programs."""
+    return r.op, r.kernel, r.target, r.dtype, r.hidden, r.skip, r.out, r.height, r.width, r.mix
+
+
+def largest(rows):
+    """Of each kernel, the row of its largest join, for each of TARGETS."""
+    found = {}
+    for r in rows:
+        if r.target in TARGETS and r.dtype == "bf16" and r.mix == 0:
+            size = (r.hidden + r.skip) * r.height * r.width
+            found[r.kernel, r.target] = max(found.get((r.kernel, r.target), (0,)), (size, key(r), r))
+    return [r for _, _, r in found.values()]
+
+
+def case_of(r):
+    """The call that a row is of."""
+    (join,) = {c.join for c in cases() if (c.join.hidden, c.join.skip, c.join.out, c.join.height) == key(r)[4:8]}
+    return Case(r.op, join, torch.bfloat16, r.mix)
+
+
+@pytest.fixture
+def same_triton():
+    here, there = importlib.metadata.version("triton"), {rig.triton for rig in read(OUT, Rig)}
+    if there != {here}:
+        pytest.skip(f"the rows were compiled with Triton {there}, here is {here}")
+
+
+@pytest.mark.parametrize("there", largest(read(OUT, Row)), ids=lambda r: f"{r.kernel}-{r.target}")
+def test_they_do_not_grow_unseen(same_triton, there):
+    launches = [launch for launch in launches_of(case_of(there)) if launch.kernel == there.kernel]
+    assert launches, f"no longer launched. {REWRITE}"
+    here = row(case_of(there), launches[0], there.target)
+    grown = [
+        f"{name}: {now}, not {before}"
+        for name, now, before in (
+            ("registers", here.registers, there.registers),
+            ("spilled", here.spilled, there.spilled),
+            ("instructions of the loops", in_loops(here), in_loops(there)),
+        )
+        if now > before
+    ]
+    assert not grown, f"{'; '.join(grown)}. {REWRITE}"
+
+
+def in_loops(r):
+    return sum(int(n) for n in r.loops.split("; ") if n)
+
+
+def test_there_are_rows_of_all_kernels_that_the_joins_launch():
+    launched = {(case.op, launch.kernel) for case in cases() for launch in launches_of(case)}
+    assert {(r.op, r.kernel) for r in read(OUT, Row)} == launched, REWRITE
+
+
+def test_a_line_for_people():
+    r = read(OUT, Row)[0]
+    assert f"{r.registers} registers" in kernel_code.line(r)
+
+
+AMDGCN = """
+	.text
+kernel:                                 ; @kernel
+.Lfunc_begin0:
+; %bb.0:
+	s_load_dword s0, s[0:1], 0x0           ; a comment
+	s_branch .LBB0_2
+.LBB0_1:                                ; the end, to which a branch behind it goes
+	s_endpgm
+.LBB0_2:                                ; =>This Inner Loop Header: Depth=1
+	v_add_u32_e32 v0, v0, v1
+	s_cbranch_scc1 .LBB0_2
+.LBB0_3:
+	v_mov_b32_e32 v1, v0
+.LBB0_4:
+	s_cbranch_scc0 .LBB0_4
+	s_cbranch_scc0 .LBB0_3
+	s_cbranch_execz .LBB0_1
+	s_endpgm
+.Lfunc_end0:
+	s_nop 0
+"""
+
+
+def test_loops_are_what_a_branch_goes_back_over():
+    code = Compiled(AMDGCN, cubin=None, registers=0, spilled=0, shared=0, num_warps=4, num_stages=3)
+    assert instruction_counts(code) == (10, [2, 1, 3])
