@@ -9,13 +9,12 @@ import gpu_code_counts as counts
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from gpu_code_trace import function_code, graph_code
+from gpu_code_trace import OwnKernel, function_code, graph_code
 from small import LoopPipe, make_unet
-from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
 
 from stepcache import accelerate
 from stepcache.graphs.compiled import CUDA_OPTIONS
-from stepcache.join import reference_join
+from stepcache.join import fused_join, reference_join
 from stepcache.macs import branch_macs, meta_unet
 
 SIZE = 16
@@ -34,7 +33,8 @@ def counted(code):
         "externs": counts.externs_by_kind(code),
         "relaid": [relaid.count, relaid.bytes],
         "copies": [copies.count, copies.bytes],
-        "joined": [joined.count, joined.bytes],
+        "join copies": joined.count,
+        "joins": counts.join_launches(code),
         "fills": counts.fills(code),
         "read": read,
         "written": written,
@@ -66,14 +66,6 @@ def product():
     return counted(function_code(lambda x, w, b: torch.addmm(b, x, w) + 1, [half(64, 32), half(32, 16), half(16)]))
 
 
-def join():
-    def function(h, skip, weight, bias):
-        return cat_group_norm_silu(h * 2, skip, weight, bias, 2, 1e-5)
-
-    h = half(2, 64, 16, 16, channels_last=True)
-    return counted(function_code(function, [h, h, half(128), half(128)]))
-
-
 # A full step without attention compiles in a third of the time; a partial one has it.
 NO_ATTENTION = {
     "down_block_types": ("DownBlock2D", "DownBlock2D"),
@@ -92,6 +84,20 @@ def graph(kind, channels_last):
     return {**counted(code), "unet is as it was": left, "macs": getattr(macs, kind)}
 
 
+def on_the_ops(kind):
+    """With linear projections, which leave attention's output contiguous, in one of the two levels."""
+    unet = make_unet("least", use_linear_projection=True).half().to(memory_format=torch.channels_last)
+    inputs = gpu_code.inputs_of(unet, SIZE)
+    code = graph_code(unet, kind, fused_join(lambda shape: True), 0, inputs)
+    latent = inputs["sample"].numel() * inputs["sample"].element_size()
+    formats = {
+        name: [call.tensors[name].is_contiguous(memory_format=torch.channels_last) for call in own]
+        for own in [[call for call in code.launches if isinstance(call.kernel, OwnKernel)]]
+        for name in ("h", "skip")
+    }
+    return {**counted(code), "latent": latent, "formats": formats}
+
+
 def main():
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
     torch.set_num_threads(1)
@@ -102,10 +108,11 @@ def main():
         "transposed": transposed(),
         "filled": filled(),
         "product": product(),
-        "join": join(),
         "full channels_last": graph("full", True),
         "partial channels_last": graph("partial", True),
         "partial as loaded": graph("partial", False),
+        "full on the ops": on_the_ops("full"),
+        "partial on the ops": on_the_ops("partial"),
     }
     after = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
     results["undone"] = before == after

@@ -102,7 +102,9 @@ class GraphSettings:
         if isinstance(self.kernels, Judge):
             return self.kernels
         options = self.compile_options(device)
-        if self.kernels != "auto" or device.type != "cuda" or options is None or self.compile == "regional":
+        if self.kernels != "auto" or device.type != "cuda" or not HAS_TRITON:
+            return None
+        if options is None or self.compile == "regional":
             return None
         captured = self.backend(device) is not None or captures_itself(options)
         return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
