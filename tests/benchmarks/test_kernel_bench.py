@@ -10,7 +10,7 @@ from gate_jobs import OUT_OF_TIME
 from kernel_bench import Case, KernelRow, Wrong, errors_of, joins
 from stepcache.bench.rows import Spread, read
 
-from stepcache.graphs import replays
+from stepcache.graphs import backends, replays
 from stepcache.graphs.replays import CALLS, REPLAYS, calls_in_graph, copies_beyond_l2, times_us
 
 
@@ -23,14 +23,26 @@ class Cuda:
 
     def __init__(self):
         self.now, self.log, self.capturing, self.captured = 0.0, [], False, []
-        self.Stream, self.current_stream = lambda: self._stream("side"), lambda: self._stream("user")
-        self.stream = lambda stream: nullcontext()
-        self.set_stream = lambda stream: self.log.append(f"back on {stream.name}")
+        self.on = self._stream("user")
+        self.Stream, self.current_stream = lambda device: self._stream("side"), lambda: self.on
+        self.device = lambda device: nullcontext()
+        self.graph_pool_handle = lambda: "pool"
+        self.is_current_stream_capturing = lambda: self.capturing
+        self.empty_cache = lambda: self.log.append("empty cache")
         self.synchronize = lambda: self.log.append("synchronize")
         self.current_device = lambda: 0
 
     def _stream(self, name):
         return SimpleNamespace(name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"))
+
+    def set_stream(self, stream):
+        self.on = stream
+        self.log.append(f"back on {stream.name}")
+
+    @contextmanager
+    def stream(self, stream):
+        self.on = stream
+        yield
 
     def call(self, *inputs, call_ms=0.004):
         if self.capturing:
@@ -47,7 +59,8 @@ class Cuda:
         return SimpleNamespace(replay=replay, reset=lambda: self.log.append("reset"))
 
     @contextmanager
-    def graph(self, graph, stream):
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
         self.capturing = True
         self.log.append(f"capture on {stream.name}")
         try:
@@ -70,7 +83,14 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch):
     fake = Cuda()
-    monkeypatch.setattr(replays, "torch", SimpleNamespace(cuda=fake, device=torch.device))
+    own = SimpleNamespace(
+        _cuda_clearCublasWorkspaces=lambda: fake.log.append("clear workspaces"),
+        _cuda_endAllocateToPool=lambda device, pool: None,
+        _cuda_releasePool=lambda device, pool: fake.log.append("release pool"),
+    )
+    for module in (replays, backends):
+        monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=fake, device=torch.device, _C=own))
+    monkeypatch.setattr(backends, "_capture_streams", {})
     return fake
 
 
@@ -79,9 +99,10 @@ def test_a_calls_time_is_a_replays_over_its_calls(cuda):
     inputs = [given for given, _ in cuda.captured]
     assert inputs[:4] == [(1,), (2,), (3,), (1,)] and len(inputs) == 51  # all sets equally often
     first = cuda.log.index("capture on side")
-    assert cuda.log[:first] == ["side waits for user", "call", "call", "call", "synchronize"]
+    assert cuda.log[:first] == ["side waits for user", *["call"] * 3 * 51, "clear workspaces"]
     assert cuda.log[first + 1 :] == [
-        "back on user", "user waits for side", "event", *["replay", "event"] * (REPLAYS + 1), "synchronize", "reset"
+        "clear workspaces", "back on user", "user waits for side", "event", *["replay", "event"] * (REPLAYS + 1),
+        "synchronize", "reset", "empty cache",
     ]  # fmt: skip
 
 
@@ -109,7 +130,7 @@ def test_where_a_capture_fails_the_stream_is_the_users_again(cuda):
 
     with pytest.raises(RuntimeError, match="not permitted"):
         times_us(fails, [(1,)])
-    assert cuda.log[-1] == "back on user"
+    assert cuda.log[-3:] == ["release pool", "clear workspaces", "back on user"]
 
 
 def test_inputs_go_beyond_twice_the_l2_cache(monkeypatch):

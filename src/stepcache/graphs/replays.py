@@ -14,18 +14,17 @@ from typing import Any
 
 import torch
 
+from .backends import CudaBackend, capture
 from .turns import capturing
 
-WARM_UP = 3
-"""Calls before the capture, on its stream: autotuning and lazy loading are not allowed in one."""
 CALLS = 50
 """At least so many calls are in a graph."""
 REPLAYS = 20
 
 
-def copies_beyond_l2(bytes_per_call: int) -> int:
-    """How many sets of inputs exceed twice the L2 cache, and at least two."""
-    l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+def copies_beyond_l2(bytes_per_call: int, device: torch.device | None = None) -> int:
+    """How many sets of inputs exceed twice the L2 cache (of the current device by default), and at least two."""
+    l2 = torch.cuda.get_device_properties(device or torch.cuda.current_device()).L2_cache_size
     return max(2, 2 * l2 // bytes_per_call + 1)
 
 
@@ -34,44 +33,30 @@ def calls_in_graph(sets: int) -> int:
     return sets * -(-CALLS // sets)
 
 
-def times_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
-    """Microseconds of a call on the current device: of REPLAYS replays, each one's time over the calls in it."""
-    with capturing(torch.device("cuda", torch.cuda.current_device())):
-        return _times_us(call, inputs)
+def times_us(
+    call: Callable[..., object], inputs: Sequence[tuple[Any, ...]], device: torch.device | None = None
+) -> list[float]:
+    """Microseconds of a call on `device` (default: the current one): of REPLAYS replays, each one's over its calls."""
+    device = device or torch.device("cuda", torch.cuda.current_device())
+    calls, backend = calls_in_graph(len(inputs)), CudaBackend()
 
+    def run() -> None:
+        for i in range(calls):
+            call(*inputs[i % len(inputs)])
 
-def _times_us(call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
-    calls = calls_in_graph(len(inputs))
-    graph = _captured(call, [inputs[i % len(inputs)] for i in range(calls)])
-    # Between the first two events the device may still wait for the host, which from then on is ahead.
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 2)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    times = [begin.elapsed_time(end) for begin, end in pairwise(events[1:])]
-    graph.reset()
-    return [1000 * time / calls for time in times]
-
-
-def _captured(call: Callable[..., object], arguments: Sequence[tuple[Any, ...]]) -> Any:
-    """One graph of a call with each of the arguments."""
-    user, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(user)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(stream):
-            for given in arguments[:WARM_UP]:
-                call(*given)
+    # To its end the turn of a capture: nobody else replays, and nobody captures while this synchronises.
+    with torch.cuda.device(device), capturing(device):
+        graph = capture(backend, run, backend.pool(), device)
+        # Between the first two events the device may still wait for the host, which from then on is ahead.
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 2)]
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for given in arguments:
-                call(*given)
-    finally:
-        torch.cuda.set_stream(user)  # where a capture failed, torch leaves its stream current
-    user.wait_stream(stream)
-    return graph
+        graph.reset()
+        backend.release(device)
+    return [1000 * begin.elapsed_time(end) / calls for begin, end in pairwise(events[1:])]
 
 
 class ReplayTimer:
@@ -82,10 +67,8 @@ class ReplayTimer:
 
     def sets(self, nbytes: int) -> int:
         """How many inputs of so many bytes exceed twice the L2 cache."""
-        with torch.cuda.device(self.device):
-            return copies_beyond_l2(nbytes)
+        return copies_beyond_l2(nbytes, self.device)
 
     def times_us(self, call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Microseconds of a call, once for each replay."""
-        with torch.cuda.device(self.device):
-            return times_us(call, inputs)
+        return times_us(call, inputs, self.device)
