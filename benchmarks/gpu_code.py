@@ -12,15 +12,17 @@ A case is one graph: a full or a partial step (branch 0), fp16, batch 2 (guidanc
 with its default options. `join` is how skips are joined: `reference` (torch) or `triton` (our kernels at every join).
 `weights` is the layout of the 4-d weights: `as loaded` (NCHW) or `channels_last`.
 
-- `launches` are Triton's, `kernels` the different ones among them. `externs` are the other calls, by kind.
+- `launches` are Triton's, `kernels` the different ones among them. Our ops, which the compiler sees as one call each, are
+  counted by what they launch. `externs` are the other calls, by kind.
 - `configs` are the configurations of those kernels that are compiled before the first step, with the package's default
   options (`options`); `configs_torch` with torch's own defaults; `configs_descent` with coordinate descent in all
   directions, an earlier default of the package. Without a search this is exact, but for reductions that turn out to
   need too many registers, which get one more. With the search it is the fewest: what it tries around a first
   configuration that nothing beats (a stand-in for the timer says that all are equally fast).
 - `relaid_weights` are launches that only write a weight in another layout, `copies` those that only copy something
-  else, `fills` those that read nothing. `join_copies` are buffers, beyond one of the hidden state and one of the skip,
-  that the Triton kernels of a join are handed (empty for the reference). `_bytes` beside them is what they write.
+  else, `fills` those that read nothing. `join_launches` are those of our kernels. `join_copies` are buffers, beyond one of
+  the hidden state and one of the skip, that these are handed at a join (both empty for the reference). `_bytes` beside
+  them is what they write.
 - `read_bytes` and `written_bytes` are of the Triton launches: the whole of each different buffer that a launch takes as
   an input or an output. A kernel that reads only a part of a buffer is counted for all of it; one that reads a buffer
   twice, once. `extern_bytes` are inputs and outputs of the other calls, each once; what a library does inside
@@ -92,7 +94,8 @@ class Row:
     relaid_weights_bytes: int
     copies: int
     copies_bytes: int
-    join_copies: int | None  # None for the reference
+    join_launches: int | None  # None for the reference, as the next two
+    join_copies: int | None
     join_copies_bytes: int | None
     fills: int
     read_bytes: int
@@ -158,6 +161,7 @@ def row(case: Case, code: Code) -> Row:
         relaid_weights_bytes=relaid.bytes,
         copies=copied.count,
         copies_bytes=copied.bytes,
+        join_launches=sum(counts.join_launches(code)) if joined is not None else None,
         join_copies=joined.count if joined is not None else None,
         join_copies_bytes=joined.bytes if joined is not None else None,
         fills=counts.fills(code),
@@ -184,7 +188,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head + f"{'fills':>6}{'read GB':>8}{'written':>8}{'externs':>8}{'TFLOP':>7}{'bound ms':>9}"]
     for r in rows:
         name = f"{r.model} {r.kind} {r.join} {r.weights}"
-        joined = "-" if r.join_copies is None else r.join_copies
+        joined = "-" if r.join_copies is None else f"{r.join_launches}, {r.join_copies}"
         lines.append(
             f"{name:36}{r.launches:9}{r.kernels:8}{r.configs:8}{r.relaid_weights:8}{r.copies:7}{joined:>9}{r.fills:6}"
             f"{r.read_bytes / 1e9:8.3f}{r.written_bytes / 1e9:8.3f}{r.extern_bytes / 1e9:8.3f}{r.flops / 1e12:7.3f}"

@@ -96,7 +96,7 @@ def test_rows_survive_the_file(tmp_path, capsys):
     # What main() writes and prints, without compiling: the cases above do that.
     row = gpu_code.Row(
         "sd15", 512, "float16", 2, 0, "full", "reference", "as loaded", "{}", 386, 151, 151, 338, 1820,
-        "addmm 134; mm 96", 52, 1, 1, 1, None, None, 0, 10**9, 10**9, 10**9, 10**12, 1.5, 7,
+        "addmm 134; mm 96", 52, 1, 1, 1, None, None, None, 0, 10**9, 10**9, 10**9, 10**12, 1.5, 7,
     )  # fmt: skip
     write(tmp_path / "rows.csv", [row])
     assert read(tmp_path / "rows.csv", gpu_code.Row) == [row]
