@@ -12,17 +12,17 @@ A case is one graph: a full or a partial step (branch 0), fp16, batch 2 (guidanc
 with its default options. `join` is how skips are joined: `reference` (torch) or `triton` (our kernels at every join).
 `weights` is the layout of the 4-d weights: `as loaded` (NCHW) or `channels_last`.
 
-- `launches` are Triton's, `kernels` the different ones among them. Our ops, which the compiler sees as one call each, are
-  counted by what they launch. `externs` are the other calls, by kind.
+- `launches` are Triton's, `kernels` the different ones among them. Our ops, to the compiler one call each, are counted
+  by what they launch. `externs` are the other calls, by kind.
 - `configs` are the configurations of those kernels that are compiled before the first step, with the package's default
   options (`options`); `configs_torch` with torch's own defaults; `configs_descent` with coordinate descent in all
   directions, an earlier default of the package. Without a search this is exact, but for reductions that turn out to
   need too many registers, which get one more. With the search it is the fewest: what it tries around a first
   configuration that nothing beats (a stand-in for the timer says that all are equally fast).
 - `relaid_weights` are launches that only write a weight in another layout, `copies` those that only copy something
-  else, `fills` those that read nothing. `join_launches` are those of our kernels. `join_copies` are buffers, beyond one of
-  the hidden state and one of the skip, that these are handed at a join (both empty for the reference). `_bytes` beside
-  them is what they write.
+  else, `fills` those that read nothing. `join_launches` are those of our kernels. `join_copies` are buffers, beyond one
+  of the hidden state and one of the skip, that these are handed at a join (both empty for the reference). `_bytes`
+  beside them is what they write.
 - `read_bytes` and `written_bytes` are of the Triton launches: the whole of each different buffer that a launch takes as
   an input or an output. A kernel that reads only a part of a buffer is counted for all of it; one that reads a buffer
   twice, once. `extern_bytes` are inputs and outputs of the other calls, each once; what a library does inside
