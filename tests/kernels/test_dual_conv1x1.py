@@ -74,8 +74,9 @@ def test_beyond_2_to_the_31_elements(interpreter, channels_last):
     torch.testing.assert_close(*interpreter("kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
 
 
-def test_rows_of_2_to_the_26_pixels(interpreter):
-    torch.testing.assert_close(*interpreter("kernel_huge", "conv_wide_rows"), rtol=0, atol=4e-3)
+@pytest.mark.parametrize("what", ["conv_wide_rows", "conv_wide_pixels"])
+def test_offsets_within_a_tile_beyond_2_to_the_31(interpreter, what):
+    torch.testing.assert_close(*interpreter("kernel_huge", what), rtol=0, atol=4e-3)
 
 
 def test_rows_that_need_64_bits_are_noticed():
