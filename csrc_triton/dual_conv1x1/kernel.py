@@ -22,8 +22,8 @@ accumulator: two library GEMMs would write and read a partial result of O channe
 by a scalar. Two loops would keep the addresses of both sources in registers, and fill the pipeline of loads twice. A
 step does not cross the seam: the last one of h is cut off where C1 is no multiple of BLOCK_K.
 
-The accumulator begins with the bias, whose registers would otherwise come on top of it at the end. The residual is
-added before the only rounding.
+The accumulator begins with the bias: at the end, its elements would take registers beside the accumulator's. The
+residual is added before the only rounding to the output's dtype.
 
 Numerics: float32 accumulation in the order of the channels, without split-K or atomics, so deterministic for one tile.
 float32 inputs are multiplied in TF32 only where torch allows it to the convolution that this replaces. Offsets are

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# The joins of the real U-Nets are the benchmarks' (kernel_bench.py).
+# The benchmarks have the joins of the real U-Nets (kernel_bench.py) and compile kernels (kernel_compile.py).
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from kernel_worker import Interpreter

@@ -113,14 +113,15 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
 
 
 def conv_wide_rows() -> tuple[Tensor, Tensor]:
-    """Contiguous rows of 2^26 pixels, 128 channels of h: steps of the reduction pass 2^31. The first 32 pixels."""
-    pixels, c1, c2, out_channels = 2**26, 128, 16, 16
+    """Contiguous rows of 2^27 pixels, 80 channels of h, 32 of the output: offsets pass 2^31. The first 32 pixels."""
+    pixels, c1, c2, out_channels = 2**27, 80, 16, 32
     generator = torch.Generator().manual_seed(0)
     h, skip, out = sparse(1, c1, pixels), sparse(1, c2, pixels), sparse(1, out_channels, pixels)
     for source in (h, skip):
         source[0, :, :32] = torch.randn(source.shape[1], 32, generator=generator).half()
     weight = (torch.randn(out_channels, c1 + c2, 1, 1, generator=generator) / (c1 + c2) ** 0.5).half()
     tile = tiles(2, "ieee", 0)[-1]
+    assert min(tile.block_k, tile.block_o) * pixels > 2**31
     with one_program(0, pixels // tile.block_p):
         dual_conv1x1_kernel[(1,)](
             h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, out=out, P=pixels,
@@ -129,3 +130,24 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
         )  # fmt: skip
     first = [x[:, :, :32].reshape(1, -1, 1, 32) for x in (h, skip)]
     return out[:, :, :32].clone(), dual_conv1x1_reference(*first, weight, None).view(1, out_channels, 32)
+
+
+def conv_wide_pixels() -> tuple[Tensor, Tensor]:
+    """64 pixels in channels_last, 2^26 output channels each: offsets pass 2^31. The last 32 of these channels."""
+    pixels, c, out_channels = 64, 24, 2**26
+    generator = torch.Generator().manual_seed(0)
+    h, skip = (torch.randn(pixels, c, generator=generator).half() for _ in range(2))
+    weight, out = sparse(out_channels, 2 * c), sparse(pixels, out_channels)
+    weight[-32:] = (torch.randn(32, 2 * c, generator=generator) / (2 * c) ** 0.5).half()
+    tile = tiles(2, "ieee", 0)[-1]
+    assert tile.block_p == pixels and tile.block_o == 32
+    programs = out_channels // tile.block_o
+    with one_program(programs - 1, programs):
+        dual_conv1x1_kernel[(1,)](
+            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, out=out, P=pixels,
+            C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=True, WIDE=True, EVEN_K=False,
+            PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
+        )  # fmt: skip
+    sources = [x.T.reshape(1, c, 1, pixels) for x in (h, skip)]
+    expected = dual_conv1x1_reference(*sources, weight[-32:].view(32, 2 * c, 1, 1), None)
+    return out[:, -32:].clone(), expected.view(32, pixels).T
