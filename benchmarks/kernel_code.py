@@ -122,7 +122,9 @@ def launches_of(case: Case) -> list[Launch]:
             cat_group_norm_silu_triton(h, skip, vector(channels), vector(channels), join.groups, 1e-5, **mixed)
         else:
             weight = vector(join.out * channels).view(join.out, channels, 1, 1)
-            dual_conv1x1_triton(h, skip, weight, vector(join.out), activation(join.out), **mixed)
+            dual_conv1x1_triton(
+                h, skip, weight, vector(join.out), activation(join.out), **mixed, residual_bias=vector(join.out)
+            )
 
     return noted_launches(call)
 

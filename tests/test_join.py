@@ -81,6 +81,24 @@ def lora_on_the_shortcut(resnet):
     resnet.requires_grad_(False)
 
 
+def test_a_hook_and_an_adapter_on_the_second_convolution_are_applied():
+    """Elsewhere it runs without its bias, which is added with the residual."""
+    resnet = make_resnet()
+    args = make_args(resnet)
+    handle = resnet.conv2.register_forward_hook(lambda module, inputs, output: output * 2)
+    want = resnet(torch.cat(args[:2], 1), args[2])
+    torch.testing.assert_close(fused(resnet, *args), want, rtol=1e-5, atol=1e-5)
+    handle.remove()
+    plain = fused(resnet, *args)
+    assert (want - plain).abs().max() > 1e-3
+    config = LoraConfig(r=2, target_modules=["conv2"], init_lora_weights=False)
+    inject_adapter_in_model(config, resnet)
+    resnet.requires_grad_(False)
+    want = resnet(torch.cat(args[:2], 1), args[2])
+    assert (want - plain).abs().max() > 1e-3
+    torch.testing.assert_close(fused(resnet, *args), want, rtol=1e-5, atol=1e-5)
+
+
 def test_an_adapter_on_the_shortcut_is_applied():
     resnet = make_resnet()
     args = make_args(resnet)
@@ -116,7 +134,7 @@ def other_forward(resnet, args):
     resnet.__class__ = Odd
 
 
-def hooked(resnet, args):
+def hooked_norm(resnet, args):
     resnet.norm1.register_forward_hook(lambda module, inputs, output: output * 2)
 
 
@@ -130,7 +148,7 @@ def double(resnet, args):
 
 
 @pytest.mark.parametrize(
-    "change", [training, gradients, other_activation, no_affine, other_forward, hooked, hooked_shortcut, double]
+    "change", [training, gradients, other_activation, no_affine, other_forward, hooked_norm, hooked_shortcut, double]
 )
 def test_falls_back_to_the_reference(change):
     resnet = make_resnet(dropout=0.5)

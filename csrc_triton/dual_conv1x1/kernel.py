@@ -3,12 +3,12 @@
 With x = cat([h, skip], 1), C = C1 + C2 channels, and W = weight[:, :, 0, 0]:
 
     y[n, o, p] = bias[o] + sum over c < C1 of W[o, c] h[n, c, p] + sum over c < C2 of W[o, C1 + c] skip[n, c, p]
-                 + residual[n, o, p]
+                 + residual[n, o, p] + residual_bias[o]
 
 Shapes and dtypes: h [N, C1, H, W], skip [N, C2, H, W], weight [O, C, 1, 1] and y [N, O, H, W] in one of float32,
-float16, bfloat16; bias [O] and residual [N, O, H, W] (both optional) in any of the three. `h` may be the combination
-mix[0] h + mix[1] h2 + mix[2] h3 of up to three buffers: it is formed in registers, in float32, and rounded to h's dtype
-for the tensor cores, as it would be if it were a tensor.
+float16, bfloat16; bias [O], residual [N, O, H, W] and residual_bias [O] (all optional) in any of the three. `h` may be
+the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three buffers: it is formed in registers, in float32, and
+rounded to h's dtype for the tensor cores, as it would be if it were a tensor.
 
 Layouts: all activations channels_last ([N, P, C] in memory; the batch is then one image of N * P pixels, so a tile may
 span images), or all contiguous ([N, C, P]). The tile of activations is read along the memory's fastest axis in both.
@@ -22,7 +22,7 @@ accumulator: two library GEMMs would write and read a partial result of O channe
 by a scalar. Two loops would keep the addresses of both sources in registers, and fill the pipeline of loads twice. A
 step does not cross the seam: the last one of h is cut off where C1 is no multiple of BLOCK_K.
 
-The accumulator begins with the bias: at the end, its elements would take registers beside the accumulator's. The
+The accumulator begins with the biases: at the end, their elements would take registers beside the accumulator's. The
 residual is added before the only rounding to the output's dtype.
 
 Numerics: float32 accumulation in the order of the channels, without split-K or atomics, so deterministic for one tile.
@@ -48,6 +48,7 @@ def dual_conv1x1_kernel(
     weight,
     bias,
     residual,
+    residual_bias,
     out,
     P,
     C1,
@@ -65,7 +66,8 @@ def dual_conv1x1_kernel(
 ):
     """Grid: images * cdiv(P, BLOCK_P) * cdiv(C_OUT, BLOCK_O). In channels_last all images are one, of P pixels.
 
-    h2, h3 and mix are there as far as NUM_MIX (0 to 3) says, else None; so are bias and residual where there is none.
+    h2, h3 and mix are there as far as NUM_MIX (0 to 3) says, else None; so are bias, residual and residual_bias where
+    there is none.
     WIDE: offsets within a tile need 64 bits (where it begins is 64-bit in any case).
     EVEN_K: C1 and C2 are multiples of BLOCK_K. UPCAST: the interpreter's, which cannot multiply bfloat16.
     """
@@ -89,9 +91,16 @@ def dual_conv1x1_kernel(
     C = C1 + C2
     weight_rows = weight + o.to(tl.int64) * C + (wide_out * C + k[:, None])
 
-    acc = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     if bias is not None:
-        acc += tl.load(bias + o + out_channel, mask=out_inside, other=0.0).to(tl.float32)
+        biases = tl.load(bias + o + out_channel, mask=out_inside, other=0.0).to(tl.float32)
+    else:
+        biases = tl.zeros((1, BLOCK_O), tl.float32)
+    if residual_bias is not None:
+        biases += tl.load(residual_bias + o + out_channel, mask=out_inside, other=0.0).to(tl.float32)
+        # The maximum of one row is that row: it keeps the addition out of the accumulator's layout, in which a thread
+        # would hold its share of both. ptxas takes 126 registers so, and 142 otherwise (128 x 128, sm_90).
+        biases = tl.max(biases, 0, keep_dims=True)
+    acc = tl.broadcast_to(biases, (BLOCK_P, BLOCK_O))
     steps_of_h = tl.cdiv(C1, BLOCK_K)
     for step in range(0, steps_of_h + tl.cdiv(C2, BLOCK_K)):
         of_h = step < steps_of_h

@@ -34,6 +34,7 @@ def _check(
     h2: Tensor | None,
     h3: Tensor | None,
     mix: Tensor | None,
+    residual_bias: Tensor | None,
 ) -> None:
     check_join(h, skip, h2, h3, mix)
     batch, c1, height, width = h.shape
@@ -43,8 +44,9 @@ def _check(
     if weight.dtype != h.dtype:
         raise ValueError(f"weight ({weight.dtype}) and h ({h.dtype}) must agree in dtype")
     out_channels = weight.shape[0]
-    if bias is not None and bias.shape != (out_channels,):
-        raise ValueError(f"bias must be ({out_channels},), got {tuple(bias.shape)}")
+    for name, vector in (("bias", bias), ("residual_bias", residual_bias)):
+        if vector is not None and vector.shape != (out_channels,):
+            raise ValueError(f"{name} must be ({out_channels},), got {tuple(vector.shape)}")
     if residual is not None and residual.shape != (batch, out_channels, height, width):
         raise ValueError(f"residual must be {(batch, out_channels, height, width)}, got {tuple(residual.shape)}")
 
@@ -67,6 +69,7 @@ def _launch(
     h2: Tensor | None,
     h3: Tensor | None,
     mix: Tensor | None,
+    residual_bias: Tensor | None = None,
 ) -> tuple[tuple[int], dict[str, Any], Tensor]:
     """The grid of the launch, its arguments, and the tensor that it fills."""
     check_kernel_dtype(h)
@@ -91,6 +94,7 @@ def _launch(
         "weight": weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
         "residual": None if residual is None else residual.contiguous(memory_format=memory_format),
+        "residual_bias": None if residual_bias is None else residual_bias.contiguous(),
         "out": out,
         "P": pixels,
         "C1": c1,
@@ -122,8 +126,9 @@ def dual_conv1x1(
     h2: Tensor | None = None,
     h3: Tensor | None = None,
     mix: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d(cat([h, skip], 1), weight, bias) + residual without the concat: the op for torch.compile and export.
+    """conv2d(cat([h, skip], 1), weight, bias) + residual + residual_bias without the concat: the op for torch.compile.
 
     Args:
         h: [N, C1, H, W], in float32, float16 or bfloat16; CPU tensors may be float64.
@@ -134,6 +139,8 @@ def dual_conv1x1(
         h2: a second buffer like h. Then h + h2 (+ h3) stand for mix[0] h + mix[1] h2 (+ mix[2] h3).
         h3: a third one.
         mix: float32 [number of buffers] on h's device, read by the kernel, so a CUDA graph sees new values.
+        residual_bias: [O], as `bias`: that of the convolution that made the residual, which then runs without one. In
+            a compiled graph that saves the launch which adds it, a read and a write of the residual.
 
     Returns:
         [N, O, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).
@@ -142,10 +149,10 @@ def dual_conv1x1(
     call (README.md, "Why the ops are opaque").
     """
     if h.device.type != "cuda":
-        _check(h, skip, weight, bias, residual, h2, h3, mix)
-        out = dual_conv1x1_reference(h, skip, weight, bias, residual, h2, h3, mix)
+        _check(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
+        out = dual_conv1x1_reference(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
         return out.contiguous(memory_format=joint_format(h, skip))
-    return dual_conv1x1_triton(h, skip, weight, bias, residual, h2, h3, mix)
+    return dual_conv1x1_triton(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
 
 
 @dual_conv1x1.register_fake
@@ -158,8 +165,9 @@ def _(
     h2: Tensor | None = None,
     h3: Tensor | None = None,
     mix: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> Tensor:
-    _check(h, skip, weight, bias, residual, h2, h3, mix)
+    _check(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
     batch, _, height, width = h.shape
     sizes = (batch, weight.shape[0], height, width)
     return torch.empty(sizes, dtype=h.dtype, device=h.device, memory_format=joint_format(h, skip))
@@ -174,11 +182,12 @@ def dual_conv1x1_triton(
     h2: Tensor | None = None,
     h3: Tensor | None = None,
     mix: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> Tensor:
     """`dual_conv1x1` as a bare launch, without the dispatcher; takes CPU tensors if TRITON_INTERPRET=1."""
     require_triton()
-    _check(h, skip, weight, bias, residual, h2, h3, mix)
-    grid, arguments, out = _launch(h, skip, weight, bias, residual, h2, h3, mix)
+    _check(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
+    grid, arguments, out = _launch(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
     with device_of(h):
         dual_conv1x1_kernel[grid](**arguments)
     return out

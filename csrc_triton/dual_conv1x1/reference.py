@@ -18,14 +18,19 @@ def dual_conv1x1_reference(
     h2: Tensor | None = None,
     h3: Tensor | None = None,
     mix: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d(cat([h', skip], 1), weight, bias) + residual, in float32 inside (float64 for float64 inputs).
+    """conv2d(cat([h', skip], 1), weight, bias) + residual + residual_bias, in float32 inside (float64 for float64).
 
-    h, h2, h3: [N, C1, H, W]; skip: [N, C2, H, W]; weight: [O, C1 + C2, 1, 1]; bias: [O]; residual: [N, O, H, W];
-    mix: float32, one weight for each of the buffers given. h' = h without `mix`, else
+    h, h2, h3: [N, C1, H, W]; skip: [N, C2, H, W]; weight: [O, C1 + C2, 1, 1]; bias, residual_bias: [O]; residual:
+    [N, O, H, W]; mix: float32, one weight for each of the buffers given. h' = h without `mix`, else
     h' = mix[0] h + mix[1] h2 + mix[2] h3. Returns [N, O, H, W] in h's dtype.
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     x = torch.cat([combine(h, h2, h3, mix, wide), skip.to(wide)], dim=1)
     y = F.conv2d(x, weight.to(wide), None if bias is None else bias.to(wide))
-    return (y if residual is None else y + residual.to(wide)).to(h.dtype)
+    if residual is not None:
+        y = y + residual.to(wide)
+    if residual_bias is not None:
+        y = y + residual_bias.to(wide)[:, None, None]
+    return y.to(h.dtype)

@@ -124,11 +124,14 @@ def fused_join(wanted: Callable[[JoinShape], bool]) -> Join:
         blend = (*further, *(None,) * (2 - len(further)), weights)
         norm, sampler = resnet.norm1, resnet.upsample or resnet.downsample
         x = cat_group_norm_silu(h, skip, norm.weight, norm.bias, norm.num_groups, norm.eps, *blend)
-        x = _after_first_norm(resnet, x if sampler is None else sampler(x), temb)
+        x = _between_convolutions(resnet, resnet.conv1(x if sampler is None else sampler(x)), temb)
         shortcut, scale = resnet.conv_shortcut, resnet.output_scale_factor
         if sampler is None and type(shortcut) is nn.Conv2d:
-            y = dual_conv1x1(h, skip, shortcut.weight, shortcut.bias, x, *blend)
+            # A bias would be a launch of its own behind the convolution.
+            x, bias = _without_bias(resnet.conv2, x)
+            y = dual_conv1x1(h, skip, shortcut.weight, shortcut.bias, x, *blend, bias)
         else:
+            x = resnet.conv2(x)
             # A resampled or an identity shortcut needs the concat itself, and so does one that an adapter wraps.
             y = torch.cat([value_of(hidden), skip], dim=1)
             y = y if sampler is None else sampler(y)
@@ -169,7 +172,7 @@ def fusable(resnet: nn.Module, hidden: Tensor, skip: Tensor) -> bool:
         and hidden.dtype in KERNEL_DTYPES
         and norm.weight.dtype in (hidden.dtype, torch.float32)
         # The ops read weights and do not call these layers: what hooks on them do would be left out.
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (norm, shortcut) if m is not None)
+        and not any(hooked(module) for module in (norm, shortcut) if module is not None)
         and (type(shortcut) is not nn.Conv2d or shortcut.weight.dtype == hidden.dtype)
     )
 
@@ -179,9 +182,20 @@ def autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _after_first_norm(resnet: nn.Module, x: Tensor, temb: Tensor) -> Tensor:
-    """The ResNet's main path from behind its first activation to the residual, as ResnetBlock2D.forward has it."""
-    x = resnet.conv1(x)
+def _without_bias(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution's output without its bias, and the bias; of what is no plain convolution the output, and None."""
+    if type(conv) is nn.Conv2d and not hooked(conv) and (conv.bias is None or conv.bias.dtype == x.dtype):
+        return conv._conv_forward(x, conv.weight, None), conv.bias
+    return conv(x), None
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks are on it, which a call of its parts would leave out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _between_convolutions(resnet: nn.Module, x: Tensor, temb: Tensor) -> Tensor:
+    """The ResNet's main path from its first convolution to its second, as ResnetBlock2D.forward has it."""
     if resnet.time_emb_proj is not None:
         temb = temb if resnet.skip_time_act else resnet.nonlinearity(temb)
         temb = resnet.time_emb_proj(temb)[:, :, None, None]
@@ -190,4 +204,4 @@ def _after_first_norm(resnet: nn.Module, x: Tensor, temb: Tensor) -> Tensor:
         x = resnet.norm2(x) * (1 + scale) + shift
     else:
         x = resnet.norm2(x + temb if resnet.time_emb_proj is not None else x)
-    return resnet.conv2(resnet.dropout(resnet.nonlinearity(x)))
+    return resnet.dropout(resnet.nonlinearity(x))

@@ -130,6 +130,7 @@ def conv_arguments(shape: Shape, dtype: torch.dtype, layout: torch.memory_format
     if residual:
         x = torch.randn(shape.batch, shape.out, shape.height, shape.width, generator=generator)
         made["residual"] = x.to(dtype).contiguous(memory_format=layout)
+        made["residual_bias"] = torch.randn(shape.out, generator=generator).to(dtype)
     return made
 
 
@@ -158,7 +159,9 @@ def stock_norm(arguments: dict) -> Tensor:
 def stock_conv(arguments: dict) -> Tensor:
     """concat, 1x1 convolution and residual add as diffusers runs them, in the dtype of the arguments."""
     y = F.conv2d(torch.cat([stock_h(arguments), arguments["skip"]], 1), arguments["weight"], arguments["bias"])
-    return y + arguments["residual"] if "residual" in arguments else y
+    if "residual" not in arguments:
+        return y
+    return y + (arguments["residual"] + arguments["residual_bias"][:, None, None])
 
 
 def assert_as_good_as_stock(result: Tensor, stock: Tensor, exact: Tensor) -> None:

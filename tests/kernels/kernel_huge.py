@@ -104,8 +104,9 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
     for index in range(programs - last_tiles, programs):
         with one_program(index, programs):
             dual_conv1x1_kernel[(1,)](
-                h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=residual, out=out,
-                P=size, C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True,
+                h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=residual,
+                residual_bias=None, out=out, P=size, C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0,
+                CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True,
                 PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
             )  # fmt: skip
     expected = dual_conv1x1_reference(last[:, :c], last[:, c:], weight, None, torch.ones(1, out_channels, 8, 8))
@@ -124,7 +125,8 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
     assert min(tile.block_k, tile.block_o) * pixels > 2**31
     with one_program(0, pixels // tile.block_p):
         dual_conv1x1_kernel[(1,)](
-            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, out=out, P=pixels,
+            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
+            out=out, P=pixels,
             C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, EVEN_K=False,
             PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
@@ -144,7 +146,8 @@ def conv_wide_pixels() -> tuple[Tensor, Tensor]:
     programs = out_channels // tile.block_o
     with one_program(programs - 1, programs):
         dual_conv1x1_kernel[(1,)](
-            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, out=out, P=pixels,
+            h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
+            out=out, P=pixels,
             C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=True, WIDE=True, EVEN_K=False,
             PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip

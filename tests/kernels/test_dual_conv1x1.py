@@ -128,7 +128,8 @@ def test_dynamic_shapes_export_and_meta(anywhere, check):
     [
         ({"weight": torch.zeros(6, 31, 1, 1)}, r"weight must be \[O, 20 \+ 12, 1, 1\]"),
         ({"weight": torch.zeros(6, 32, 1, 1).half()}, "must agree in dtype"),
-        ({"bias": torch.zeros(7)}, r"bias must be \(6,\)"),
+        ({"bias": torch.zeros(7)}, r"^bias must be \(6,\)"),
+        ({"residual_bias": torch.zeros(5)}, r"residual_bias must be \(6,\), got \(5,\)"),
         ({"residual": torch.zeros(2, 6, 5, 8)}, r"residual must be \(2, 6, 5, 7\)"),
         ({"skip": torch.zeros(1, 12, 5, 7)}, "agree in N, H and W"),
     ],
@@ -161,6 +162,7 @@ def test_traffic(interpreter, layout):
         ("skip", "load"): o_blocks * size_of["skip"],
         ("weight", "load"): p_blocks * size_of["weight"],
         ("bias", "load"): p_blocks * size_of["bias"],
+        ("residual_bias", "load"): p_blocks * size_of["residual_bias"],
         ("residual", "load"): size_of["residual"],
         ("out", "store"): size_of["residual"],
     }
@@ -180,7 +182,7 @@ def _meta_launch(dtype, layout, mix):
     h, skip, residual = (tensor(2, channels, 64, 64) for channels in (640, 320, 320))
     h2, h3 = (h if mix > i else None for i in (1, 2))
     weights = torch.empty(mix, device="meta") if mix else None
-    return _launch(h, skip, tensor(320, 960, 1, 1), tensor(320), residual, h2, h3, weights)[1]
+    return _launch(h, skip, tensor(320, 960, 1, 1), tensor(320), residual, h2, h3, weights, tensor(320))[1]
 
 
 # What the joins run, and the most shared memory; the rest is slow. fp16 differs from bf16 in conversions alone.
