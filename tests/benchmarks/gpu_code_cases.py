@@ -9,7 +9,7 @@ import gpu_code_counts as counts
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from gpu_code_trace import OwnKernel, function_code, graph_code
+from gpu_code_trace import Launch, OwnKernel, function_code, graph_code
 from small import LoopPipe, make_unet
 
 from stepcache import accelerate
@@ -95,7 +95,9 @@ def on_the_ops(kind):
         for own in [[call for call in code.launches if isinstance(call.kernel, OwnKernel)]]
         for name in ("h", "skip")
     }
-    return {**counted(code), "latent": latent, "formats": formats}
+    names = [call.kernel.name if isinstance(call, Launch) else call.name for call in code.calls]
+    behind = [names[i - 1] for i, name in enumerate(names) if name.startswith("dual_conv1x1")]
+    return {**counted(code), "latent": latent, "formats": formats, "shortcuts behind": behind}
 
 
 def main():

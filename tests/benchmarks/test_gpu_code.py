@@ -67,6 +67,8 @@ def test_joins_on_the_ops_cost_their_launches_and_nothing_else(counted, kind, jo
     # Hidden states and skips come in channels_last. What is re-laid is the latent alone, where it comes in.
     assert all(case["formats"]["h"]) and all(case["formats"]["skip"])
     assert case["copies"] == [1, case["latent"]] and case["relaid"] == [0, 0]
+    # The residual goes from its convolution to the shortcut as it is: its bias is no launch between them.
+    assert case["shortcuts behind"] == ["convolution"] * joins
 
 
 @pytest.mark.parametrize("kind", ["full", "partial"])
