@@ -48,6 +48,19 @@ def test_equals_eager(name, options):
     assert not close(eager(pipe, 1), want)  # reuse shows, so another schedule would
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [EAGER, CAPTURED, BOTH], ids=["eager", "captured", "compiled and captured"])
+def test_joins_on_the_ops_equal_eager(options, dtype):
+    pipe = make_pipe("least", block_out_channels=(64, 128), norm_num_groups=8)
+    pipe.unet.to(dtype)
+    want = eager(pipe, 3)
+    accelerate(pipe, 3, kernels=True, predict="linear", **options)
+    blended = run(pipe)
+    assert close(run(pipe), blended)
+    accelerate(pipe, 3, kernels=True, **options)
+    assert close(run(pipe), want)
+
+
 @pytest.fixture
 def demo():
     pipe = demo_pipe()

@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from small import LoopPipe, core_of, demo_pipe, generate, make_unet
 
-from stepcache import accelerate, last_run, warmup
+from stepcache import accelerate, last_run, restore, warmup
 from stepcache.graphs import GraphSettings, tuning
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.verdicts import COLUMNS, Setup, Verdicts
+from stepcache.verdicts import COLUMNS, Setup, Verdicts, from_csv
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"
@@ -281,3 +281,25 @@ def test_who_decides_on_cuda(a_gpu, monkeypatch, tmp_path):
     ):  # fmt: skip
         assert settings.judge(cuda) is None
     assert GraphSettings().judge(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_a_warm_up_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("STEPCACHE_CACHE", str(tmp_path))
+    pipe = demo_pipe().to("cuda")
+    try:
+        want = generate(accelerate(pipe, 3, compile=False, cuda_graphs=False))
+        accelerate(pipe, 3)
+        record = warmup(pipe, 64, 64, progress=False)
+        verdicts = from_csv((tmp_path / "joins.csv").read_text())
+        assert record.joins_measured == len(verdicts) > 3
+        for verdict in verdicts:
+            assert verdict.status == "ok" and verdict.shape.layout == "channels_last", verdict
+            assert 1 < verdict.triton_us < 1e4 and 1 < verdict.inductor_us < 1e4, verdict
+        got = generate(pipe)
+        assert (got - want).abs().max() <= 1e-2 * want.abs().max()
+        assert last_run(pipe).captures == 0
+        assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
+    finally:
+        restore(pipe)
+        pipe.to("cpu")
