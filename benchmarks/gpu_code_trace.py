@@ -57,6 +57,8 @@ class Kernel:
         self.name, self.source = name, source
         self._heuristic, self._arguments, autotuner = _load(name, source)
         self.function = autotuner.fn
+        # The first of them, which Inductor's heuristics believe in most.
+        self.config = autotuner.configs[0]
         self.signature: dict[str, str] = autotuner.triton_meta["signature"]
         self.constants: dict[str, Any] = dict(autotuner.triton_meta.get("constants", {}))
         self._stored = set(re.findall(r"tl\.store\((\w+)", source))
@@ -145,6 +147,8 @@ class Launch:
 
     kernel: Kernel | OwnKernel
     tensors: dict[str, Tensor]
+    sizes: dict[str, int] = field(default_factory=dict)
+    """The integers that one of Inductor's kernels gets, by name: xnumel, r0_numel."""
 
     @property
     def read(self) -> list[Tensor]:
@@ -262,9 +266,10 @@ def _noting(code: Code) -> Iterator[None]:
         def run(self, *args: Any, stream: int, **kwargs: Any) -> None:
             names = [name for name, kind in self.kernel.signature.items() if kind != "constexpr"]
             # Behind the kernel's own arguments there may be the grid's.
-            given = zip(names, args, strict=False)
-            tensors = {name: value for name, value in given if isinstance(value, Tensor)}
-            code.calls.append(Launch(self.kernel, tensors))
+            given = dict(zip(names, args, strict=False))
+            tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+            sizes = {name: value for name, value in given.items() if isinstance(value, int)}
+            code.calls.append(Launch(self.kernel, tensors, sizes))
 
     def triton(self: AsyncCompile, kernel_name: str, source_code: str, device_str: str = "cuda") -> Noted:
         if kernel_name not in code.kernels:

@@ -10,6 +10,11 @@ specialise on make no other code, so many rows are alike.
 `tests/benchmarks/test_kernel_code.py` compiles a few of the rows again: the kernels do not grow unseen. After a change
 that is meant to make them larger, or smaller, write the rows anew.
 
+`results/kernel_code_before.csv` has the same rows of the kernels at commit 0030e3c. They were compiled once, by this
+script, with the two launchers of a checkout of that commit in place of the present ones. Triton's autotuner chose the
+convolution's tile there, on a device. The rows have the tile that its launcher chooses now in 16 bits, or where there
+was no such tile (at 8 x 8), 64 x 64; in float32, 128 x 64. That convolution did not add the residual's bias.
+
 - `spilled`: bytes of stack (NVIDIA), 8 of which may be a parked scalar, or registers (AMD).
 - `instructions` are those of the whole kernel, `loops` those of each loop, in the order of the code. On sm_100, loops
   of two or three instructions wait for a barrier.

@@ -117,9 +117,15 @@ def nvidia_tool(name: str, *options: str, cubin: bytes) -> str:
         return subprocess.run([program, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-@functools.cache
 def instruction_counts(code: Compiled) -> tuple[int, list[int]]:
-    """Instructions of the whole kernel, and of each of its loops in the order of the code.
+    """Instructions of the whole kernel, and of each of its loops in the order of the code."""
+    instructions, loops = instructions_and_loops(code)
+    return len(instructions), [len(loop) for loop in loops]
+
+
+@functools.cache
+def instructions_and_loops(code: Compiled) -> tuple[list[str], list[range]]:
+    """The instructions of the whole kernel, and where each of its loops is, in the order of the code.
 
     A loop is what lies between a label and the last branch back to it, so an outer loop counts its inner ones too.
     Compilers also put a branch behind the end of the program, to code before that end: this is no loop.
@@ -135,7 +141,7 @@ def instruction_counts(code: Compiled) -> tuple[int, list[int]]:
         for label in re.findall(r"\.L\w+", line):
             if label in labels and not any(ENDS.match(i) for i in instructions[labels[label] :]):
                 ends[label] = len(instructions)
-    return len(instructions), [end - labels[label] for label, end in ends.items()]
+    return instructions, [range(labels[label], end) for label, end in ends.items()]
 
 
 def _sass(cubin: bytes) -> list[str]:

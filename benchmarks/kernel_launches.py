@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-H100 = SimpleNamespace(multi_processor_count=132)
+H100 = SimpleNamespace(multi_processor_count=132, warp_size=32)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import two_graphs
 from bench_tables import headline_table, ladder_tables
 from figures import Figure
 from frontier_pages import frontier_figures, frontier_headline, frontier_table
+from kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
 from markdown_table import caption, table
 from plots import fidelity_figures, ladder_figures
 from stepcache.bench.rows import RESULTS, ROOT, Rig, read
@@ -34,7 +35,7 @@ from support_matrix import support_table
 from stepcache.graphs.compiled import CUDA_OPTIONS
 
 Made = TypeVar("Made")
-PAGES = ROOT / "README.md", RESULTS / "README.md"
+PAGES = ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md"
 
 
 def cpu_ratio_table(path: Path) -> str:
@@ -154,6 +155,9 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "frontier": csv(frontier_table, "frontier.csv"),
     "frontier_headline": csv(frontier_headline, "frontier.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
+    "kernel_code": csv(kernel_code_table, "kernel_code.csv"),
+    "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
+    "kernel_measured": kernel_measured_table,
     "support": support_table,
 }
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gate_jobs import read_outcomes
 from gate_plan import TESTS
-from stepcache.bench.rows import Rig, read
+from stepcache.bench.rows import Rig, Row, read
 from stepcache.bench.schema import BenchRow
 
 OUTCOMES = "gate.csv"
@@ -36,9 +36,14 @@ def red_commits(results: Path) -> dict[str, str]:
 
 def trusted(path: Path) -> Trusted:
     """The rows of a CSV of `stepcache bench`, by the gate.csv in its folder."""
+    return Trusted(*sifted(path, BenchRow))
+
+
+def sifted(path: Path, kind: type[Row]) -> tuple[list[Row], list[Rig], str]:
+    """The same of a CSV with rows of any kind."""
     red = red_commits(path.parent)
     rows, rigs, left_out = [], [], dict.fromkeys(red, 0)
-    for row, rig in zip(read(path, BenchRow), read(path, Rig), strict=True):
+    for row, rig in zip(read(path, kind), read(path, Rig), strict=True):
         if rig.gpu and _bare(rig.commit) in red:
             left_out[_bare(rig.commit)] += 1
         else:
@@ -49,7 +54,7 @@ def trusted(path: Path) -> Trusted:
         for commit, count in left_out.items()
         if count
     ]
-    return Trusted(rows, rigs, " ".join(texts))
+    return rows, rigs, " ".join(texts)
 
 
 def _bare(commit: str) -> str:

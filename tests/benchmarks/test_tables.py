@@ -4,9 +4,13 @@ import json
 import shutil
 
 import gpu_code
+import kernel_code
+import kernel_model
+import kernel_tables
 import pytest
 import tables
 from bench_rows import ladder, row
+from kernel_bench import KernelRow
 from stepcache.bench.rows import RESULTS, ROOT, read, write
 from stepcache.bench.schema import BenchRow
 
@@ -190,3 +194,71 @@ def test_inductors_code_before_and_after_weights_are_re_laid(results):
     rows[1] = graph("full", "channels_last", 336, 0)  # counted with other options than the default ones
     _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
     assert line[-1] == "? / 230 / 1400"
+
+
+def code(kernel, registers, loops, join=kernel_code.LARGEST, target="sm_90"):
+    return kernel_code.Row(
+        "op", kernel, target, "bf16", "channels_last", 2, *join, join[-1], 0, "BLOCK=64", 8, 3, registers, 0, 0, 900,
+        loops,
+    )  # fmt: skip
+
+
+def test_kernels_before_and_after(results):
+    small = kernel_tables.SHOWN[1]
+    before = [code("channel_statistics_kernel", 80, "179; 179", join) for join in kernel_tables.SHOWN]
+    results("kernel_code_before.csv", [*before, code("dual_conv1x1_kernel", 153, "6; 116; 2", target="sm_100")])
+    after = [
+        code("channel_statistics_kernel", 61, "119; 119"),
+        code("cat_group_norm_silu_kernel", 83, "117; 176", small),
+        code("dual_conv1x1_kernel", 126, "120", target="sm_100"),
+    ]
+    folder = results("kernel_code.csv", after)
+    header, _, *lines = cells_of(tables.TABLES["kernel_code"](folder))
+    sm_90, sm_100 = header.index("sm_90"), header.index("sm_100")
+    assert [(line[1], line[sm_90], line[sm_100]) for line in lines] == [
+        ("statistics", "80: 179, 179 → 61: 119, 119", "none → none"),
+        ("shortcut", "none → none", "153: 116 → 126: 120"),  # without loops that wait for a barrier
+        ("statistics", "80: 179, 179 → none", "none → none"),
+        ("all in one launch", "none → 83: 117, 176", "none → none"),
+    ]
+    (folder / "kernel_code_before.csv").unlink()
+    assert "none → 61: 119, 119" in tables.TABLES["kernel_code"](folder)
+
+
+def test_modelled_joins(results):
+    def modelled(part, side, launches, us):
+        return kernel_model.Row(
+            "sd15", 3, 2, 640, 320, 320, 64, 64, "float16", part, side, launches, 100, 100, us
+        )  # fmt: skip
+
+    rows = [
+        modelled("norm", "stepcache", 2, 14.04),
+        modelled("shortcut", "stepcache", 1, 18.0),
+        modelled("concat", "inductor", 1, 12.0),
+        modelled("norm", "inductor", 4, 36.0),
+        modelled("shortcut", "inductor", 2, 24.0),
+        modelled("norm", "copy", 1, 12.0),
+        modelled("shortcut", "copy", 1, 10.0),
+    ]
+    made = tables.TABLES["kernel_model"](results("kernel_model.csv", rows))
+    _, _, line = cells_of(made)
+    assert line == [
+        "sd15: 640+320 to 320, 64 x 64", "3", "14.0 (2)", "36.0 (4)", "12.0", "12.0 (1)", "18.0 (1)", "24.0 (2)",
+        "10.0", "32", "72",
+    ]  # fmt: skip
+    assert "A model, not a measurement" in made
+
+
+def test_measured_joins(results):
+    def measured(variant, us, status="ok"):
+        return KernelRow(
+            "dual_conv1x1", "sd15", 2, 2, 640, 320, 320, 64, 64, "float16", "channels_last", variant, status, us, us,
+            us, 1.0, 1.0, 1.0, 0.0, 0.0, "12.8", "",
+        )  # fmt: skip
+
+    rows = [measured("triton", 20.04), measured("eager", 40.0), measured("inductor", None, "failed: RuntimeError: no")]
+    made = tables.TABLES["kernel_measured"](results("bench_dual_conv1x1.csv", rows))
+    header, _, line = cells_of(made)
+    assert header == ["join", "dtype", "triton", "eager", "inductor"]
+    assert line == ["sd15 join 2: 640+320 to 320, 64 x 64", "float16", "20.0", "40.0", "failed"]
+    assert "**dual_conv1x1**" in made and made.count("commit") == 1
