@@ -82,6 +82,11 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU, how many multiprocessors it has; elsewhere (interpreter, meta device) those of an H100."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
 def interpreting() -> bool:
     """Whether this process runs kernels in Triton's interpreter, on the CPU (TRITON_INTERPRET=1)."""
     import triton

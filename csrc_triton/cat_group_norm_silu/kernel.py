@@ -46,20 +46,30 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(HW, C_SRC, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+def _tile(
+    HW,
+    C_SRC,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """Channel and pixel indices of a tile, and its offsets in a source of C_SRC channels; the last axis is contiguous.
 
-    channels_last: [BLOCK_P, BLOCK_C]; contiguous: [BLOCK_C, BLOCK_P]. The two indices are broadcastable to it.
+    channels_last: [ROWS, BLOCK_P, BLOCK_C]; contiguous: [ROWS, BLOCK_C, BLOCK_P]. The two indices broadcast to it.
+    A thread holds all ROWS of its places, so ROWS is the number of loads that it has in flight.
     Where a tile begins is 64-bit in any case (`_base`). The offsets within it are so only if WIDE, which the launcher
-    sets where they reach 2^31 (rows of 2^25 elements or more): elsewhere they would cost registers for nothing.
+    sets where they reach 2^31: elsewhere they would cost registers for nothing.
     """
+    row = tl.arange(0, ROWS)[:, None, None] * BLOCK_P
     if CHANNELS_LAST:
-        channel = tl.arange(0, BLOCK_C)[None, :]
-        pixel = tl.arange(0, BLOCK_P)[:, None]
+        channel = tl.arange(0, BLOCK_C)[None, None, :]
+        pixel = row + tl.arange(0, BLOCK_P)[None, :, None]
         offsets = (pixel.to(tl.int64) if WIDE else pixel) * C_SRC + channel
     else:
-        channel = tl.arange(0, BLOCK_C)[:, None]
-        pixel = tl.arange(0, BLOCK_P)[None, :]
+        channel = tl.arange(0, BLOCK_C)[None, :, None]
+        pixel = row + tl.arange(0, BLOCK_P)[None, None, :]
         offsets = (channel.to(tl.int64) if WIDE else channel) * HW + pixel
     return channel, pixel, offsets
 
@@ -83,19 +93,141 @@ def _mix_weights(mix, NUM_MIX: tl.constexpr):
 
 
 @triton.jit
-def _load(source, source2, source3, w1, w2, w3, offsets, mask, NUM_MIX: tl.constexpr):
-    """One tile of a source in float32: plain (NUM_MIX = 0), or combined from NUM_MIX buffers.
+def _fetch(source, source2, source3, w1, w2, w3, offsets, mask, mixed, NUM_MIX: tl.constexpr):
+    """Elements of a source: plain, in its dtype (NUM_MIX = 0), or combined from NUM_MIX buffers, in float32.
 
-    Cast right after the load: it is needed for the arithmetic, and the interpreter computes bfloat16 on its raw bits.
+    Plain ones stay in the source's dtype so that a tile on its way in costs no more registers than it must. `mixed`
+    says which elements the second and third buffer have. Lanes that `mask` leaves out are undefined.
     """
-    x = tl.load(source + offsets, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(source + offsets, mask=mask)
     if NUM_MIX > 0:
-        x *= w1
+        x = x.to(tl.float32) * w1
     if NUM_MIX > 1:
-        x += w2 * tl.load(source2 + offsets, mask=mask, other=0.0).to(tl.float32)
+        x += w2 * tl.load(source2 + offsets, mask=mask & mixed, other=0.0).to(tl.float32)
     if NUM_MIX > 2:
-        x += w3 * tl.load(source3 + offsets, mask=mask, other=0.0).to(tl.float32)
+        x += w3 * tl.load(source3 + offsets, mask=mask & mixed, other=0.0).to(tl.float32)
     return x
+
+
+@triton.jit
+def _mask(p, pixel, end, inside, EVEN: tl.constexpr):
+    """Which elements of the tile at pixel p exist, `end` being where the program's pixels end.
+
+    EVEN: tiles are full, so that all of one exist or none. Times 0 rather than a scalar, since Triton's interpreter makes an integer of
+    a boolean that it broadcasts.
+    """
+    return (p + (pixel * 0 if EVEN else pixel) < end) & inside
+
+
+@triton.jit
+def _lane_statistics(
+    source,
+    source2,
+    source3,
+    w1,
+    w2,
+    w3,
+    at,
+    offsets,
+    step,
+    pixel,
+    inside,
+    mixed,
+    first,
+    p_first,
+    end,
+    NUM_MIX: tl.constexpr,
+    P_AXIS: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """For each lane of a tile: its mean less `first`, its M2, and its number of pixels, from p_first to `end`.
+
+    A lane's pixels are p_first + i BLOCK_P + its place on the pixel axis, P_AXIS of the results.
+    """
+    STEP: tl.constexpr = ROWS * BLOCK_P
+    ahead = _fetch(
+        source, source2, source3, w1, w2, w3, at + offsets, _mask(p_first, pixel, end, inside, EVEN), mixed, NUM_MIX
+    )
+    # The lane's first pixel. All that follows are sums of differences from it.
+    is_first = tl.arange(0, ROWS)[:, None, None] == 0
+    anchor = tl.sum(tl.where(is_first, ahead.to(tl.float32), 0.0), 0)
+    total = tl.zeros(anchor.shape, tl.float32)
+    squares = tl.zeros(anchor.shape, tl.float32)
+    for p in tl.range(p_first, end, STEP, num_stages=1):
+        delta = ahead.to(tl.float32) - anchor[None]
+        if not EVEN:
+            delta = tl.where(p + pixel < end, delta, 0.0)
+        at += step
+        ahead = _fetch(
+            source, source2, source3, w1, w2, w3, at + offsets, _mask(p + STEP, pixel, end, inside, EVEN), mixed,
+            NUM_MIX,
+        )  # fmt: skip
+        total += tl.sum(delta, 0)
+        squares += tl.sum(delta * delta, 0)
+    if EVEN:
+        count = tl.cast((end - p_first) // BLOCK_P, tl.float32)
+        mean = total * (1.0 / count)
+        shift = anchor - first + mean
+    else:
+        place = tl.expand_dims(tl.arange(0, BLOCK_P), 1 - P_AXIS)
+        count = tl.maximum((end - p_first - place + (BLOCK_P - 1)) // BLOCK_P, 0).to(tl.float32)
+        mean = total * (1.0 / tl.maximum(count, 1.0))
+        # A lane without a pixel has no anchor either.
+        shift = tl.where(count > 0, anchor - first + mean, 0.0)
+    return shift, tl.maximum(squares - total * mean, 0.0), count
+
+
+@triton.jit
+def _silu(z):
+    """z * sigmoid(z)."""
+    return z / (1.0 + tl.exp2(z * -1.4426950408889634))
+
+
+@triton.jit
+def _normalize(
+    source,
+    source2,
+    source3,
+    w1,
+    w2,
+    w3,
+    at,
+    offsets,
+    step,
+    out,
+    out_at,
+    out_offsets,
+    out_step,
+    ahead,
+    pixel,
+    inside,
+    mixed,
+    mean,
+    scale,
+    shift,
+    p_first,
+    p_last,
+    end,
+    NUM_MIX: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Affine and SiLU of the tiles from p_last back to p_first; `ahead` is the one at p_last, fetched already."""
+    STEP: tl.constexpr = ROWS * BLOCK_P
+    for back in tl.range(0, p_last - p_first + STEP, STEP, num_stages=1):
+        x = ahead.to(tl.float32)
+        at -= step
+        # Only the last tile, the first one here, may be cut off.
+        more = _mask(p_first + back, pixel, p_last, inside, True)
+        ahead = _fetch(source, source2, source3, w1, w2, w3, at + offsets, more, mixed, NUM_MIX)
+        # Not x * scale + (shift - mean * scale), which cancels when |mean| is far above the deviation.
+        y = _silu((x - mean) * scale + shift)
+        mask = inside if EVEN else _mask(p_last - back, pixel, end, inside, EVEN)
+        tl.store(out + (out_at + out_offsets), y.to(out.dtype.element_ty), mask=mask)
+        out_at -= out_step
 
 
 @triton.jit
@@ -117,34 +249,36 @@ def _chunk_statistics(
     NUM_MIX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    EVEN_P: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Mean and M2 of channels c .. c + BLOCK_C of one source over `chunk` pixels from p_first, stored at `row`."""
-    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
+    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
     P_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    inside = c + channel < C_SRC
+    inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
     w1, w2, w3 = _mix_weights(mix, NUM_MIX)
-    # Welford in every lane, so the loop holds no exchange between threads. A lane's count depends on its pixel alone.
-    count = tl.zeros(pixel.shape, tl.float32)
-    mean = tl.zeros(offsets.shape, tl.float32)
-    m2 = tl.zeros(offsets.shape, tl.float32)
-    for p in tl.range(p_first, tl.minimum(p_first + chunk, HW), BLOCK_P, num_stages=STAGES):
-        valid = p + pixel < HW
-        start = _base(n, c, p, HW, C_SRC, CHANNELS_LAST)
-        x = _load(source + start, source2 + start, source3 + start, w1, w2, w3, offsets, valid & inside, NUM_MIX)
-        count += valid.to(tl.float32)
-        delta = tl.where(valid, x - mean, 0.0)
-        mean += delta * (1.0 / tl.maximum(count, 1.0))
-        m2 += delta * (x - mean)
-    # Chan's merge of all lanes of a channel at once; a chunk holds a pixel at least, so the total is never 0.
-    total = tl.sum(count)
-    channel_mean = tl.sum(mean * count, P_AXIS, keep_dims=True) / total
-    delta = mean - channel_mean
+    at = _base(n, c, p_first, HW, C_SRC, CHANNELS_LAST)
+    step = ROWS * BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
+    end = tl.minimum(p_first + chunk, HW)
+    # The channel's first pixel of the chunk, to which the means of its lanes are related.
+    lane = tl.expand_dims(tl.arange(0, BLOCK_C), P_AXIS)
+    lane_inside = lane < (BLOCK_C if EVEN_C else C_SRC - c)
+    lane_at = lane if CHANNELS_LAST else (lane.to(tl.int64) if WIDE else lane) * HW
+    first = _fetch(source, source2, source3, w1, w2, w3, at + lane_at, lane_inside, lane_inside, NUM_MIX).to(tl.float32)
+    shift, m2, count = _lane_statistics(
+        source, source2, source3, w1, w2, w3, at, offsets, step, pixel, inside, inside, first, p_first, end,
+        NUM_MIX, P_AXIS, EVEN_P, ROWS, BLOCK_P,
+    )  # fmt: skip
+    # The lanes of a channel, merged all at once: the mean, then the sum of squares around it.
+    pixels = (end - p_first).to(tl.float32)
+    channel_shift = tl.sum(shift * count, P_AXIS, keep_dims=True) * (1.0 / pixels)
+    delta = shift - channel_shift
     channel_m2 = tl.sum(m2 + delta * delta * count, P_AXIS, keep_dims=True)
-    tl.store(means + row + c_cat + channel, channel_mean, mask=inside)
-    tl.store(m2s + row + c_cat + channel, channel_m2, mask=inside)
+    tl.store(means + row + c_cat + lane, first + channel_shift, mask=lane_inside)
+    tl.store(m2s + row + c_cat + lane, channel_m2, mask=lane_inside)
 
 
 @triton.jit
@@ -159,38 +293,37 @@ def channel_statistics_kernel(
     HW,
     C1,
     C2,
-    blocks,
-    splits,
     chunk,
     NUM_MIX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    EVEN_P: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """Launch 1: per-channel partials of both inputs. Grid: N * splits * blocks programs, channels fastest.
+    """Launch 1: per-channel partials of both inputs. Grid: (N, blocks of channels, chunks of pixels).
 
-    means, m2s: float32 [N, splits, C1 + C2]. h2, h3 and mix are read only as far as NUM_MIX (0 to 3) says.
+    means, m2s: float32 [N, chunks, C1 + C2]. h2, h3 and mix are read only as far as NUM_MIX (0 to 3) says.
     """
-    pid = tl.program_id(0)
-    block = pid % blocks
-    split = (pid // blocks) % splits
-    n = (pid // (blocks * splits)).to(tl.int64)
+    n = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    split = tl.program_id(2)
     p_first = split * chunk
-    row = (n * splits + split) * (C1 + C2)
+    row = (n * tl.num_programs(2) + split) * (C1 + C2)
     h_blocks = tl.cdiv(C1, BLOCK_C)
     if block < h_blocks:
         c = block * BLOCK_C
         _chunk_statistics(
             h, h2, h3, mix, means, m2s, n, c, c, p_first, row, HW, C1, chunk,
-            NUM_MIX, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P, STAGES,
+            NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _chunk_statistics(
-            skip, skip, skip, mix, means, m2s, n, c, C1 + c, p_first, row, HW, C2, chunk,
-            0, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P, STAGES,
+            skip, None, None, None, means, m2s, n, c, C1 + c, p_first, row, HW, C2, chunk,
+            0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
         )  # fmt: skip
 
 
@@ -207,40 +340,59 @@ def _merge_groups(
     eps,
     GROUP_SIZE: tl.constexpr,
     GROUPS: tl.constexpr,
-    MERGE_LANES: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Mean and 1 / sqrt(var + eps) of GROUPS groups from first_group on, each [GROUPS]; lanes past the last are unused.
 
-    A group's partials are splits * GROUP_SIZE (mean, M2) pairs. They are merged MERGE_LANES / GROUPS at a time, which
-    is all of them for most joins, by the count-weighted formula, in which only the last chunk's count differs.
+    First the chunks of each channel, in the channel's own lane, UNROLL of them loaded at once; then the channels of a
+    group, MEMBERS at a time, which is all of them for the joins of real U-Nets. Only the last chunk's count differs.
     """
-    MEMBERS: tl.constexpr = MERGE_LANES // GROUPS
     group = (first_group + tl.arange(0, GROUPS))[:, None]
-    count = tl.zeros((GROUPS,), tl.float32)
-    mean = tl.zeros((GROUPS,), tl.float32)
-    m2 = tl.zeros((GROUPS,), tl.float32)
-    for first in range(0, splits * GROUP_SIZE, MEMBERS):
-        member = (first + tl.arange(0, MEMBERS))[None, :]
-        split = member // GROUP_SIZE
-        channel = group * GROUP_SIZE + member % GROUP_SIZE
-        inside = (split < splits) & (channel < C)
-        at = (n * splits + split) * C + channel
-        part_means = tl.load(means + at, mask=inside, other=0.0)
-        part_m2s = tl.load(m2s + at, mask=inside, other=0.0)
-        part_counts = tl.where(inside, tl.minimum(chunk, HW - split * chunk), 0).to(tl.float32)
+    rows = n * splits * C
+    pixels = tl.cast(HW, tl.float32)
+    # Of the group's first channel, the first chunk's mean: to it the means of the channels are related.
+    first = tl.load(means + rows + group * GROUP_SIZE, mask=group * GROUP_SIZE < C, other=0.0)
+    group_count = 0.0
+    group_shift = tl.zeros((GROUPS,), tl.float32)
+    group_m2 = tl.zeros((GROUPS,), tl.float32)
+    for first_member in range(0, GROUP_SIZE, MEMBERS):
+        member = (first_member + tl.arange(0, MEMBERS))[None, :]
+        channel = group * GROUP_SIZE + member
+        inside = (member < GROUP_SIZE) & (channel < C)
+        # Sums of differences from the channel's first partial mean.
+        anchor = tl.load(means + rows + channel, mask=inside, other=0.0)
+        total = tl.zeros((GROUPS, MEMBERS), tl.float32)
+        squares = tl.zeros((GROUPS, MEMBERS), tl.float32)
+        row = rows
+        for first_split in range(0, splits, UNROLL):
+            for i in tl.static_range(UNROLL):
+                split = first_split + i
+                mask = inside & (member * 0 + split < splits)
+                part_mean = tl.load(means + row + channel, mask=mask, other=0.0)
+                part_m2 = tl.load(m2s + row + channel, mask=mask, other=0.0)
+                count = tl.maximum(tl.minimum(chunk, HW - split * chunk), 0).to(tl.float32)
+                shift = part_mean - anchor
+                weighted = shift * count
+                total += weighted
+                squares += part_m2 + weighted * shift
+                row += C
+        share = total * (1.0 / pixels)
+        shift = anchor - first + share
+        m2 = tl.maximum(squares - total * share, 0.0)
+        # Chan's merge of the channels, which all have the same count.
+        part_count = tl.minimum(MEMBERS, GROUP_SIZE - first_member).to(tl.float32)
+        part_shift = tl.sum(tl.where(inside, shift, 0.0), 1) / part_count
+        delta = shift - part_shift[:, None]
+        part_m2 = tl.sum(tl.where(inside, m2 + delta * delta * pixels, 0.0), 1)
 
-        part_count = tl.sum(part_counts, 1)
-        part_mean = tl.sum(part_means * part_counts, 1) / tl.maximum(part_count, 1.0)
-        delta = part_means - part_mean[:, None]
-        part_m2 = tl.sum(part_m2s + delta * delta * part_counts, 1)
-
-        merged = count + part_count
-        shift = part_mean - mean
-        share = part_count / tl.maximum(merged, 1.0)
-        mean += shift * share
-        m2 += part_m2 + shift * shift * count * share
-        count = merged
-    return mean, tl.rsqrt(m2 / tl.maximum(count, 1.0) + eps)
+        merged = group_count + part_count
+        delta = part_shift - group_shift
+        share = part_count / merged
+        group_shift += delta * share
+        group_m2 += part_m2 + delta * delta * (group_count * share * pixels)
+        group_count = merged
+    return tl.reshape(first, (GROUPS,)) + group_shift, tl.rsqrt(group_m2 / (GROUP_SIZE * pixels) + eps)
 
 
 @triton.jit
@@ -266,41 +418,48 @@ def _normalize_chunk(
     eps,
     GROUP_SIZE: tl.constexpr,
     GROUPS: tl.constexpr,
-    MERGE_LANES: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    UNROLL: tl.constexpr,
     NUM_MIX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    EVEN_P: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Normalise channels c .. c + BLOCK_C of one source, over `chunk` pixels from p_first, into out from c_cat on."""
-    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
-    _, _, out_offsets = _tile(HW, C, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
-    inside = c + channel < C_SRC
+    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
+    _, _, out_offsets = _tile(HW, C, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
+    STEP: tl.constexpr = ROWS * BLOCK_P
+    inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
+    w1, w2, w3 = _mix_weights(mix, NUM_MIX)
+    end = tl.minimum(p_first + chunk, HW)
+    p_last = p_first + (end - 1 - p_first) // STEP * STEP
+    at = _base(n, c, p_last, HW, C_SRC, CHANNELS_LAST)
+    # Before the merge, which waits for L2 and then for other threads.
+    mask = _mask(p_last, pixel, end, inside, EVEN_P)
+    ahead = _fetch(source, source2, source3, w1, w2, w3, at + offsets, mask, inside, NUM_MIX)
+    scale = tl.load(weight + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
     first_group = c_cat // GROUP_SIZE
     group_mean, group_rstd = _merge_groups(
-        means, m2s, n, first_group, HW, C, splits, chunk, eps, GROUP_SIZE, GROUPS, MERGE_LANES
+        means, m2s, n, first_group, HW, C, splits, chunk, eps, GROUP_SIZE, GROUPS, MEMBERS, UNROLL
     )
     # From groups to channels. A gather's result has the layout of its index, so the layout in which the partials were
     # merged stays out of the loop below; picked by a comparison and a sum, it spread there and made 8 warps work alike.
-    lane = tl.arange(0, BLOCK_C)
-    group = (c_cat + lane) // GROUP_SIZE - first_group
+    group = (c_cat + tl.arange(0, BLOCK_C)) // GROUP_SIZE - first_group
     C_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    mean = tl.expand_dims(tl.gather(group_mean, group, 0), C_AXIS)
-    rstd = tl.expand_dims(tl.gather(group_rstd, group, 0), C_AXIS)
-    scale = rstd * tl.load(weight + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
-    w1, w2, w3 = _mix_weights(mix, NUM_MIX)
-
-    for p in tl.range(p_first, tl.minimum(p_first + chunk, HW), BLOCK_P, num_stages=STAGES):
-        mask = (p + pixel < HW) & inside
-        start = _base(n, c, p, HW, C_SRC, CHANNELS_LAST)
-        x = _load(source + start, source2 + start, source3 + start, w1, w2, w3, offsets, mask, NUM_MIX)
-        # Not x * scale + (shift - mean * scale), which cancels when |mean| is far above the deviation.
-        z = (x - mean) * scale + shift
-        y = z * tl.sigmoid(z)
-        tl.store(out + _base(n, c_cat, p, HW, C, CHANNELS_LAST) + out_offsets, y.to(out.dtype.element_ty), mask=mask)
+    mean = tl.expand_dims(tl.gather(group_mean, group, 0), C_AXIS)[None]
+    scale *= tl.expand_dims(tl.gather(group_rstd, group, 0), C_AXIS)[None]
+    step = STEP * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
+    out_at = _base(n, c_cat, p_last, HW, C, CHANNELS_LAST)
+    out_step = STEP * (tl.cast(C, tl.int64) if CHANNELS_LAST else 1)
+    _normalize(
+        source, source2, source3, w1, w2, w3, at, offsets, step, out, out_at, out_offsets, out_step, ahead, pixel, inside,
+        inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, ROWS, BLOCK_P,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -318,42 +477,123 @@ def normalize_silu_kernel(
     HW,
     C1,
     C2,
-    blocks,
-    splits,
     chunk,
     eps,
     GROUP_SIZE: tl.constexpr,
     GROUPS: tl.constexpr,
-    MERGE_LANES: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    UNROLL: tl.constexpr,
     NUM_MIX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    EVEN_P: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     """Launch 2: merge the partials of launch 1 into groups, normalise, affine, SiLU. Grid: as launch 1, backwards.
 
-    GROUP_SIZE: channels of a group; GROUPS: groups a block can touch (`groups_of_block`).
+    GROUP_SIZE: channels of a group; GROUPS: groups a block can touch (`groups_of_block`); MEMBERS, UNROLL: `merge_tile`.
     """
     # A Python float is float32 to Triton's launcher and float64 to Inductor's; pinned, both give the same bits.
     eps = tl.cast(eps, tl.float32)
-    pid = tl.num_programs(0) - 1 - tl.program_id(0)
-    block = pid % blocks
-    split = (pid // blocks) % splits
-    n = (pid // (blocks * splits)).to(tl.int64)
+    splits = tl.num_programs(2)
+    n = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    split = splits - 1 - tl.program_id(2)
     p_first = split * chunk
     C = C1 + C2
     h_blocks = tl.cdiv(C1, BLOCK_C)
     if block < h_blocks:
         c = block * BLOCK_C
         _normalize_chunk(
-            h, h2, h3, mix, weight, bias, means, m2s, out, n, c, c, p_first, HW, C1, C, splits, chunk, eps,
-            GROUP_SIZE, GROUPS, MERGE_LANES, NUM_MIX, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P, STAGES,
+            h, h2, h3, mix, weight, bias, means, m2s, out, n, c, c, p_first, HW, C1, C, splits, chunk, eps, GROUP_SIZE,
+            GROUPS, MEMBERS, UNROLL, NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _normalize_chunk(
-            skip, skip, skip, mix, weight, bias, means, m2s, out, n, c, C1 + c, p_first, HW, C2, C, splits, chunk, eps,
-            GROUP_SIZE, GROUPS, MERGE_LANES, 0, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P, STAGES,
+            skip, None, None, None, weight, bias, means, m2s, out, n, c, C1 + c, p_first, HW, C2, C, splits, chunk, eps,
+            GROUP_SIZE, GROUPS, MEMBERS, UNROLL, 0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
         )  # fmt: skip
+
+
+@triton.jit
+def cat_group_norm_silu_kernel(
+    h,
+    h2,
+    h3,
+    mix,
+    skip,
+    weight,
+    bias,
+    out,
+    HW,
+    C1,
+    C2,
+    eps,
+    GROUP_SIZE: tl.constexpr,
+    SEAM: tl.constexpr,
+    NUM_MIX: tl.constexpr,
+    EVEN_P: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The one launch of small joins, channels_last: statistics of a group, then its affine and SiLU. Grid: (N, groups).
+
+    SEAM: a group may have channels of both inputs, so each lane has a source of its own; else each program has.
+    """
+    eps = tl.cast(eps, tl.float32)
+    n = tl.program_id(0).to(tl.int64)
+    c_cat = tl.program_id(1) * GROUP_SIZE
+    C = C1 + C2
+    STEP: tl.constexpr = ROWS * BLOCK_P
+    lane = tl.arange(0, BLOCK_C)[None, None, :]
+    pixel = tl.arange(0, ROWS)[:, None, None] * BLOCK_P + tl.arange(0, BLOCK_P)[None, :, None]
+    inside = lane < GROUP_SIZE
+    pixels = tl.cast(HW, tl.float32)
+    w1, w2, w3 = _mix_weights(mix, NUM_MIX)
+
+    # The group's first channel, and its first pixel, to which the means of all lanes are related.
+    in_h = c_cat < C1
+    source = tl.where(in_h, h, skip)
+    weight1 = tl.where(in_h, w1, 1.0)
+    c_src = tl.where(in_h, C1, C2)
+    at = n * HW * c_src + tl.where(in_h, c_cat, c_cat - C1)
+    first = _fetch(source, h2, h3, weight1, w2, w3, at, c_cat < C, in_h, NUM_MIX).to(tl.float32)
+    if SEAM:
+        in_h = c_cat + lane < C1
+        source = tl.where(in_h, h, skip)
+        weight1 = tl.where(in_h, w1, 1.0)
+        c_src = tl.where(in_h, C1, C2)
+        at = n * HW * c_src + tl.where(in_h, c_cat + lane, c_cat + lane - C1)
+        mixed = in_h
+        offsets = pixel * c_src
+    else:
+        mixed = c_cat + lane * 0 < C1
+        offsets = pixel * c_src + lane
+    step = STEP * c_src
+    lane_shift, m2, count = _lane_statistics(
+        source, h2, h3, weight1, w2, w3, at, offsets, step, pixel, inside, mixed, first, 0, HW,
+        NUM_MIX, 0, EVEN_P, ROWS, BLOCK_P,
+    )  # fmt: skip
+    # The last tile again, from L1 as all of them, while the threads wait for each other.
+    p_last = (HW - 1) // STEP * STEP
+    at += (HW - 1) // STEP * step
+    ahead = _fetch(source, h2, h3, weight1, w2, w3, at + offsets, _mask(p_last, pixel, HW, inside, EVEN_P), mixed, NUM_MIX)
+    scale = tl.load(weight + c_cat + lane, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + c_cat + lane, mask=inside, other=0.0).to(tl.float32)
+
+    lane_inside = tl.arange(0, BLOCK_C)[None, :] < GROUP_SIZE
+    share = 1.0 / (GROUP_SIZE * pixels)
+    group_shift = tl.sum(tl.where(lane_inside, lane_shift * count, 0.0)) * share
+    delta = lane_shift - group_shift
+    var = tl.sum(tl.where(lane_inside, m2 + delta * delta * count, 0.0)) * share
+    scale *= tl.rsqrt(var + eps)
+    out_at = (n * HW + p_last) * C + c_cat
+    _normalize(
+        source, h2, h3, weight1, w2, w3, at, offsets, step, out, out_at, pixel * C + lane, STEP * C, ahead, pixel, inside,
+        mixed, first + group_shift, scale, shift, 0, p_last, HW, NUM_MIX, EVEN_P, ROWS, BLOCK_P,
+    )  # fmt: skip
