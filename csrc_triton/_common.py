@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
@@ -82,9 +83,16 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Of a GPU, how many multiprocessors it has; elsewhere (interpreter, meta device) those of an H100."""
+    """Of a GPU, how many multiprocessors it has; elsewhere (interpreter, meta device), how many an H100 has."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+@functools.cache
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp: 32, but 64 on AMD's data centre GPUs."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def interpreting() -> bool:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from .._common import cdiv
 
-NUM_WARPS = 8
-# Programs of 8 warps for each multiprocessor: as many as hide each other's waits, each with two tiles of 8 KB in flight,
+# Threads of a program of the two launches.
+THREADS = 256
+# Programs for each multiprocessor: as many as hide each other's waits, each with two tiles of 8 KB in flight,
 # which is more bytes than the latency of DRAM times its bandwidth asks for. More would only mean more partials to merge.
 PROGRAMS_PER_MULTIPROCESSOR = 2
 # Tiles that a thread loads at once, 16 bytes of each.
@@ -42,8 +43,8 @@ class GroupTile(NamedTuple):
     """Pixels."""
     rows: int
     """Tiles that a thread loads at once."""
-    num_warps: int
-    """Warps of a program."""
+    threads: int
+    """Threads of a program."""
 
 
 def one_launch(group_size: int, c1: int, pixels: int, channels_last: bool) -> bool:
@@ -60,7 +61,7 @@ def launch_parameters(
 ) -> LaunchParameters:
     """As many chunks as the chip runs at once, but none shorter than a step, so that partials stay few.
 
-    Tiles hold 2048 elements for 8 warps, 8 a thread: 64 channels (128 bytes of 16-bit channels, a cache line, for each
+    Tiles hold 2048 elements, 8 a thread: 64 channels (128 bytes of 16-bit channels, a cache line, for each
     pixel) x 32 pixels in channels_last and in contiguous images below 256 pixels, 8 x 256 in larger ones.
     """
     block_c, block_p = (64, 32) if channels_last or pixels < 256 else (8, 256)
@@ -84,10 +85,10 @@ def merge_tile(groups: int, group_size: int) -> tuple[int, int]:
 
 
 def group_tile(group_size: int, pixels: int) -> GroupTile:
-    """Up to 16 warps, 8 elements a thread and tile, for a group of up to 128 channels."""
+    """Up to 512 threads, with 8 elements of a tile each, for a group of up to 128 channels."""
     block_c = power_of_two(group_size)
-    block_p = min(16 * 32 * 8 // block_c, power_of_two(pixels))
-    return GroupTile(block_c, block_p, ROWS if pixels > block_p else 1, max(block_c * block_p // 256, 1))
+    block_p = min(512 * 8 // block_c, power_of_two(pixels))
+    return GroupTile(block_c, block_p, ROWS if pixels > block_p else 1, max(block_c * block_p // 8, 32))
 
 
 def power_of_two(n: int) -> int:

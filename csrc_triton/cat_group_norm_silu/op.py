@@ -16,8 +16,9 @@ from .._common import (
     joint_format,
     multiprocessors,
     require_triton,
+    warp_size,
 )
-from .launch import NUM_WARPS, ROWS, group_tile, groups_of_block, launch_parameters, merge_tile, one_launch
+from .launch import ROWS, THREADS, group_tile, groups_of_block, launch_parameters, merge_tile, one_launch
 from .reference import cat_group_norm_silu_reference
 
 if HAS_TRITON:
@@ -97,7 +98,7 @@ def _launches(
             "ROWS": tile.rows,
             "BLOCK_C": tile.block_c,
             "BLOCK_P": tile.block_p,
-            "num_warps": tile.num_warps,
+            "num_warps": max(tile.threads // warp_size(h.device), 1),
         }
         return [Launch(cat_group_norm_silu_kernel, (batch, num_groups), arguments)], out
 
@@ -115,7 +116,7 @@ def _launches(
         "ROWS": ROWS,
         "BLOCK_C": p.block_c,
         "BLOCK_P": p.block_p,
-        "num_warps": NUM_WARPS,
+        "num_warps": THREADS // warp_size(h.device),
     }
     groups = groups_of_block(p.block_c, group_size)
     members, unroll = merge_tile(groups, group_size)
