@@ -1,4 +1,4 @@
-"""concat -> GroupNorm -> SiLU over two tensors, without the concat: two Triton kernels.
+"""concat -> GroupNorm -> SiLU over two tensors, without the concat: two Triton launches, or one for a small join.
 
 With x = cat([h, skip], 1), C = C1 + C2 channels in G groups of S = C / G channels, and P = H * W pixels:
 
@@ -11,32 +11,52 @@ Shapes and dtypes: h [N, C1, H, W], skip [N, C2, H, W] and y [N, C, H, W] in one
 and bias [C], each in any of the three. `h` may be the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three
 buffers (an extrapolated cached feature): it is formed in registers wherever h is read.
 
-Layouts: all of h, skip and y contiguous ([N, C, P] in memory), or all channels_last ([N, P, C]). A program's tile is
-BLOCK_C channels by BLOCK_P pixels of one input, never of both, with the memory's fastest axis last; so reads and
-writes are coalesced in both layouts, and 16 bytes wide when that axis is a multiple of 16 elements.
+Layouts: all of h, skip and y contiguous ([N, C, P] in memory), or all channels_last ([N, P, C]). A tile is ROWS x
+BLOCK_P pixels by BLOCK_C channels, with the memory's fastest axis last; so reads and writes are coalesced in both
+layouts, and 16 bytes wide when that axis is a multiple of 16 elements. While a program computes one tile, its next one
+is on the way into registers. The loops use no shared memory and no barrier, and mask only sizes that are uneven.
 
-Launch 1, `channel_statistics_kernel`, one program for each (n, chunk of pixels, block of channels): per channel of
-the chunk the mean and M2 = sum of (x - mean)^2, float32, to partials [N, splits, C]. Reduced per channel and not per
-group, so a group may straddle the seam (640 + 320 channels in groups of 30) and a block need not know the groups.
+Two launches
+    `channel_statistics_kernel`, grid (N, blocks of channels, chunks of pixels): per channel of the chunk the mean and
+    M2 = sum of (x - mean)^2, float32, to partials [N, chunks, C]. A block has channels of one input only. Partials are
+    per channel, not per group, so a group may straddle the seam (640 + 320 channels in groups of 30).
+    `normalize_silu_kernel`, the same grid: each program merges the partials of the few groups that its channels are in,
+    then applies the affine and SiLU to its chunk. It goes backwards, in the grid and within a chunk, because L2 still
+    has what launch 1 read last.
 
-Launch 2, `normalize_silu_kernel`, the same grid walked backwards, so that what launch 1 read last, and L2 still holds,
-is read first: each program merges the partials of the few groups its channels are in, then streams its chunk through
-the affine and SiLU. Traffic of the activations: two reads and one write.
+    Traffic of the activations: two reads and one write. Every program that needs a group merges it anew. The partials
+    are a few hundred KB, so they come from L2, and there are only as many chunks as fill the chip (launch.py). In
+    bfloat16, for the joins of SD 1.5 and SDXL on an H100, merging adds 2 % (640+320 at 128 x 128) to 25 % (640+320 at
+    32 x 32) to what launch 2 reads and writes in channels_last. In contiguous it adds 0.1 % to 23 %. The partials add
+    0.1 % (128 x 128) to 4 % (8 x 8, contiguous) to the traffic of both launches, if they reach DRAM at all. A third
+    launch for the merge would cost more.
 
-A group's merge is repeated by each program that needs it; the partials are a few hundred KB, so it comes from L2. To
-keep it small there are only as many chunks as fill the chip (launch.py). Counted for the joins of SD 1.5 and
-SDXL in bfloat16 (tests/kernels/test_cat_group_norm_silu.py): the merge adds 2 % (640+320 at 128 x 128) to 23 % (640+320
-at 32 x 32) to what launch 2 reads and writes, 0.4 % to 8 % in contiguous, and the partials add 0.1 % (128 x 128) to 4 %
-(8 x 8) to the traffic of both launches, if they went to DRAM at all. A third launch for the merge would cost more.
+One launch
+    `cat_group_norm_silu_kernel`, grid (N, G): one program has a whole group, and reads it twice, from L1 the second
+    time. There is no partial, no merge and no gap between launches, but it has only N G programs. That pays up to
+    16 x 16 pixels, and up to 32 x 32 where no group straddles the seam (`launch.one_launch`). Where one does, each lane
+    is loaded from h or from skip. Only channels_last has it: that is what a pipeline in a hurry runs.
 
-Numerics: float32 from the load to the store. Each lane of a tile runs Welford's update; lanes, chunks and channels are
-merged by the count-weighted formula of Chan et al., so there is no E[x^2] - E[x]^2 and no cancellation for a mean far
-from 0. No atomics: the result depends on the shapes alone, not on the order in which programs run. Offsets are 64-bit.
+Numerics: float32 from the load to the store. No E[x^2] - E[x]^2: all sums are of differences from a sample, so a mean
+far from 0 costs no digits. In a tile, each lane keeps the sums of d = x - a and of d^2 over its n pixels, where a is
+the first of them:
 
-Sources: Welford 1962, "Note on a method for calculating corrected sums of squares and products"; Chan, Golub and
-LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances"; Wu and He 2018, "Group
-normalization" (arXiv 1803.08494). stable-fast (src/sfast/triton/ops/group_norm.py) also has a statistics and an
-apply launch, without the concat, with one program a group and with the statistics stored in the input's dtype.
+    mean = a + sum(d) / n,    M2 = sum(d^2) - sum(d)^2 / n
+
+To first order the error of M2 is at most 3 n u sum(d^2), u = 2^-24. If a lies k deviations of the lane from its mean,
+sum(d^2) = (1 + k^2) M2. As a is one of the n pixels, k^2 < n. So the worst case is an a that is the lane's only
+outlier: an error of 3 n^2 u M2, or 7e-4 M2 for the 64 pixels that a lane has at most in the joins named above. With a
+first pixel within three deviations it is 1e-4 M2. These are bounds; errors of rounding mostly cancel.
+Lanes, then channels, are merged by their means and the squares of the distances from the merged mean (Chan et al.);
+means enter as differences from a first one, so a constant input is its own mean to the last bit. Only the chunks of a
+channel are merged by shifted sums again, where k^2 is below the number of chunks.
+No atomics: the result depends on the shapes and the number of multiprocessors, not on the order in which programs run.
+The offset of a tile is 64-bit; offsets within a tile are where they must be (WIDE).
+
+Sources: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances", and
+1983, "Algorithms for computing the sample variance: analysis and recommendations", for the shifted sums; Wu and He
+2018, "Group normalization" (arXiv 1803.08494). stable-fast (src/sfast/triton/ops/group_norm.py) also has a statistics
+and an apply launch, without the concat, with one program a group and with the statistics in the input's dtype.
 """
 
 from __future__ import annotations
@@ -130,10 +150,10 @@ def _fetch(
 
 @triton.jit
 def _mask(p, pixel, end, inside, EVEN: tl.constexpr):
-    """Which elements of the tile at pixel p exist, `end` being where the program's pixels end.
+    """Which elements of the tile at pixel p exist; the program's pixels stop before `end`.
 
-    EVEN: tiles are full, so that all of one exist or none. Times 0 rather than a scalar, since Triton's interpreter makes an integer of
-    a boolean that it broadcasts.
+    EVEN: every tile is full, so all of its elements exist or none. The product with 0 gives the comparison the tile's
+    shape: Triton's interpreter turns a boolean scalar into an integer when it broadcasts it.
     """
     return (p + (pixel * 0 if EVEN else pixel) < end) & inside
 
@@ -306,9 +326,9 @@ def _chunk_statistics(
     lane = tl.expand_dims(tl.arange(0, BLOCK_C), P_AXIS)
     lane_inside = lane < (BLOCK_C if EVEN_C else C_SRC - c)
     lane_at = lane if CHANNELS_LAST else (lane.to(tl.int64) if WIDE else lane) * HW
-    first = _fetch(
-        source, source2, source3, w1, w2, w3, at + lane_at, None, 0, lane_inside, lane_inside, NUM_MIX
-    ).to(tl.float32)
+    first = _fetch(source, source2, source3, w1, w2, w3, at + lane_at, None, 0, lane_inside, lane_inside, NUM_MIX).to(
+        tl.float32
+    )
     shift, m2, count = _lane_statistics(
         source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, pixel, inside, inside, first,
         p_first, end, NUM_MIX, P_AXIS, EVEN_P, ROWS, BLOCK_P,
@@ -498,8 +518,8 @@ def _normalize_chunk(
     out_at = _base(n, c_cat, p_last, HW, C, CHANNELS_LAST)
     out_step = STEP * (tl.cast(C, tl.int64) if CHANNELS_LAST else 1)
     _normalize(
-        source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, out, out_at, out_offsets, out_step, ahead,
-        pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, ROWS, BLOCK_P,
+        source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, out, out_at, out_offsets, out_step,
+        ahead, pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, ROWS, BLOCK_P,
     )  # fmt: skip
 
 
@@ -535,7 +555,8 @@ def normalize_silu_kernel(
 ):
     """Launch 2: merge the partials of launch 1 into groups, normalise, affine, SiLU. Grid: as launch 1, backwards.
 
-    GROUP_SIZE: channels of a group; GROUPS: groups a block can touch (`groups_of_block`); MEMBERS, UNROLL: `merge_tile`.
+    GROUP_SIZE: channels of a group. GROUPS: groups that a block can touch (`groups_of_block`). MEMBERS channels of each
+    and UNROLL chunks are merged at once (`merge_tile`).
     """
     # A Python float is float32 to Triton's launcher and float64 to Inductor's; pinned, both give the same bits.
     eps = tl.cast(eps, tl.float32)

@@ -8,8 +8,8 @@ from .._common import cdiv
 
 # Threads of a program of the two launches.
 THREADS = 256
-# Programs for each multiprocessor: as many as hide each other's waits, each with two tiles of 8 KB in flight,
-# which is more bytes than the latency of DRAM times its bandwidth asks for. More would only mean more partials to merge.
+# Programs for each multiprocessor. Two hide each other's waits, and have 16 KB in flight together, which is about what
+# the latency of DRAM times its bandwidth asks for. More of them would have more partials to merge.
 PROGRAMS_PER_MULTIPROCESSOR = 2
 # Tiles that a thread loads at once, 16 bytes of each.
 ROWS = 2
@@ -84,11 +84,13 @@ def merge_tile(groups: int, group_size: int) -> tuple[int, int]:
     return members, min(8, MERGE_LANES // (groups * members))
 
 
-def group_tile(group_size: int, pixels: int) -> GroupTile:
+def group_tile(group_size: int, pixels: int, element_size: int, buffers: int) -> GroupTile:
     """Up to 512 threads, with 8 elements of a tile each, for a group of up to 128 channels."""
     block_c = power_of_two(group_size)
     block_p = min(512 * 8 // block_c, power_of_two(pixels))
-    return GroupTile(block_c, block_p, ROWS if pixels > block_p else 1, max(block_c * block_p // 8, 32))
+    # Two tiles of each of three float32 buffers are more than the 128 registers that a thread has.
+    rows = ROWS if pixels > block_p and element_size * buffers <= 8 else 1
+    return GroupTile(block_c, block_p, rows, max(block_c * block_p // 8, 32))
 
 
 def power_of_two(n: int) -> int:

@@ -91,15 +91,19 @@ def _launches(
         "GROUP_SIZE": group_size,
     }
     if one_launch(group_size, c1, pixels, channels_last):
-        tile = group_tile(group_size, pixels)
-        arguments = inputs | result | {
-            "SEAM": c1 % group_size != 0,
-            "EVEN_P": pixels % (tile.rows * tile.block_p) == 0,
-            "ROWS": tile.rows,
-            "BLOCK_C": tile.block_c,
-            "BLOCK_P": tile.block_p,
-            "num_warps": max(tile.threads // warp_size(h.device), 1),
-        }
+        tile = group_tile(group_size, pixels, h.element_size(), max(inputs["NUM_MIX"], 1))
+        arguments = (
+            inputs
+            | result
+            | {
+                "SEAM": c1 % group_size != 0,
+                "EVEN_P": pixels % (tile.rows * tile.block_p) == 0,
+                "ROWS": tile.rows,
+                "BLOCK_C": tile.block_c,
+                "BLOCK_P": tile.block_p,
+                "num_warps": max(tile.threads // warp_size(h.device), 1),
+            }
+        )
         return [Launch(cat_group_norm_silu_kernel, (batch, num_groups), arguments)], out
 
     p = launch_parameters(batch, c1, c2, pixels, channels_last, multiprocessors(h.device))

@@ -61,7 +61,7 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) 
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         elif isinstance(value, torch.Tensor):

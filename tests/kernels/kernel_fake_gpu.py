@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -50,7 +51,8 @@ def launches(
         options = {"memory_format": torch.channels_last} if len(shape) == 4 else {}
         return torch.empty(shape, dtype=torch.bfloat16, device="cuda", **options)
 
-    with FakeTensorMode():
+    h100 = SimpleNamespace(multi_processor_count=132, warp_size=32)
+    with FakeTensorMode(), mock.patch("torch.cuda.get_device_properties", return_value=h100):
         tensors = [make(shape) for shape in shapes]
         with mock.patch.object(JITFunction, "run", run), _Others() as others:
             launcher(*tensors, *rest)
