@@ -26,36 +26,34 @@ Two launches
 
     Traffic of the activations: two reads and one write. Every program that needs a group merges it anew. The partials
     are a few hundred KB, so they come from L2, and there are only as many chunks as fill the chip (launch.py). In
-    bfloat16, for the joins of SD 1.5 and SDXL on an H100, merging adds 2 % (640+320 at 128 x 128) to 25 % (640+320 at
-    32 x 32) to what launch 2 reads and writes in channels_last. In contiguous it adds 0.1 % to 23 %. The partials add
-    0.1 % (128 x 128) to 4 % (8 x 8, contiguous) to the traffic of both launches, if they reach DRAM at all. A third
-    launch for the merge would cost more.
+    bfloat16, for the joins of SD 1.5 and SDXL on an H100, merging adds 1 % (640+320 at 128 x 128) to 23 % (640+320 at
+    32 x 32) to what launch 2 reads and writes in channels_last, and up to 15 % in contiguous. Writing and reading the
+    partials adds 0.1 % to 2 % to the traffic of both launches, or 4 % at 8 x 8 in contiguous, if they reach DRAM at
+    all. A third launch for the merge would cost more.
 
 One launch
     `cat_group_norm_silu_kernel`, grid (N, G): one program has a whole group, and reads it twice, from L1 the second
     time. There is no partial, no merge and no gap between launches, but it has only N G programs. That pays up to
     16 x 16 pixels, and up to 32 x 32 where no group straddles the seam (`launch.one_launch`). Where one does, each lane
-    is loaded from h or from skip. Only channels_last has it: that is what a pipeline in a hurry runs.
+    is loaded from h or from skip. Only channels_last has it, the layout in which pipelines are fastest.
 
 Numerics: float32 from the load to the store. No E[x^2] - E[x]^2: all sums are of differences from a sample, so a mean
-far from 0 costs no digits. In a tile, each lane keeps the sums of d = x - a and of d^2 over its n pixels, where a is
-the first of them:
+far from 0 costs no digits. A step of the loop brings ROWS pixels to each lane of a tile. With d = x - mean, and count
+including them,
 
-    mean = a + sum(d) / n,    M2 = sum(d^2) - sum(d)^2 / n
+    mean += sum(d) / count,    M2 += sum(d^2) - sum(d)^2 / count
 
-To first order the error of M2 is at most 3 n u sum(d^2), u = 2^-24. If a lies k deviations of the lane from its mean,
-sum(d^2) = (1 + k^2) M2. As a is one of the n pixels, k^2 < n. So the worst case is an a that is the lane's only
-outlier: an error of 3 n^2 u M2, or 7e-4 M2 for the 64 pixels that a lane has at most in the joins named above. With a
-first pixel within three deviations it is 1e-4 M2. These are bounds; errors of rounding mostly cancel.
-Lanes, then channels, are merged by their means and the squares of the distances from the merged mean (Chan et al.);
-means enter as differences from a first one, so a constant input is its own mean to the last bit. Only the chunks of a
-channel are merged by shifted sums again, where k^2 is below the number of chunks.
+where mean begins as the lane's first pixel. For ROWS = 2 the difference keeps half of sum(d^2) or more: in the first
+step one d is 0, so sum(d)^2 <= sum(d^2), and later sum(d)^2 <= 2 sum(d^2) and count >= 4. So the worst case, a first
+pixel that is the lane's only outlier, doubles the relative error of a term and no more. Lanes, chunks and channels are
+merged by their means and the squares of the distances from the merged mean, which cannot cancel. Their means are added
+up as differences from one of them, so a constant input is its own mean to the last bit.
 No atomics: the result depends on the shapes and the number of multiprocessors, not on the order in which programs run.
 The offset of a tile is 64-bit; offsets within a tile are where they must be (WIDE).
 
 Sources: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances", and
-1983, "Algorithms for computing the sample variance: analysis and recommendations", for the shifted sums; Wu and He
-2018, "Group normalization" (arXiv 1803.08494). stable-fast (src/sfast/triton/ops/group_norm.py) also has a statistics
+1983, "Algorithms for computing the sample variance: analysis and recommendations"; Wu and He 2018,
+"Group normalization" (arXiv 1803.08494). stable-fast (src/sfast/triton/ops/group_norm.py) also has a statistics
 and an apply launch, without the concat, with one program a group and with the statistics in the input's dtype.
 """
 
@@ -129,9 +127,9 @@ def _fetch(
 ):
     """Elements of a source: plain, in its dtype (NUM_MIX = 0), or combined from NUM_MIX buffers, in float32.
 
-    Plain ones stay in the source's dtype so that a tile on its way in costs no more registers than it must. `own`:
-    which elements source2 and source3 have; with a source on the other side of the seam (`other`, not None), the ones
-    of `source` as well, while the rest are other's. Elements that `mask` leaves out are undefined.
+    Plain ones stay in the source's dtype, so a tile on its way in costs no more registers than it must. Elements that
+    `mask` leaves out are undefined. `own`: the elements that source2 and source3 have. If `other`, the source beyond
+    the seam, is not None, they are the elements that `source` has too, and the rest come from `other`.
     """
     own = mask & own
     x = tl.load(source + offsets, mask=mask if other is None else own)
@@ -185,24 +183,28 @@ def _lane_statistics(
     ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """For each lane of a tile: its mean less `first`, its M2, and its number of pixels, from p_first to `end`.
+    """Of the pixels from p_first to `end`, for each lane of a tile: mean less `first`, M2, and how many it has.
 
-    A lane's pixels are p_first + its place on the pixel axis (P_AXIS of the results) + i BLOCK_P.
+    The lane at place q of the pixel axis, P_AXIS of the results, has the pixels p_first + q + i BLOCK_P.
     """
     STEP: tl.constexpr = ROWS * BLOCK_P
     mask = _mask(p_first, pixel, end, inside, EVEN)
     ahead = _fetch(
         source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask, own, NUM_MIX
     )
-    # The lane's first pixel. All that follows are sums of differences from it.
+    # The lane's first pixel.
     is_first = tl.arange(0, ROWS)[:, None, None] == 0
-    anchor = tl.sum(tl.where(is_first, ahead.to(tl.float32), 0.0), 0)
-    total = tl.zeros(anchor.shape, tl.float32)
-    squares = tl.zeros(anchor.shape, tl.float32)
+    mean = tl.sum(tl.where(is_first, ahead.to(tl.float32), 0.0), 0)
+    m2 = tl.zeros(mean.shape, tl.float32)
+    count = 0.0 if EVEN else tl.expand_dims(tl.zeros((BLOCK_P,), tl.float32), 1 - P_AXIS)
     for p in tl.range(p_first, end, STEP, num_stages=1):
-        delta = ahead.to(tl.float32) - anchor[None]
-        if not EVEN:
-            delta = tl.where(p + pixel < end, delta, 0.0)
+        delta = ahead.to(tl.float32) - mean[None]
+        if EVEN:
+            count += ROWS
+        else:
+            exists = p + pixel < end
+            delta = tl.where(exists, delta, 0.0)
+            count = tl.maximum(count + tl.sum(exists.to(tl.float32), 0), 1.0)
         at += step
         if other is not None:
             other_at += other_step
@@ -210,27 +212,28 @@ def _lane_statistics(
         ahead = _fetch(
             source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask, own, NUM_MIX
         )
-        total += tl.sum(delta, 0)
-        squares += tl.sum(delta * delta, 0)
+        total = tl.sum(delta, 0)
+        shift = total * (1.0 / count)
+        m2 += tl.sum(delta * delta, 0) - total * shift
+        mean += shift
     if EVEN:
-        count = tl.cast((end - p_first) // BLOCK_P, tl.float32)
-        mean = total * (1.0 / count)
-        shift = anchor - first + mean
+        shift = mean - first
     else:
+        # A lane without pixels, counted as 1 until here, has no mean either.
         place = tl.expand_dims(tl.arange(0, BLOCK_P), 1 - P_AXIS)
-        count = tl.maximum((end - p_first - place + (BLOCK_P - 1)) // BLOCK_P, 0).to(tl.float32)
-        mean = total * (1.0 / tl.maximum(count, 1.0))
-        # A lane without a pixel has no anchor either.
-        shift = tl.where(count > 0, anchor - first + mean, 0.0)
-    return shift, tl.maximum(squares - total * mean, 0.0), count
+        exists = p_first + place < end
+        count = tl.where(exists, count, 0.0)
+        shift = tl.where(exists, mean - first, 0.0)
+        m2 = tl.where(exists, m2, 0.0)
+    return shift, m2, count
 
 
 @triton.jit
 def _silu(z):
     """z * sigmoid(z), the reciprocal of 1 + exp(-z) as the square of its 1 / sqrt, to 4e-7 of the result.
 
-    A division takes range checks that a denominator of 1 or more does not need: the loop of launch 2 is then 226
-    instructions long on sm_90 instead of 193, and 362 on gfx942 instead of 223.
+    A division comes with range checks that a denominator of 1 or more does not need: with it the loop of launch 2 has
+    226 instead of 193 instructions on sm_90, and 362 instead of 223 on gfx942.
     """
     r = tl.rsqrt(1.0 + tl.exp2(z * -1.4426950408889634))
     return z * r * r
@@ -322,7 +325,7 @@ def _chunk_statistics(
     at = _base(n, c, p_first, HW, C_SRC, CHANNELS_LAST)
     step = ROWS * BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
     end = tl.minimum(p_first + chunk, HW)
-    # The channel's first pixel of the chunk, to which the means of its lanes are related.
+    # The channel's first pixel of the chunk: the means of its lanes are added up as differences from it.
     lane = tl.expand_dims(tl.arange(0, BLOCK_C), P_AXIS)
     lane_inside = lane < (BLOCK_C if EVEN_C else C_SRC - c)
     lane_at = lane if CHANNELS_LAST else (lane.to(tl.int64) if WIDE else lane) * HW
@@ -333,7 +336,7 @@ def _chunk_statistics(
         source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, pixel, inside, inside, first,
         p_first, end, NUM_MIX, P_AXIS, EVEN_P, ROWS, BLOCK_P,
     )  # fmt: skip
-    # The lanes of a channel, merged all at once: the mean, then the sum of squares around it.
+    # All lanes of a channel at once: first the mean, then the squares of the distances from it.
     pixels = (end - p_first).to(tl.float32)
     channel_shift = tl.sum(shift * count, P_AXIS, keep_dims=True) * (1.0 / pixels)
     delta = shift - channel_shift
@@ -407,13 +410,18 @@ def _merge_groups(
     """Mean and 1 / sqrt(var + eps) of GROUPS groups from first_group on, each [GROUPS]; lanes past the last are unused.
 
     First the chunks of each channel, in the channel's own lane, UNROLL of them loaded at once; then the channels of a
-    group, MEMBERS at a time, which is all of them for the joins of real U-Nets. Only the last chunk's count differs.
+    group, MEMBERS at a time, which is all of them for the joins of real U-Nets. Both by mean first, then squares of the
+    distances from it. All chunks have `chunk` pixels, but the last, which is therefore kept out of the sums.
     """
     group = (first_group + tl.arange(0, GROUPS))[:, None]
     rows = n * splits * C
+    full = splits - 1
+    last_row = rows + full * C
+    last_count = tl.cast(HW - full * chunk, tl.float32)
+    full_count = tl.cast(chunk, tl.float32)
     pixels = tl.cast(HW, tl.float32)
-    # Of the group's first channel, the first chunk's mean: to it the means of the channels are related.
-    first = tl.load(means + rows + group * GROUP_SIZE, mask=group * GROUP_SIZE < C, other=0.0)
+    # A mean of the group's first channel: the means of its channels are added up as differences from it.
+    first = tl.load(means + last_row + group * GROUP_SIZE, mask=group * GROUP_SIZE < C, other=0.0)
     group_count = 0.0
     group_shift = tl.zeros((GROUPS,), tl.float32)
     group_m2 = tl.zeros((GROUPS,), tl.float32)
@@ -421,28 +429,31 @@ def _merge_groups(
         member = (first_member + tl.arange(0, MEMBERS))[None, :]
         channel = group * GROUP_SIZE + member
         inside = (member < GROUP_SIZE) & (channel < C)
-        # Sums of differences from the channel's first partial mean.
-        anchor = tl.load(means + rows + channel, mask=inside, other=0.0)
+        last_mean = tl.load(means + last_row + channel, mask=inside, other=0.0)
+        m2 = tl.load(m2s + last_row + channel, mask=inside, other=0.0)
         total = tl.zeros((GROUPS, MEMBERS), tl.float32)
+        row = rows
+        for first_split in range(0, full, UNROLL):
+            for i in tl.static_range(UNROLL):
+                mask = inside & (member * 0 + (first_split + i) < full)
+                total += tl.load(means + row + channel, mask=mask, other=last_mean) - last_mean
+                m2 += tl.load(m2s + row + channel, mask=mask, other=0.0)
+                row += C
+        last_delta = total * (full_count / pixels)
+        mean = last_mean + last_delta
         squares = tl.zeros((GROUPS, MEMBERS), tl.float32)
         row = rows
-        for first_split in range(0, splits, UNROLL):
+        for first_split in range(0, full, UNROLL):
             for i in tl.static_range(UNROLL):
-                split = first_split + i
-                mask = inside & (member * 0 + split < splits)
-                part_mean = tl.load(means + row + channel, mask=mask, other=0.0)
-                part_m2 = tl.load(m2s + row + channel, mask=mask, other=0.0)
-                count = tl.maximum(tl.minimum(chunk, HW - split * chunk), 0).to(tl.float32)
-                shift = part_mean - anchor
-                weighted = shift * count
-                total += weighted
-                squares += part_m2 + weighted * shift
+                # The second time from L1.
+                mask = inside & (member * 0 + (first_split + i) < full)
+                delta = tl.load(means + row + channel, mask=mask, other=mean) - mean
+                squares += delta * delta
                 row += C
-        share = total * (1.0 / pixels)
-        shift = anchor - first + share
-        m2 = tl.maximum(squares - total * share, 0.0)
-        # Chan's merge of the channels, which all have the same count.
+        m2 += squares * full_count + last_delta * last_delta * last_count
+        # The channels, which all have the same count.
         part_count = tl.minimum(MEMBERS, GROUP_SIZE - first_member).to(tl.float32)
+        shift = mean - first
         part_shift = tl.sum(tl.where(inside, shift, 0.0), 1) / part_count
         delta = shift - part_shift[:, None]
         part_m2 = tl.sum(tl.where(inside, m2 + delta * delta * pixels, 0.0), 1)
@@ -499,7 +510,7 @@ def _normalize_chunk(
     end = tl.minimum(p_first + chunk, HW)
     p_last = p_first + (end - 1 - p_first) // STEP * STEP
     at = _base(n, c, p_last, HW, C_SRC, CHANNELS_LAST)
-    # Before the merge, which waits for L2 and then for other threads.
+    # Under way during the merge, which waits for L2 and then for other threads.
     mask = _mask(p_last, pixel, end, inside, EVEN_P)
     ahead = _fetch(source, source2, source3, w1, w2, w3, at + offsets, None, 0, mask, inside, NUM_MIX)
     scale = tl.load(weight + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
@@ -605,7 +616,7 @@ def cat_group_norm_silu_kernel(
 ):
     """The one launch of small joins, channels_last: statistics of a group, then its affine and SiLU. Grid: (N, groups).
 
-    SEAM: a group may have channels of both inputs, so each lane has a source of its own; else each program has.
+    SEAM: some group has channels of both inputs, so the source is chosen for each lane; otherwise for each program.
     """
     eps = tl.cast(eps, tl.float32)
     n = tl.program_id(0).to(tl.int64)
@@ -618,7 +629,7 @@ def cat_group_norm_silu_kernel(
     pixels = tl.cast(HW, tl.float32)
     w1, w2, w3 = _mix_weights(mix, NUM_MIX)
 
-    # The source of the group's first channel. Its first pixel is what the means of all lanes are related to.
+    # The source of the group's first channel. The means of lanes are added up as differences from its first pixel.
     in_h = c_cat < C1
     source = tl.where(in_h, h, skip)
     w1_here = tl.where(in_h, w1, 1.0)
@@ -641,7 +652,7 @@ def cat_group_norm_silu_kernel(
         source, h2, h3, w1_here, w2, w3, at, offsets, step, other, other_at, other_offsets, other_step, pixel, inside,
         own, first, 0, HW, NUM_MIX, 0, EVEN_P, ROWS, BLOCK_P,
     )  # fmt: skip
-    # The last tile again, from L1 as all of them, while the threads wait for each other.
+    # Under way while the threads wait for each other in the sums below.
     steps = (HW - 1) // STEP
     p_last = steps * STEP
     at += steps * step

@@ -47,13 +47,15 @@ class GroupTile(NamedTuple):
     """Threads of a program."""
 
 
-def one_launch(group_size: int, c1: int, pixels: int, channels_last: bool) -> bool:
-    """Whether one launch, in which a program computes a whole group, is faster than two that fill the chip.
+def one_launch(c1: int, c2: int, num_groups: int, pixels: int, channels_last: bool) -> bool:
+    """Whether one launch, in which a program computes a whole group, is expected to be faster than two.
 
-    It is where launching takes as long as computing, and where a group stays in L1 between its two reads.
+    It is for small images, where launching takes as long as computing, and a group stays in L1 between its two reads.
     """
-    seam = c1 % group_size != 0
-    return channels_last and group_size <= 128 and pixels <= (16 * 16 if seam else 32 * 32)
+    group_size = (c1 + c2) // num_groups
+    most = 32 * 32 if c1 % group_size == 0 else 16 * 16
+    # Its tiles have up to 128 channels, and its offsets within an image are 32-bit.
+    return channels_last and group_size <= 128 and pixels <= most and 2 * pixels * (c1 + c2) < 2**31
 
 
 def launch_parameters(

@@ -90,7 +90,7 @@ def _launches(
         "eps": eps,
         "GROUP_SIZE": group_size,
     }
-    if one_launch(group_size, c1, pixels, channels_last):
+    if one_launch(c1, c2, num_groups, pixels, channels_last):
         tile = group_tile(group_size, pixels, h.element_size(), max(inputs["NUM_MIX"], 1))
         arguments = (
             inputs

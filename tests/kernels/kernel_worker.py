@@ -214,6 +214,24 @@ def _poison_empty() -> None:
     torch.empty, torch.empty_like = poisoned(empty), poisoned(empty_like)
 
 
+def _poison_masked() -> None:
+    """Elements that a masked load leaves out, with no value given for them, are NaN, as on a GPU they may be."""
+    import numpy as np
+    import triton.language as tl
+    import triton.runtime.interpreter as ti
+
+    load = ti.InterpreterBuilder.create_masked_load
+    nan = {tl.float32: np.float32("nan"), tl.float16: np.float16("nan"), tl.bfloat16: np.uint16(0x7FC0)}
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        dtype = pointers.get_element_ty()
+        if other is None and dtype in nan:
+            other = ti.TensorHandle(np.full(pointers.data.shape, nan[dtype]), dtype)
+        return load(self, pointers, mask, other, *rest)
+
+    ti.InterpreterBuilder.create_masked_load = create_masked_load
+
+
 def _round_bfloat16() -> None:
     """Let the interpreter round float32 to bfloat16 as a GPU does, to the nearest, where it cuts the bits off."""
     import numpy as np
@@ -241,6 +259,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     _poison_empty()
+    _poison_masked()
     _round_bfloat16()
     while True:
         try:
