@@ -11,10 +11,11 @@ Shapes and dtypes: h [N, C1, H, W], skip [N, C2, H, W] and y [N, C, H, W] in one
 and bias [C], each in any of the three. `h` may be the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three
 buffers (an extrapolated cached feature): it is formed in registers wherever h is read.
 
-Layouts: all of h, skip and y contiguous ([N, C, P] in memory), or all channels_last ([N, P, C]). A tile is ROWS x
+Layouts: all of h, skip and y contiguous ([N, C, P] in memory), or all channels_last ([N, P, C]). A tile is
 BLOCK_P pixels by BLOCK_C channels, with the memory's fastest axis last; so reads and writes are coalesced in both
-layouts, and 16 bytes wide when that axis is a multiple of 16 elements. While a program computes one tile, its next one
-is on the way into registers. The loops use no shared memory and no barrier, and mask only sizes that are uneven.
+layouts, and 16 bytes wide when that axis is a multiple of 16 elements. A step of a loop is two tiles. While a program
+computes one step, the next one is on its way into registers. The loops over pixels use no shared memory and no barrier,
+and mask only sizes that are uneven.
 
 Two launches
     `channel_statistics_kernel`, grid (N, blocks of channels, chunks of pixels): per channel of the chunk the mean and
@@ -38,16 +39,16 @@ One launch
     is loaded from h or from skip. Only channels_last has it, the layout in which pipelines are fastest.
 
 Numerics: float32 from the load to the store. No E[x^2] - E[x]^2: all sums are of differences from a sample, so a mean
-far from 0 costs no digits. A step of the loop brings ROWS pixels to each lane of a tile. With d = x - mean, and count
-including them,
+far from 0 costs no digits. A step brings two pixels to each lane of a tile. With d1 and d2 their distances from mean,
+and count including them,
 
-    mean += sum(d) / count,    M2 += sum(d^2) - sum(d)^2 / count
+    mean += (d1 + d2) / count,    M2 += d1^2 + d2^2 - (d1 + d2)^2 / count
 
-where mean begins as the lane's first pixel. For ROWS = 2 the difference keeps half of sum(d^2) or more: in the first
-step one d is 0, so sum(d)^2 <= sum(d^2), and later sum(d)^2 <= 2 sum(d^2) and count >= 4. So the worst case, a first
-pixel that is the lane's only outlier, doubles the relative error of a term and no more. Lanes, chunks and channels are
-merged by their means and the squares of the distances from the merged mean, which cannot cancel. Their means are added
-up as differences from one of them, so a constant input is its own mean to the last bit.
+where mean begins as the lane's first pixel. The difference keeps at least half of d1^2 + d2^2: in the first step d1 is
+0 and count is 2, and later (d1 + d2)^2 <= 2 (d1^2 + d2^2) and count >= 4. So the worst case, a first pixel that is the
+lane's only outlier, doubles the relative error of a term and no more. Lanes, chunks and channels are merged by their
+means and the squares of the distances from the merged mean, which cannot cancel. Their means are added up as
+differences from one of them, so a constant input is its own mean to the last bit.
 No atomics: the result depends on the shapes and the number of multiprocessors, not on the order in which programs run.
 The offset of a tile is 64-bit; offsets within a tile are where they must be (WIDE).
 
@@ -64,30 +65,20 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(
-    HW,
-    C_SRC,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+def _tile(HW, C_SRC, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
     """Channel and pixel indices of a tile, and its offsets in a source of C_SRC channels; the last axis is contiguous.
 
-    channels_last: [ROWS, BLOCK_P, BLOCK_C]; contiguous: [ROWS, BLOCK_C, BLOCK_P]. The two indices broadcast to it.
-    A thread holds all ROWS of its places, so ROWS is the number of loads that it has in flight.
+    channels_last: [BLOCK_P, BLOCK_C]; contiguous: [BLOCK_C, BLOCK_P]. The two indices are broadcastable to it.
     Where a tile begins is 64-bit in any case (`_base`). The offsets within it are so only if WIDE, which the launcher
     sets where they reach 2^31: elsewhere they would cost registers for nothing.
     """
-    row = tl.arange(0, ROWS)[:, None, None] * BLOCK_P
     if CHANNELS_LAST:
-        channel = tl.arange(0, BLOCK_C)[None, None, :]
-        pixel = row + tl.arange(0, BLOCK_P)[None, :, None]
+        channel = tl.arange(0, BLOCK_C)[None, :]
+        pixel = tl.arange(0, BLOCK_P)[:, None]
         offsets = (pixel.to(tl.int64) if WIDE else pixel) * C_SRC + channel
     else:
-        channel = tl.arange(0, BLOCK_C)[None, :, None]
-        pixel = row + tl.arange(0, BLOCK_P)[None, None, :]
+        channel = tl.arange(0, BLOCK_C)[:, None]
+        pixel = tl.arange(0, BLOCK_P)[None, :]
         offsets = (channel.to(tl.int64) if WIDE else channel) * HW + pixel
     return channel, pixel, offsets
 
@@ -157,6 +148,42 @@ def _mask(p, pixel, end, inside, EVEN: tl.constexpr):
 
 
 @triton.jit
+def _fetch_step(
+    source,
+    source2,
+    source3,
+    w1,
+    w2,
+    w3,
+    at,
+    offsets,
+    stride,
+    other,
+    other_at,
+    other_offsets,
+    other_stride,
+    mask1,
+    mask2,
+    own,
+    NUM_MIX: tl.constexpr,
+):
+    """The two tiles of a step, the second one `stride` after the first.
+
+    Two tiles, not one of three axes: Triton 3.6 would spread the axis of two over the threads of a warp.
+    """
+    tile1 = _fetch(
+        source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask1, own, NUM_MIX
+    )
+    at += stride
+    if other is not None:
+        other_at += other_stride
+    tile2 = _fetch(
+        source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask2, own, NUM_MIX
+    )
+    return tile1, tile2
+
+
+@triton.jit
 def _lane_statistics(
     source,
     source2,
@@ -166,11 +193,11 @@ def _lane_statistics(
     w3,
     at,
     offsets,
-    step,
+    stride,
     other,
     other_at,
     other_offsets,
-    other_step,
+    other_stride,
     pixel,
     inside,
     own,
@@ -178,50 +205,50 @@ def _lane_statistics(
     p_first,
     end,
     NUM_MIX: tl.constexpr,
-    P_AXIS: tl.constexpr,
     EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Of the pixels from p_first to `end`, for each lane of a tile: mean less `first`, M2, and how many it has.
-
-    The lane at place q of the pixel axis, P_AXIS of the results, has the pixels p_first + q + i BLOCK_P.
-    """
-    STEP: tl.constexpr = ROWS * BLOCK_P
-    mask = _mask(p_first, pixel, end, inside, EVEN)
-    ahead = _fetch(
-        source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask, own, NUM_MIX
-    )
+    """Of the pixels from p_first to `end`, for each lane of a tile: mean less `first`, M2, and how many it has."""
+    STEP: tl.constexpr = 2 * BLOCK_P
+    mask1 = _mask(p_first, pixel, end, inside, EVEN)
+    mask2 = _mask(p_first + BLOCK_P, pixel, end, inside, EVEN)
+    ahead1, ahead2 = _fetch_step(
+        source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+        mask1, mask2, own, NUM_MIX,
+    )  # fmt: skip
     # The lane's first pixel.
-    is_first = tl.arange(0, ROWS)[:, None, None] == 0
-    mean = tl.sum(tl.where(is_first, ahead.to(tl.float32), 0.0), 0)
+    mean = ahead1.to(tl.float32)
     m2 = tl.zeros(mean.shape, tl.float32)
-    count = 0.0 if EVEN else tl.expand_dims(tl.zeros((BLOCK_P,), tl.float32), 1 - P_AXIS)
+    count = 0.0 if EVEN else tl.zeros(pixel.shape, tl.float32)
     for p in tl.range(p_first, end, STEP, num_stages=1):
-        delta = ahead.to(tl.float32) - mean[None]
+        delta1 = ahead1.to(tl.float32) - mean
+        delta2 = ahead2.to(tl.float32) - mean
         if EVEN:
-            count += ROWS
+            count += 2.0
         else:
-            exists = p + pixel < end
-            delta = tl.where(exists, delta, 0.0)
-            count = tl.maximum(count + tl.sum(exists.to(tl.float32), 0), 1.0)
-        at += step
+            exists1 = p + pixel < end
+            exists2 = p + BLOCK_P + pixel < end
+            delta1 = tl.where(exists1, delta1, 0.0)
+            delta2 = tl.where(exists2, delta2, 0.0)
+            count = tl.maximum(count + exists1.to(tl.float32) + exists2.to(tl.float32), 1.0)
+        at += 2 * stride
         if other is not None:
-            other_at += other_step
-        mask = _mask(p + STEP, pixel, end, inside, EVEN)
-        ahead = _fetch(
-            source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask, own, NUM_MIX
-        )
-        total = tl.sum(delta, 0)
+            other_at += 2 * other_stride
+        mask1 = _mask(p + STEP, pixel, end, inside, EVEN)
+        mask2 = _mask(p + STEP + BLOCK_P, pixel, end, inside, EVEN)
+        ahead1, ahead2 = _fetch_step(
+            source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+            mask1, mask2, own, NUM_MIX,
+        )  # fmt: skip
+        total = delta1 + delta2
         shift = total * (1.0 / count)
-        m2 += tl.sum(delta * delta, 0) - total * shift
+        m2 += delta1 * delta1 + delta2 * delta2 - total * shift
         mean += shift
     if EVEN:
         shift = mean - first
     else:
         # A lane without pixels, counted as 1 until here, has no mean either.
-        place = tl.expand_dims(tl.arange(0, BLOCK_P), 1 - P_AXIS)
-        exists = p_first + place < end
+        exists = p_first + pixel < end
         count = tl.where(exists, count, 0.0)
         shift = tl.where(exists, mean - first, 0.0)
         m2 = tl.where(exists, m2, 0.0)
@@ -249,16 +276,17 @@ def _normalize(
     w3,
     at,
     offsets,
-    step,
+    stride,
     other,
     other_at,
     other_offsets,
-    other_step,
+    other_stride,
     out,
     out_at,
     out_offsets,
-    out_step,
-    ahead,
+    out_stride,
+    ahead1,
+    ahead2,
     pixel,
     inside,
     own,
@@ -270,26 +298,31 @@ def _normalize(
     end,
     NUM_MIX: tl.constexpr,
     EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Affine and SiLU of the tiles from p_last back to p_first; `ahead` is the one at p_last, fetched already."""
-    STEP: tl.constexpr = ROWS * BLOCK_P
+    """Affine and SiLU of the steps from p_last back to p_first; the tiles of the one at p_last are fetched already."""
+    STEP: tl.constexpr = 2 * BLOCK_P
     for back in tl.range(0, p_last - p_first + STEP, STEP, num_stages=1):
-        x = ahead.to(tl.float32)
-        at -= step
+        x1 = ahead1.to(tl.float32)
+        x2 = ahead2.to(tl.float32)
+        at -= 2 * stride
         if other is not None:
-            other_at -= other_step
-        # Only the last tile, the first one here, may be cut off.
+            other_at -= 2 * other_stride
+        # Only the last step, the first one here, may be cut off.
         more = _mask(p_first + back, pixel, p_last, inside, True)
-        ahead = _fetch(
-            source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, more, own, NUM_MIX
-        )
+        ahead1, ahead2 = _fetch_step(
+            source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+            more, more, own, NUM_MIX,
+        )  # fmt: skip
         # Not x * scale + (shift - mean * scale), which cancels when |mean| is far above the deviation.
-        y = _silu((x - mean) * scale + shift)
-        mask = inside if EVEN else _mask(p_last - back, pixel, end, inside, EVEN)
-        tl.store(out + (out_at + out_offsets), y.to(out.dtype.element_ty), mask=mask)
-        out_at -= out_step
+        y1 = _silu((x1 - mean) * scale + shift)
+        y2 = _silu((x2 - mean) * scale + shift)
+        p = p_last - back
+        mask1 = inside if EVEN else _mask(p, pixel, end, inside, EVEN)
+        mask2 = inside if EVEN else _mask(p + BLOCK_P, pixel, end, inside, EVEN)
+        tl.store(out + (out_at + out_offsets), y1.to(out.dtype.element_ty), mask=mask1)
+        tl.store(out + (out_at + out_stride + out_offsets), y2.to(out.dtype.element_ty), mask=mask2)
+        out_at -= 2 * out_stride
 
 
 @triton.jit
@@ -313,36 +346,31 @@ def _chunk_statistics(
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
     EVEN_P: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     """Mean and M2 of channels c .. c + BLOCK_C of one source over `chunk` pixels from p_first, stored at `row`."""
-    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
+    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
     P_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
     inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
     w1, w2, w3 = _mix_weights(mix, NUM_MIX)
     at = _base(n, c, p_first, HW, C_SRC, CHANNELS_LAST)
-    step = ROWS * BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
+    stride = BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
     end = tl.minimum(p_first + chunk, HW)
     # The channel's first pixel of the chunk: the means of its lanes are added up as differences from it.
-    lane = tl.expand_dims(tl.arange(0, BLOCK_C), P_AXIS)
-    lane_inside = lane < (BLOCK_C if EVEN_C else C_SRC - c)
-    lane_at = lane if CHANNELS_LAST else (lane.to(tl.int64) if WIDE else lane) * HW
-    first = _fetch(source, source2, source3, w1, w2, w3, at + lane_at, None, 0, lane_inside, lane_inside, NUM_MIX).to(
-        tl.float32
-    )
+    first_at = at + (channel if CHANNELS_LAST else (channel.to(tl.int64) if WIDE else channel) * HW)
+    first = _fetch(source, source2, source3, w1, w2, w3, first_at, None, 0, inside, inside, NUM_MIX).to(tl.float32)
     shift, m2, count = _lane_statistics(
-        source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, pixel, inside, inside, first,
-        p_first, end, NUM_MIX, P_AXIS, EVEN_P, ROWS, BLOCK_P,
+        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, pixel, inside, inside, first,
+        p_first, end, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip
     # All lanes of a channel at once: first the mean, then the squares of the distances from it.
     pixels = (end - p_first).to(tl.float32)
     channel_shift = tl.sum(shift * count, P_AXIS, keep_dims=True) * (1.0 / pixels)
     delta = shift - channel_shift
     channel_m2 = tl.sum(m2 + delta * delta * count, P_AXIS, keep_dims=True)
-    tl.store(means + row + c_cat + lane, first + channel_shift, mask=lane_inside)
-    tl.store(m2s + row + c_cat + lane, channel_m2, mask=lane_inside)
+    tl.store(means + row + c_cat + channel, first + channel_shift, mask=inside)
+    tl.store(m2s + row + c_cat + channel, channel_m2, mask=inside)
 
 
 @triton.jit
@@ -363,7 +391,6 @@ def channel_statistics_kernel(
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
     EVEN_P: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -381,13 +408,13 @@ def channel_statistics_kernel(
         c = block * BLOCK_C
         _chunk_statistics(
             h, h2, h3, mix, means, m2s, n, c, c, p_first, row, HW, C1, chunk,
-            NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
+            NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _chunk_statistics(
             skip, None, None, None, means, m2s, n, c, C1 + c, p_first, row, HW, C2, chunk,
-            0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
+            0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
 
 
@@ -497,22 +524,25 @@ def _normalize_chunk(
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
     EVEN_P: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     """Normalise channels c .. c + BLOCK_C of one source, over `chunk` pixels from p_first, into out from c_cat on."""
-    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
-    _, _, out_offsets = _tile(HW, C, CHANNELS_LAST, WIDE, ROWS, BLOCK_C, BLOCK_P)
-    STEP: tl.constexpr = ROWS * BLOCK_P
+    channel, pixel, offsets = _tile(HW, C_SRC, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
+    _, _, out_offsets = _tile(HW, C, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
+    STEP: tl.constexpr = 2 * BLOCK_P
     inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
     w1, w2, w3 = _mix_weights(mix, NUM_MIX)
     end = tl.minimum(p_first + chunk, HW)
     p_last = p_first + (end - 1 - p_first) // STEP * STEP
     at = _base(n, c, p_last, HW, C_SRC, CHANNELS_LAST)
     # Under way during the merge, which waits for L2 and then for other threads.
-    mask = _mask(p_last, pixel, end, inside, EVEN_P)
-    ahead = _fetch(source, source2, source3, w1, w2, w3, at + offsets, None, 0, mask, inside, NUM_MIX)
+    stride = BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
+    mask1 = _mask(p_last, pixel, end, inside, EVEN_P)
+    mask2 = _mask(p_last + BLOCK_P, pixel, end, inside, EVEN_P)
+    ahead1, ahead2 = _fetch_step(
+        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, mask1, mask2, inside, NUM_MIX
+    )
     scale = tl.load(weight + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
     first_group = c_cat // GROUP_SIZE
@@ -523,14 +553,13 @@ def _normalize_chunk(
     # merged stays out of the loop below; picked by a comparison and a sum, it spread there and made 8 warps work alike.
     group = (c_cat + tl.arange(0, BLOCK_C)) // GROUP_SIZE - first_group
     C_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
-    mean = tl.expand_dims(tl.gather(group_mean, group, 0), C_AXIS)[None]
-    scale *= tl.expand_dims(tl.gather(group_rstd, group, 0), C_AXIS)[None]
-    step = STEP * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
+    mean = tl.expand_dims(tl.gather(group_mean, group, 0), C_AXIS)
+    scale *= tl.expand_dims(tl.gather(group_rstd, group, 0), C_AXIS)
     out_at = _base(n, c_cat, p_last, HW, C, CHANNELS_LAST)
-    out_step = STEP * (tl.cast(C, tl.int64) if CHANNELS_LAST else 1)
+    out_stride = BLOCK_P * (tl.cast(C, tl.int64) if CHANNELS_LAST else 1)
     _normalize(
-        source, source2, source3, w1, w2, w3, at, offsets, step, None, 0, 0, 0, out, out_at, out_offsets, out_step,
-        ahead, pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, ROWS, BLOCK_P,
+        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, out, out_at, out_offsets, out_stride,
+        ahead1, ahead2, pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip
 
 
@@ -560,7 +589,6 @@ def normalize_silu_kernel(
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
     EVEN_P: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -582,13 +610,13 @@ def normalize_silu_kernel(
         c = block * BLOCK_C
         _normalize_chunk(
             h, h2, h3, mix, weight, bias, means, m2s, out, n, c, c, p_first, HW, C1, C, splits, chunk, eps, GROUP_SIZE,
-            GROUPS, MEMBERS, UNROLL, NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
+            GROUPS, MEMBERS, UNROLL, NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _normalize_chunk(
             skip, None, None, None, weight, bias, means, m2s, out, n, c, C1 + c, p_first, HW, C2, C, splits, chunk, eps,
-            GROUP_SIZE, GROUPS, MEMBERS, UNROLL, 0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, ROWS, BLOCK_C, BLOCK_P,
+            GROUP_SIZE, GROUPS, MEMBERS, UNROLL, 0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
 
 
@@ -610,7 +638,6 @@ def cat_group_norm_silu_kernel(
     SEAM: tl.constexpr,
     NUM_MIX: tl.constexpr,
     EVEN_P: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -622,11 +649,10 @@ def cat_group_norm_silu_kernel(
     n = tl.program_id(0).to(tl.int64)
     c_cat = tl.program_id(1) * GROUP_SIZE
     C = C1 + C2
-    STEP: tl.constexpr = ROWS * BLOCK_P
-    lane = tl.arange(0, BLOCK_C)[None, None, :]
-    pixel = tl.arange(0, ROWS)[:, None, None] * BLOCK_P + tl.arange(0, BLOCK_P)[None, :, None]
+    STEP: tl.constexpr = 2 * BLOCK_P
+    lane = tl.arange(0, BLOCK_C)[None, :]
+    pixel = tl.arange(0, BLOCK_P)[:, None]
     inside = lane < GROUP_SIZE
-    pixels = tl.cast(HW, tl.float32)
     w1, w2, w3 = _mix_weights(mix, NUM_MIX)
 
     # The source of the group's first channel. The means of lanes are added up as differences from its first pixel.
@@ -642,35 +668,38 @@ def cat_group_norm_silu_kernel(
         at = n * HW * C1 + c_cat
         other_at = n * HW * C2 + (c_cat - C1)
         other_offsets = pixel * C2 + lane
-        other_step = STEP * C2
+        other_stride = BLOCK_P * C2
         own = c_cat + lane < C1
     else:
-        other, other_at, other_offsets, other_step = None, 0, 0, 0
+        other, other_at, other_offsets, other_stride = None, 0, 0, 0
     offsets = pixel * c_src + lane
-    step = STEP * c_src
+    stride = BLOCK_P * c_src
     lane_shift, m2, count = _lane_statistics(
-        source, h2, h3, w1_here, w2, w3, at, offsets, step, other, other_at, other_offsets, other_step, pixel, inside,
-        own, first, 0, HW, NUM_MIX, 0, EVEN_P, ROWS, BLOCK_P,
+        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, pixel,
+        inside, own, first, 0, HW, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip
     # Under way while the threads wait for each other in the sums below.
     steps = (HW - 1) // STEP
     p_last = steps * STEP
-    at += steps * step
-    other_at += steps * other_step
-    mask = _mask(p_last, pixel, HW, inside, EVEN_P)
-    ahead = _fetch(source, h2, h3, w1_here, w2, w3, at + offsets, other, other_at + other_offsets, mask, own, NUM_MIX)
+    at += 2 * steps * stride
+    other_at += 2 * steps * other_stride
+    mask1 = _mask(p_last, pixel, HW, inside, EVEN_P)
+    mask2 = _mask(p_last + BLOCK_P, pixel, HW, inside, EVEN_P)
+    ahead1, ahead2 = _fetch_step(
+        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, mask1,
+        mask2, own, NUM_MIX,
+    )  # fmt: skip
     scale = tl.load(weight + c_cat + lane, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + c_cat + lane, mask=inside, other=0.0).to(tl.float32)
 
-    lane_inside = tl.arange(0, BLOCK_C)[None, :] < GROUP_SIZE
-    share = 1.0 / (GROUP_SIZE * pixels)
-    group_shift = tl.sum(tl.where(lane_inside, lane_shift * count, 0.0)) * share
+    share = 1.0 / (GROUP_SIZE * tl.cast(HW, tl.float32))
+    group_shift = tl.sum(tl.where(inside, lane_shift * count, 0.0)) * share
     delta = lane_shift - group_shift
-    var = tl.sum(tl.where(lane_inside, m2 + delta * delta * count, 0.0)) * share
+    var = tl.sum(tl.where(inside, m2 + delta * delta * count, 0.0)) * share
     scale *= tl.rsqrt(var + eps)
     out_at = (n * HW + p_last) * C + c_cat
     _normalize(
-        source, h2, h3, w1_here, w2, w3, at, offsets, step, other, other_at, other_offsets, other_step, out, out_at,
-        pixel * C + lane, STEP * C, ahead, pixel, inside, own, first + group_shift, scale, shift, 0, p_last, HW,
-        NUM_MIX, EVEN_P, ROWS, BLOCK_P,
+        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, out, out_at,
+        pixel * C + lane, BLOCK_P * C, ahead1, ahead2, pixel, inside, own, first + group_shift, scale, shift, 0, p_last,
+        HW, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip

@@ -11,8 +11,6 @@ THREADS = 256
 # Programs for each multiprocessor. Two hide each other's waits, and have 16 KB in flight together, which is about what
 # the latency of DRAM times its bandwidth asks for. More of them would have more partials to merge.
 PROGRAMS_PER_MULTIPROCESSOR = 2
-# Tiles that a thread loads at once, 16 bytes of each.
-ROWS = 2
 # (mean, M2) pairs that launch 2 loads at once: 8 a thread.
 MERGE_LANES = 2048
 
@@ -25,7 +23,7 @@ class LaunchParameters(NamedTuple):
     block_p: int
     """Pixels of a tile."""
     step: int
-    """Pixels that a program loads at once: ROWS tiles."""
+    """Pixels that a program loads at once: two tiles."""
     blocks: int
     """Blocks of channels over both inputs; a block never crosses the seam."""
     chunk: int
@@ -41,8 +39,6 @@ class GroupTile(NamedTuple):
     """Channels, the group's and up to the next power of two."""
     block_p: int
     """Pixels."""
-    rows: int
-    """Tiles that a thread loads at once."""
     threads: int
     """Threads of a program."""
 
@@ -67,7 +63,7 @@ def launch_parameters(
     pixel) x 32 pixels in channels_last and in contiguous images below 256 pixels, 8 x 256 in larger ones.
     """
     block_c, block_p = (64, 32) if channels_last or pixels < 256 else (8, 256)
-    step = ROWS * block_p
+    step = 2 * block_p
     blocks = cdiv(c1, block_c) + cdiv(c2, block_c)
     # Rounded down: one program more than run at once would make the others wait for it.
     wanted = max(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // (batch * blocks), 1)
@@ -89,10 +85,11 @@ def merge_tile(groups: int, group_size: int) -> tuple[int, int]:
 def group_tile(group_size: int, pixels: int, element_size: int, buffers: int) -> GroupTile:
     """Up to 512 threads, with 8 elements of a tile each, for a group of up to 128 channels."""
     block_c = power_of_two(group_size)
-    block_p = min(512 * 8 // block_c, power_of_two(pixels))
-    # Two tiles of each of three float32 buffers are more than the 128 registers that a thread has.
-    rows = ROWS if pixels > block_p and element_size * buffers <= 8 else 1
-    return GroupTile(block_c, block_p, rows, max(block_c * block_p // 8, 32))
+    # 512 threads have 128 registers each, and two tiles of each of three float32 buffers take more.
+    threads = 512 if element_size * buffers <= 8 else 256
+    # A step is two tiles, and no longer than the image if it can be helped.
+    block_p = min(threads * 8 // block_c, max(power_of_two(pixels) // 2, 1))
+    return GroupTile(block_c, block_p, max(block_c * block_p // 8, 32))
 
 
 def power_of_two(n: int) -> int:

@@ -18,7 +18,7 @@ from .._common import (
     require_triton,
     warp_size,
 )
-from .launch import ROWS, THREADS, group_tile, groups_of_block, launch_parameters, merge_tile, one_launch
+from .launch import THREADS, group_tile, groups_of_block, launch_parameters, merge_tile, one_launch
 from .reference import cat_group_norm_silu_reference
 
 if HAS_TRITON:
@@ -97,8 +97,7 @@ def _launches(
             | result
             | {
                 "SEAM": c1 % group_size != 0,
-                "EVEN_P": pixels % (tile.rows * tile.block_p) == 0,
-                "ROWS": tile.rows,
+                "EVEN_P": pixels % (2 * tile.block_p) == 0,
                 "BLOCK_C": tile.block_c,
                 "BLOCK_P": tile.block_p,
                 "num_warps": max(tile.threads // warp_size(h.device), 1),
@@ -117,7 +116,6 @@ def _launches(
         "WIDE": (p.step * channels if channels_last else p.block_c * pixels) >= 2**31,
         "EVEN_C": c1 % p.block_c == 0 and c2 % p.block_c == 0,
         "EVEN_P": pixels % p.step == 0,
-        "ROWS": ROWS,
         "BLOCK_C": p.block_c,
         "BLOCK_P": p.block_p,
         "num_warps": THREADS // warp_size(h.device),

@@ -172,7 +172,7 @@ def tiles_of_two_launches(multiprocessors: int, **arguments: Any) -> list[list[t
     """For each kernel of `run_two_launches`, the tiles of h and skip that it loads, in order: (argument, address)."""
     with _two_launches(multiprocessors):
         return [
-            [(a.argument, a.address) for a in made if a.argument in ("h", "skip") and len(a.shape) == 3]
+            [(a.argument, a.address) for a in made if a.argument in ("h", "skip") and min(a.shape) > 1]
             for _, made in accesses("cat_group_norm_silu", **arguments)
         ]
 
