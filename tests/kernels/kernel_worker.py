@@ -214,6 +214,29 @@ def _poison_empty() -> None:
     torch.empty, torch.empty_like = poisoned(empty), poisoned(empty_like)
 
 
+def _patch_the_language_once() -> None:
+    """Let a launch replace Triton's functions once for each module, where it does so at every call of a function."""
+    import triton.runtime.interpreter as ti
+
+    done: set[str] = set()
+    patch, launch = ti._patch_lang, ti.GridExecutor.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fn.__module__ not in done:
+            done.add(self.fn.__module__)
+            patch(self.fn)
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise ti.InterpreterError(repr(error)) from error
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done.clear()
+        return launch(self, *args, **kwargs)
+
+    ti.InterpretedFunction.__call__, ti.GridExecutor.__call__ = call, start
+
+
 def _poison_masked() -> None:
     """Elements that a masked load leaves out, with no value given for them, are NaN, as on a GPU they may be."""
     import numpy as np
@@ -225,7 +248,8 @@ def _poison_masked() -> None:
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
         dtype = pointers.get_element_ty()
-        if other is None and dtype in nan:
+        # A scalar 0 given as `other` comes as None too.
+        if other is None and dtype in nan and pointers.data.size > 1:
             other = ti.TensorHandle(np.full(pointers.data.shape, nan[dtype]), dtype)
         return load(self, pointers, mask, other, *rest)
 
@@ -260,6 +284,7 @@ def main() -> None:
     torch.set_num_threads(1)
     _poison_empty()
     _poison_masked()
+    _patch_the_language_once()
     _round_bfloat16()
     while True:
         try:
