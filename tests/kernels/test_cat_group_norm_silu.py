@@ -103,13 +103,12 @@ def test_worst_cases_of_sums_of_differences(interpreter, way, far):
     """What differences are taken from is the one outlier, by 1000 deviations of the rest.
 
     The first pixel of each channel; of each lane, as there are 32 (two launches), 128 (one) or 256 (contiguous); the
-    first chunk (64); a group's first channel, and its first pixel.
+    first chunk (64); a group's first channel.
     """
     arguments = norm_arguments(SMALL, torch.float32, torch.contiguous_format)
     for x in (arguments["h"], arguments["skip"]):
         if far == "a channel":
             x[:, 0] += 1000
-            x[:, 30, 0, 0] -= 1000
         else:
             x.flatten(2)[..., :far] += 1000
     exact = cat_group_norm_silu_reference(**widened(arguments))
@@ -166,12 +165,12 @@ def test_the_same_bits_in_any_order_of_programs(interpreter, shape):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_launch_2_loads_the_tiles_of_launch_1_backwards(interpreter, layout):
-    """What L2 was given last is what it still has."""
-    arguments = norm_arguments(SPLIT, torch.bfloat16, LAYOUTS[layout])
-    first, second = interpreter("kernel_worker", "tiles_of_two_launches", 10, **arguments)
+def test_launch_2_walks_the_steps_of_launch_1_backwards(interpreter, layout):
+    """What L2 was given last is what it still has. All steps have two tiles here."""
+    arguments = norm_arguments(Shape("full steps", 1, 40, 24, 8, 4, 32, 64), torch.bfloat16, LAYOUTS[layout])
+    first, second = interpreter("kernel_worker", "tiles_of_two_launches", 4, **arguments)
     assert len(first) == len(set(first)) > 10
-    assert second == first[::-1]
+    assert second[::2] == first[::2][::-1]
 
 
 @pytest.mark.parametrize(
