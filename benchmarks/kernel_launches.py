@@ -13,8 +13,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
 
-H100 = SimpleNamespace(multi_processor_count=132)
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -43,10 +41,11 @@ def launches_go_to(note: Callable[[Launch], None]) -> Iterator[None]:
         yield
 
 
-def noted_launches(call: Callable[[], object]) -> list[Launch]:
-    """What `call` launches on an H100. Tensors that it makes on "cuda" are fake ones."""
+def noted_launches(call: Callable[[], object], warp_size: int = 32) -> list[Launch]:
+    """What `call` launches on a GPU of an H100's size. Tensors that it makes on "cuda" are fake ones."""
     noted: list[Launch] = []
-    device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: H100)
+    gpu = SimpleNamespace(multi_processor_count=132, warp_size=warp_size)
+    device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: gpu)
     with FakeTensorMode(), device, launches_go_to(noted.append):
         call()
     return noted
