@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 from unittest import mock
 
+import kernel_launches
 import torch
 import torch._inductor.config as inductor_config
 from fake_h100 import Product, fake_h100
@@ -31,7 +32,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from triton.runtime.jit import JITFunction
 
 from stepcache import guidance
 from stepcache.forwards import family_of
@@ -228,7 +228,7 @@ class _Externs(TorchDispatchMode):
         if namespace == "stepcache":
             # To the compiler one call. What it consists of is noted by its own launcher, copies included.
             launcher = getattr(import_module(f"stepcache.kernels.{name}"), f"{name}_triton")
-            with self, mock.patch.object(JITFunction, "run", _run_noting(self.code)):
+            with self, kernel_launches.launches_go_to(self._own):
                 return launcher(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         allocates = name in ("empty_strided", "empty", "empty_like", "detach")
@@ -237,20 +237,13 @@ class _Externs(TorchDispatchMode):
             self.code.calls.append(call)
         return output
 
-
-def _run_noting(code: Code) -> Callable[..., None]:
-    """In the place of `JITFunction.run`, for our own kernels."""
-
-    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **arguments: Any) -> None:
-        assert not args, "our launchers name their arguments"
-        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-        constants = {p.name: arguments[p.name] for p in self.params if p.is_constexpr}
-        # A join's first kernel writes partial statistics, which the other reads.
+    def _own(self, launch: kernel_launches.Launch) -> None:
+        tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
+        constants = [(p.name, launch.arguments[p.name]) for p in launch.function.params if p.is_constexpr]
+        # Of a join's two launches the first writes partial statistics, which the second reads.
         written = {"out"} if "out" in tensors else {"means", "m2s"}
-        kernel = code.kernels.setdefault((self.__name__, *constants.items()), OwnKernel(self.__name__, written))
-        code.calls.append(Launch(kernel, tensors))
-
-    return run
+        kernel = self.code.kernels.setdefault((launch.kernel, *constants), OwnKernel(launch.kernel, written))
+        self.code.calls.append(Launch(kernel, tensors))
 
 
 @contextmanager

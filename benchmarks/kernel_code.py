@@ -106,8 +106,8 @@ def cases() -> list[Case]:
     return made
 
 
-def launches_of(case: Case) -> list[Launch]:
-    """What the op launches, with everything optional that a join gives it."""
+def launches_of(case: Case, target: str = "sm_90") -> list[Launch]:
+    """What the op launches, with everything optional that a join gives it. Of the target it knows the warps' width."""
     join = case.join
 
     def activation(channels: int) -> Tensor:
@@ -131,7 +131,7 @@ def launches_of(case: Case) -> list[Launch]:
                 h, skip, weight, vector(join.out), activation(join.out), **mixed, residual_bias=vector(join.out)
             )
 
-    return noted_launches(call)
+    return noted_launches(call, TARGETS[target].warp_size)
 
 
 def row(case: Case, launch: Launch, target: str) -> Row:
@@ -166,8 +166,8 @@ def row(case: Case, launch: Launch, target: str) -> Row:
 
 def rows_of(case: Case, targets: Sequence[str]) -> Iterator[Row]:
     """A row for each kernel and target."""
-    for launch in launches_of(case):
-        for target in targets:
+    for target in targets:
+        for launch in launches_of(case, target):
             yield row(case, launch, target)
 
 

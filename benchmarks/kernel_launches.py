@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,6 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
-
-H100 = SimpleNamespace(multi_processor_count=132, warp_size=32)
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,23 @@ class Launch:
         return self.function.fn.__name__
 
 
-def noted_launches(call: Callable[[], object]) -> list[Launch]:
-    """What `call` launches on an H100. Tensors that it makes on "cuda" are fake ones."""
-    noted: list[Launch] = []
+@contextmanager
+def launches_go_to(note: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, what one of our launchers launches is given to `note`, and does not run."""
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         assert not args and not warmup
-        noted.append(Launch(self, grid, kwargs))
+        note(Launch(self, grid, kwargs))
 
-    device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: H100)
-    with FakeTensorMode(), device, mock.patch.object(JITFunction, "run", run):
+    with mock.patch.object(JITFunction, "run", run):
+        yield
+
+
+def noted_launches(call: Callable[[], object], warp_size: int = 32) -> list[Launch]:
+    """What `call` launches on a GPU of an H100's size. Tensors that it makes on "cuda" are fake ones."""
+    noted: list[Launch] = []
+    gpu = SimpleNamespace(multi_processor_count=132, warp_size=warp_size)
+    device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: gpu)
+    with FakeTensorMode(), device, launches_go_to(noted.append):
         call()
     return noted

@@ -77,14 +77,19 @@ def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None,
     return torch.stack([w * b for w, b in zip(mix.to(dtype), buffers, strict=True)]).sum(0)
 
 
-def multiprocessors(device: torch.device) -> int:
-    """How many of them the device has; elsewhere than on CUDA (interpreter, meta) an H100's."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
 def device_of(x: Tensor) -> AbstractContextManager[object]:
     """Make x's device the current one, on which Triton launches, whatever device x is on."""
     return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU, how many multiprocessors it has; elsewhere (interpreter, meta device), how many an H100 has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp: 32, but 64 on AMD's data centre GPUs."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def interpreting() -> bool:

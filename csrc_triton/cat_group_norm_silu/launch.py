@@ -1,4 +1,4 @@
-"""How a call of `cat_group_norm_silu` is cut into programs: tiles, chunks, stages. Reasoned, not yet tuned on a GPU."""
+"""How a call of `cat_group_norm_silu` is cut into launches and programs. Reasoned, not yet tuned on a GPU."""
 
 from __future__ import annotations
 
@@ -6,52 +6,92 @@ from typing import NamedTuple
 
 from .._common import cdiv
 
-NUM_WARPS = 8
-# Two programs of 8 warps for each multiprocessor of an A100, H100 or B200 (108 to 148 of them), with two or three tiles
-# of 8 KB in flight each: more bytes than the latency of DRAM times its bandwidth asks for. More programs would only
-# mean more partials to merge.
-PROGRAMS = 256
-# Lanes of the tile in which launch 2 merges partials: 8 (mean, M2) pairs a thread, all loaded at once.
+# Threads of a program of the two launches.
+THREADS = 256
+# Programs for each multiprocessor. Two hide each other's waits, and have 16 KB in flight together, which is about what
+# the latency of DRAM times its bandwidth asks for. More of them would have more partials to merge.
+PROGRAMS_PER_MULTIPROCESSOR = 2
+# (mean, M2) pairs that launch 2 loads at once: 8 a thread.
 MERGE_LANES = 2048
 
 
 class LaunchParameters(NamedTuple):
-    """How one call is cut into programs; both launches use the same."""
+    """How one call of two launches is cut into programs; both launches use the same."""
 
     block_c: int
     """Channels of a tile."""
     block_p: int
     """Pixels of a tile."""
+    step: int
+    """Pixels that a program loads at once: two tiles."""
     blocks: int
     """Blocks of channels over both inputs; a block never crosses the seam."""
     chunk: int
-    """Pixels of a program, a multiple of block_p."""
+    """Pixels of a program, a multiple of step."""
     splits: int
     """Chunks that cover the pixels."""
 
 
-def launch_parameters(batch: int, c1: int, c2: int, pixels: int, channels_last: bool) -> LaunchParameters:
-    """Fill the chip with as few chunks as that takes, each of two tiles or more, so that partials stay few.
+class GroupTile(NamedTuple):
+    """The tile of a program of the one launch."""
 
-    Tiles hold 4096 elements: 64 x 64 in channels_last (128 bytes of 16-bit channels, a cache line, for each pixel) and
-    in contiguous images below 256 pixels, 16 channels x 256 pixels in larger ones. Sizes may be SymInts.
+    block_c: int
+    """Channels, the group's and up to the next power of two."""
+    block_p: int
+    """Pixels."""
+    threads: int
+    """Threads of a program."""
+
+
+def one_launch(c1: int, c2: int, num_groups: int, pixels: int, channels_last: bool) -> bool:
+    """Whether one launch, in which a program computes a whole group, is expected to be faster than two.
+
+    It is for small images, where launching takes as long as computing, and a group stays in L1 between its two reads.
     """
-    block_c, block_p = (64, 64) if channels_last or pixels < 256 else (16, 256)
+    group_size = (c1 + c2) // num_groups
+    most = 32 * 32 if c1 % group_size == 0 else 16 * 16
+    # Its tiles have up to 128 channels, and its offsets within an image are 32-bit.
+    return channels_last and group_size <= 128 and pixels <= most and 2 * pixels * (c1 + c2) < 2**31
+
+
+def launch_parameters(
+    batch: int, c1: int, c2: int, pixels: int, channels_last: bool, multiprocessors: int
+) -> LaunchParameters:
+    """As many chunks as the chip runs at once, but none shorter than a step, so that partials stay few.
+
+    Tiles hold 2048 elements, 8 a thread: 64 channels (128 bytes of 16-bit channels, a cache line, for each
+    pixel) x 32 pixels in channels_last and in contiguous images below 256 pixels, 8 x 256 in larger ones.
+    """
+    block_c, block_p = (64, 32) if channels_last or pixels < 256 else (8, 256)
+    step = 2 * block_p
     blocks = cdiv(c1, block_c) + cdiv(c2, block_c)
-    wanted = cdiv(PROGRAMS, batch * blocks)
-    chunk = max(cdiv(cdiv(pixels, wanted), block_p), 2) * block_p
-    return LaunchParameters(block_c, block_p, blocks, chunk, cdiv(pixels, chunk))
+    # Rounded down: one program more than run at once would make the others wait for it.
+    wanted = max(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // (batch * blocks), 1)
+    chunk = cdiv(cdiv(pixels, wanted), step) * step
+    return LaunchParameters(block_c, block_p, step, blocks, chunk, cdiv(pixels, chunk))
 
 
 def groups_of_block(block_c: int, group_size: int) -> int:
     """Groups that a block of channels can touch at the most, rounded up to a power of two."""
-    return 1 << int((block_c + group_size - 2) // group_size).bit_length()
+    return 1 << ((block_c + group_size - 2) // group_size).bit_length()
 
 
-def loop_stages(element_size: int, mixed: bool) -> int:
-    """Stages of the loops over pixels: the tiles that are on their way in, plus the one worked on.
+def merge_tile(groups: int, group_size: int) -> tuple[int, int]:
+    """Channels of each group, and chunks of each channel, that launch 2 merges at once; powers of two."""
+    members = min(power_of_two(group_size), MERGE_LANES // groups)
+    return members, min(8, MERGE_LANES // (groups * members))
 
-    A further stage costs shared memory for a tile of every buffer that is read; two 16-bit tiles, one 32-bit tile and
-    one tile of each of three mixed buffers are about as many bytes in flight.
-    """
-    return 3 if element_size == 2 and not mixed else 2
+
+def group_tile(group_size: int, pixels: int, element_size: int, buffers: int) -> GroupTile:
+    """Up to 512 threads, with 8 elements of a tile each, for a group of up to 128 channels."""
+    block_c = power_of_two(group_size)
+    # 512 threads have 128 registers each, and two tiles of each of three float32 buffers take more.
+    threads = 512 if element_size * buffers <= 8 else 256
+    # A step is two tiles, and no longer than the image if it can be helped.
+    block_p = min(threads * 8 // block_c, max(power_of_two(pixels) // 2, 1))
+    return GroupTile(block_c, block_p, max(block_c * block_p // 8, 32))
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()

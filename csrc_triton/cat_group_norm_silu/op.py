@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from .._common import HAS_TRITON, check_join, check_kernel_dtype, device_of, joint_format, require_triton
-from .launch import MERGE_LANES, NUM_WARPS, groups_of_block, launch_parameters, loop_stages
+from .._common import (
+    HAS_TRITON,
+    check_join,
+    check_kernel_dtype,
+    device_of,
+    joint_format,
+    multiprocessors,
+    require_triton,
+    warp_size,
+)
+from .launch import THREADS, group_tile, groups_of_block, launch_parameters, merge_tile, one_launch
 from .reference import cat_group_norm_silu_reference
 
 if HAS_TRITON:
-    from .kernel import channel_statistics_kernel, normalize_silu_kernel
+    from .kernel import cat_group_norm_silu_kernel, channel_statistics_kernel, normalize_silu_kernel
 
 
 def _check(
@@ -34,6 +43,14 @@ def _check(
         raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({channels},)")
 
 
+class Launch(NamedTuple):
+    """One kernel launch."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+
 def _launches(
     h: Tensor,
     skip: Tensor,
@@ -44,54 +61,71 @@ def _launches(
     h2: Tensor | None,
     h3: Tensor | None,
     mix: Tensor | None,
-) -> tuple[tuple[int], dict[str, Any], dict[str, Any], Tensor]:
-    """The grid of both launches, the arguments of each, and the tensor that the second one fills."""
+) -> tuple[list[Launch], Tensor]:
+    """The launches of a call, in order, and the tensor that the last one fills."""
     check_kernel_dtype(h)
     memory_format = joint_format(h, skip)
     channels_last = memory_format == torch.channels_last
-    h, skip = h.contiguous(memory_format=memory_format), skip.contiguous(memory_format=memory_format)
     batch, c1, height, width = h.shape
     c2 = skip.shape[1]
     channels, pixels = c1 + c2, height * width
-    p = launch_parameters(batch, c1, c2, pixels, channels_last)
-
-    means = torch.empty((batch, p.splits, channels), dtype=torch.float32, device=h.device)
-    m2s = torch.empty_like(means)
+    group_size = channels // num_groups
     out = torch.empty((batch, channels, height, width), dtype=h.dtype, device=h.device, memory_format=memory_format)
-    common: dict[str, Any] = {
-        "h": h,
-        # Pointers that NUM_MIX says are not read; any tensor does.
-        "h2": h if h2 is None else h2.contiguous(memory_format=memory_format),
-        "h3": h if h3 is None else h3.contiguous(memory_format=memory_format),
-        "mix": h if mix is None else mix.contiguous(),
-        "skip": skip,
-        "means": means,
-        "m2s": m2s,
+    inputs: dict[str, Any] = {
+        "h": h.contiguous(memory_format=memory_format),
+        # None is a constant to Triton, so a kernel that used one that is not there would not compile.
+        "h2": None if h2 is None else h2.contiguous(memory_format=memory_format),
+        "h3": None if h3 is None else h3.contiguous(memory_format=memory_format),
+        "mix": None if mix is None else mix.contiguous(),
+        "skip": skip.contiguous(memory_format=memory_format),
         "HW": pixels,
         "C1": c1,
         "C2": c2,
-        "blocks": p.blocks,
-        "splits": p.splits,
-        "chunk": p.chunk,
         "NUM_MIX": 0 if mix is None else mix.shape[0],
-        "CHANNELS_LAST": channels_last,
-        "WIDE": (p.block_p * channels if channels_last else p.block_c * pixels) >= 2**31,
-        "BLOCK_C": p.block_c,
-        "BLOCK_P": p.block_p,
-        "STAGES": loop_stages(h.element_size(), mix is not None),
-        "num_warps": NUM_WARPS,
     }
-    group_size = channels // num_groups
-    normalize = common | {
+    result: dict[str, Any] = {
         "weight": weight.contiguous(),
         "bias": bias.contiguous(),
         "out": out,
         "eps": eps,
         "GROUP_SIZE": group_size,
-        "GROUPS": groups_of_block(p.block_c, group_size),
-        "MERGE_LANES": MERGE_LANES,
     }
-    return (batch * p.splits * p.blocks,), common, normalize, out
+    if one_launch(c1, c2, num_groups, pixels, channels_last):
+        tile = group_tile(group_size, pixels, h.element_size(), max(inputs["NUM_MIX"], 1))
+        arguments = (
+            inputs
+            | result
+            | {
+                "SEAM": c1 % group_size != 0,
+                "EVEN_P": pixels % (2 * tile.block_p) == 0,
+                "BLOCK_C": tile.block_c,
+                "BLOCK_P": tile.block_p,
+                "num_warps": max(tile.threads // warp_size(h.device), 1),
+            }
+        )
+        return [Launch(cat_group_norm_silu_kernel, (batch, num_groups), arguments)], out
+
+    p = launch_parameters(batch, c1, c2, pixels, channels_last, multiprocessors(h.device))
+    means = torch.empty((batch, p.splits, channels), dtype=torch.float32, device=h.device)
+    m2s = torch.empty_like(means)
+    statistics = inputs | {
+        "means": means,
+        "m2s": m2s,
+        "chunk": p.chunk,
+        "CHANNELS_LAST": channels_last,
+        "WIDE": (p.step * channels if channels_last else p.block_c * pixels) >= 2**31,
+        "EVEN_C": c1 % p.block_c == 0 and c2 % p.block_c == 0,
+        "EVEN_P": pixels % p.step == 0,
+        "BLOCK_C": p.block_c,
+        "BLOCK_P": p.block_p,
+        "num_warps": THREADS // warp_size(h.device),
+    }
+    groups = groups_of_block(p.block_c, group_size)
+    members, unroll = merge_tile(groups, group_size)
+    normalize = statistics | result | {"GROUPS": groups, "MEMBERS": members, "UNROLL": unroll}
+    # The images first, since only the first axis of a grid may have more than 65535 programs.
+    grid = (batch, p.blocks, p.splits)
+    return [Launch(channel_statistics_kernel, grid, statistics), Launch(normalize_silu_kernel, grid, normalize)], out
 
 
 @custom_op("stepcache::cat_group_norm_silu", mutates_args=())
@@ -161,11 +195,11 @@ def cat_group_norm_silu_triton(
     h3: Tensor | None = None,
     mix: Tensor | None = None,
 ) -> Tensor:
-    """`cat_group_norm_silu` as two bare launches, without the dispatcher; takes CPU tensors if TRITON_INTERPRET=1."""
+    """`cat_group_norm_silu` as bare launches, without the dispatcher; takes CPU tensors if TRITON_INTERPRET=1."""
     require_triton()
     _check(h, skip, weight, bias, num_groups, h2, h3, mix)
-    grid, statistics, normalize, out = _launches(h, skip, weight, bias, num_groups, eps, h2, h3, mix)
+    launches, out = _launches(h, skip, weight, bias, num_groups, eps, h2, h3, mix)
     with device_of(h):
-        channel_statistics_kernel[grid](**statistics)
-        normalize_silu_kernel[grid](**normalize)
+        for kernel, grid, arguments in launches:
+            kernel[grid](**arguments)
     return out

@@ -43,7 +43,7 @@ def same_triton():
 
 @pytest.mark.parametrize("there", largest(read(OUT, Row)), ids=lambda r: f"{r.kernel}-{r.target}")
 def test_they_do_not_grow_unseen(same_triton, there):
-    launches = [launch for launch in launches_of(case_of(there)) if launch.kernel == there.kernel]
+    launches = [one for one in launches_of(case_of(there), there.target) if one.kernel == there.kernel]
     assert launches, f"no longer launched. {REWRITE}"
     here = row(case_of(there), launches[0], there.target)
     grown = [

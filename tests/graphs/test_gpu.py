@@ -190,7 +190,7 @@ def test_eviction_and_restore_give_the_memory_back():
 
 def test_warmup_leaves_nothing_for_the_first_request(demo):
     accelerate(demo, 3, **BOTH)
-    record = warmup(demo, 64, 64, progress=False)
+    record = warmup(demo, 64, 64, tune=False, progress=False)  # joins: test_tuning.py
     assert record.captures == 2 and record.compile_seconds > 0
     generate(demo)
     assert last_run(demo).captures == 0 and last_run(demo).compile_seconds == 0

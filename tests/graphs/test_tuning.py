@@ -207,6 +207,16 @@ def test_what_cannot_be_measured_runs_without_and_is_tried_again(tmp_path, caplo
     assert warmup(pipe, 64, 64, progress=False).joins_measured > 0
 
 
+def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypatch, caplog):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("20 GiB")
+
+    monkeypatch.setattr("stepcache.graphs.sites_of", no_memory)
+    record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
+    assert record.joins_measured == 0 and record.captures == 2
+    assert "There is no memory to look for the joins" in caplog.text
+
+
 def test_the_pipe_is_as_it_was(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     before = {name: (p.data_ptr(), p._version, p.requires_grad) for name, p in pipe.unet.named_parameters()}

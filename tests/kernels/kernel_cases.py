@@ -47,6 +47,8 @@ EDGES = [
     Shape("odd in everything, three images", 3, 5, 7, 11, 4, 7, 3),
     Shape("one channel beside many", 4, 1, 95, 20, 8, 6, 2),
     Shape("a row of pixels just above a tile of 256", 1, 16, 16, 16, 4, 1, 257),
+    Shape("full tiles of all kernels", 1, 64, 64, 24, 8, 16, 32),
+    Shape("a group of 80 channels, as 1280+1280 has them, across the seam", 1, 100, 60, 24, 2, 15, 17),
     Shape("an image just below it", 2, 8, 24, 16, 4, 15, 17),
 ]
 MIXES = [

@@ -7,14 +7,15 @@ land elsewhere: in the NaN-free zero pages of another place, or outside the mapp
 
 from __future__ import annotations
 
+import math
 import mmap
+from unittest import mock
 
-import numpy as np
 import torch
 from kernel_worker import one_program
 from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu_reference
-from stepcache.kernels.cat_group_norm_silu.kernel import channel_statistics_kernel, normalize_silu_kernel
-from stepcache.kernels.cat_group_norm_silu.launch import MERGE_LANES, groups_of_block, launch_parameters
+from stepcache.kernels.cat_group_norm_silu import op as norm_op
+from stepcache.kernels.cat_group_norm_silu.kernel import normalize_silu_kernel
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1_reference
 from stepcache.kernels.dual_conv1x1.kernel import dual_conv1x1_kernel
 from stepcache.kernels.dual_conv1x1.launch import tiles
@@ -24,64 +25,97 @@ MAP_NORESERVE = 0x4000  # Linux; in Python's mmap from 3.13 on
 _kept: list[mmap.mmap] = []
 
 
-def sparse(*shape: int) -> Tensor:
-    """A float16 tensor of zeros that costs no memory until it is written to."""
-    elements = int(np.prod(shape, dtype=np.int64))
+def sparse(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    """A tensor of zeros that costs no memory until it is written to."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    memory = mmap.mmap(-1, 2 * elements, flags=flags)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
     _kept.append(memory)
-    return torch.from_numpy(np.frombuffer(memory, np.float16)).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def norm_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The last image of 2^19 + 1, where only the last one is not 0: our result for its last block, and the reference's.
+def _norm_launches(h: Tensor, skip: Tensor, groups: int, channels_last: bool, one: bool) -> list[norm_op.Launch]:
+    """The launches of a call on h and skip, [N, H * W, C] or [N, C, H * W], all other tensors being sparse."""
 
-    Returned as [block's channels, H * W]; N * C * H * W is above 2^31 for h, skip and the output.
+    def image(x: Tensor) -> Tensor:
+        x = x.to("meta")[:, None]
+        return x.permute(0, 3, 1, 2) if channels_last else x.transpose(1, 2)
+
+    affine = torch.empty(sum(image(x).shape[1] for x in (h, skip)), device="meta")
+    with mock.patch.object(norm_op, "one_launch", lambda *_: one):
+        made, _ = norm_op._launches(image(h), image(skip), affine, affine, groups, 1e-5, None, None, None)
+    assert len(made) == (1 if one else 2)
+    tensors = {"h": h, "skip": skip}
+    for launch in made:
+        for name, x in launch.arguments.items():
+            if isinstance(x, Tensor):
+                if name not in tensors:
+                    tensors[name] = sparse(*x.shape, dtype=x.dtype)
+                launch.arguments[name] = tensors[name]
+    return made
+
+
+def _run_programs(made: list[norm_op.Launch], programs: list[tuple[int, int, int]]) -> None:
+    """Those programs of each launch; the second of two goes backwards."""
+    for launch in made:
+        size = (*launch.grid, 1)[:3]
+        for at in programs:
+            back = launch.kernel is normalize_silu_kernel
+            index = tuple(n - 1 - i for n, i in zip(size, at, strict=True)) if back else at
+            with one_program(index, size):
+                launch.kernel[(1,)](**launch.arguments)
+
+
+def norm_at_the_end(channels_last: bool, c1: int, one: bool) -> tuple[Tensor, Tensor]:
+    """The last image of 2^24 + 1, the only one that is not 0: ours and the reference's, [C, H * W].
+
+    Of h, skip, the output and the partials, each has more than 2^31 elements.
     """
-    batch, c1, c2, height, width, groups = 2**19 + 1, 64, 64, 8, 8, 4
-    pixels, channels = height * width, c1 + c2
-    p = launch_parameters(batch, c1, c2, pixels, channels_last)
-    assert p.splits == 1
-    last = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)).half()
-    sources = [sparse(batch, pixels, c) if channels_last else sparse(batch, c, pixels) for c in (c1, c2)]
-    for source, x in zip(sources, last.view(channels, pixels).split([c1, c2]), strict=True):
+    batch, channels, pixels, groups = 2**24 + 1, 160, 4, 5
+    sizes = [c1, channels - c1]
+    assert min(*sizes) * pixels * batch > 2**31 / 8 and channels * batch > 2**31
+    last = torch.randn(1, channels, 2, 2, generator=torch.Generator().manual_seed(0)).half()
+    sources = [sparse(batch, pixels, c) if channels_last else sparse(batch, c, pixels) for c in sizes]
+    for source, x in zip(sources, last.view(channels, pixels).split(sizes), strict=True):
         source[-1] = x.T if channels_last else x
-    h, skip = sources
-    out = sparse(batch, pixels, channels) if channels_last else sparse(batch, channels, pixels)
-    means, m2s = (torch.zeros(batch, 1, channels) for _ in range(2))
-    weight, bias = torch.ones(channels), torch.zeros(channels)
-    common = {
-        "h": h, "h2": h, "h3": h, "mix": h, "skip": skip, "means": means, "m2s": m2s, "HW": pixels, "C1": c1, "C2": c2,
-        "blocks": p.blocks, "splits": p.splits, "chunk": p.chunk, "NUM_MIX": 0, "CHANNELS_LAST": channels_last,
-        "WIDE": False, "BLOCK_C": p.block_c, "BLOCK_P": p.block_p, "STAGES": 2,
-    }  # fmt: skip
-    programs = batch * p.splits * p.blocks
-    for index in range(programs - p.blocks, programs):
-        with one_program(index, programs):
-            channel_statistics_kernel[(1,)](**common)
-    with one_program(0, programs):  # the second launch goes backwards
-        normalize_silu_kernel[(1,)](
-            **common, weight=weight, bias=bias, out=out, eps=1e-5, GROUP_SIZE=channels // groups,
-            GROUPS=groups_of_block(p.block_c, channels // groups), MERGE_LANES=MERGE_LANES,
-        )  # fmt: skip
+    made = _norm_launches(*sources, groups, channels_last, one)
+    weight, bias = (made[-1].arguments[name] for name in ("weight", "bias"))
+    weight.fill_(1)
+    _run_programs(made, [(batch - 1, i, 0) for i in range(made[0].grid[1])])
+    out = made[-1].arguments["out"].view(batch, *((pixels, channels) if channels_last else (channels, pixels)))[-1]
     expected = cat_group_norm_silu_reference(last[:, :c1], last[:, c1:], weight, bias, groups, 1e-5)
-    got = out[-1].T if channels_last else out[-1]
-    return got[-p.block_c :].clone(), expected.view(channels, pixels)[-p.block_c :]
+    return (out.T if channels_last else out).clone(), expected.view(channels, pixels)
 
 
-def norm_wide_rows() -> tuple[Tensor, Tensor]:
-    """Contiguous rows of 2^27 + 128 pixels, 16 channels: offsets within a tile pass 2^31. Means of the first pixels."""
-    pixels, c = 2**27 + 128, 17
-    h = sparse(1, c, pixels)
-    h[0, :, :256] = torch.randn(c, 256, generator=torch.Generator().manual_seed(0)).half()
-    p = launch_parameters(1, c, c, pixels, False)
-    assert p.block_c * pixels >= 2**31
-    means, m2s = torch.zeros(1, 1, 2 * c), torch.zeros(1, 1, 2 * c)
-    channel_statistics_kernel[(p.blocks,)](
-        h=h, h2=h, h3=h, mix=h, skip=h, means=means, m2s=m2s, HW=pixels, C1=c, C2=c, blocks=p.blocks, splits=1,
-        chunk=256, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, BLOCK_C=p.block_c, BLOCK_P=p.block_p, STAGES=2,
-    )  # fmt: skip
-    return means[0, 0], h[0, :, :256].float().mean(1).repeat(2)
+def norm_wide(channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Rows so long that offsets within a tile, and from one tile to the next, pass 2^31: ours and the expected.
+
+    One block of h and two steps: its partial means, and its output with these partials alone.
+    """
+    c, pixels = (2**25 + 2**24, 128) if channels_last else (8, 2**28 + 2**27)
+    block_c, group_size, seen = (64, 32, 128) if channels_last else (8, 8, 1024)
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(block_c, seen, generator=generator).half()
+    h, skip = (sparse(1, pixels, c) if channels_last else sparse(1, c, pixels) for _ in range(2))
+    corner = (0, slice(seen), slice(block_c)) if channels_last else (0, slice(block_c), slice(seen))
+    h[corner] = block.T if channels_last else block
+    made = _norm_launches(h, skip, 2 * c // group_size, channels_last, False)
+    for launch in made:
+        assert launch.arguments["WIDE"] and launch.arguments["BLOCK_C"] == block_c
+        launch.arguments["chunk"] = seen
+    made[-1].arguments["weight"][:block_c] = 1
+    made = [launch._replace(grid=(1, launch.grid[1], 1)) for launch in made]
+    _run_programs(made, [(0, 0, 0)])
+    means, out = (made[-1].arguments[name] for name in ("means", "out"))
+    out = out.view(1, pixels, 2 * c)[corner].T if channels_last else out.view(1, 2 * c, pixels)[corner]
+
+    # A partial's M2 counts once, and its channel's mean for all pixels.
+    x = block.double().view(-1, group_size, seen)
+    mean = x.mean((1, 2), keepdim=True)
+    within = (x - x.mean(2, keepdim=True)).square().sum(2, keepdim=True) / pixels
+    var = (within + (x.mean(2, keepdim=True) - mean).square()).mean(1, keepdim=True)
+    y = torch.nn.functional.silu((x - mean) / (var + 1e-5).sqrt())
+    got = torch.cat([means.flatten()[:block_c], out.flatten()]).double()
+    return got, torch.cat([x.mean(2).flatten(), y.flatten()])
 
 
 def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:

@@ -229,7 +229,11 @@ class BucketGraphs:
 
     def _tune(self, judge: Judge, unet: nn.Module, inputs: dict[str, Any]) -> None:
         plan = self.plan
-        sites = sites_of(plan, unet, inputs, self._reuse_guidance)
+        try:
+            sites = sites_of(plan, unet, inputs, self._reuse_guidance)
+        except torch.OutOfMemoryError:  # eager, as this is, a U-Net takes more memory than its graphs
+            plan.say_once("There is no memory to look for the joins of this size: they run by what is known of them.")
+            return
         # A pipe that runs eager measures for those that do not (`stepcache tune`).
         options = plan.settings.compile_options(self._device) or GraphSettings().compile_options(self._device) or {}
         judge.judge(sites, options, plan.costs)
