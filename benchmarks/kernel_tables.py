@@ -23,8 +23,8 @@ ROLES = {
 }
 """By kernel. One that is not here is the norm's one launch."""
 ONE_LAUNCH = "all in one launch"
-BARRIER = 8
-"""Loops of so many instructions or fewer wait for a barrier."""
+SHORT = 8
+"""Loops of so many instructions or fewer are not shown: most wait for a barrier."""
 
 
 def kernel_code_table(path: Path) -> str:
@@ -38,8 +38,9 @@ def kernel_code_table(path: Path) -> str:
             if any(cell != "none" for pair in cells for cell in pair):
                 lines.append((_size(*size), role, *(" → ".join(pair) for pair in cells)))
     notes = (
-        "bf16, channels_last. Registers of a thread: instructions of each loop, before → after. Loops that wait for a "
-        f"barrier, of {BARRIER} instructions or fewer, are left out. A kernel with alternatives has a loop for each."
+        "bf16, channels_last. Registers of a thread: instructions of each loop, before → after. Loops of "
+        f"{SHORT} instructions or fewer, mostly waits for a barrier, are left out. Where a program takes one of two "
+        "branches, one for each input, the loops of both are listed."
     )
     return (
         table(("join", "kernel", *TARGETS), lines)
@@ -58,7 +59,7 @@ def _code(rows: Iterable[kernel_code.Row]) -> dict[tuple[tuple[int, ...], str, s
 
 
 def _loops(row: kernel_code.Row) -> str:
-    loops = [loop for loop in row.loops.split("; ") if loop and int(loop) > BARRIER]
+    loops = [loop for loop in row.loops.split("; ") if loop and int(loop) > SHORT]
     return f"{row.registers}: {', '.join(loops)}" if loops else f"{row.registers}"
 
 
