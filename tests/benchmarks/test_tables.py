@@ -180,7 +180,7 @@ def test_inductors_code_before_and_after_weights_are_re_laid(results):
     def graph(kind, weights, launches, relaid, options="{}"):
         return gpu_code.Row(
             "sd15", 512, "float16", 2, 0, kind, "reference", weights, options, launches, 100, 100, 230, 1400, "mm 9",
-            relaid, 10**9, 1, 1, None, None, 0, 2 * 10**9, 10**9, 10**9, 10**12, 1.5, 7,
+            relaid, 10**9, 1, 1, None, None, None, 0, 2 * 10**9, 10**9, 10**9, 10**12, 1.5, 7,
         )  # fmt: skip
 
     rows = [
