@@ -48,6 +48,7 @@ class StandInTimer:
 
     def times_us(self, call, inputs):
         pointers = {tensor.data_ptr() for _, hidden, skip, _ in inputs for tensor in (*buffers_of(hidden), skip)}
+        assert all(given[1].weights.any() for given in inputs if hasattr(given[1], "weights"))
         assert len(inputs) == 3 and len(pointers) == 3 * (1 + len(buffers_of(inputs[0][1])))
         with counted_ops() as ops:
             for given in inputs:
@@ -145,6 +146,16 @@ def test_where_torch_wins_the_graphs_stay(tmp_path):
     record = warmup(pipe, 64, 64, progress=False)
     assert record.joins_measured > 0 and record.captures == 0 and record.compile_seconds == 0
     assert torch.equal(generate(pipe), want)
+
+
+def test_what_is_known_of_other_sizes_changes_no_graph(tmp_path):
+    the_judge = judge(tmp_path, lambda shape, on_ops: 1.0 if on_ops == (shape[2] in (6, 12)) else 2.0)
+    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **COMPILED)
+    warmup(pipe, 48, 64, progress=False)
+    assert the_judge.verdicts.for_triton
+    generate(pipe)
+    record = warmup(pipe, 64, 64, progress=False)
+    assert record.joins_measured > 0 and record.captures == 0
 
 
 def test_an_evicted_bucket_comes_back_as_it_was_compiled(tmp_path):
