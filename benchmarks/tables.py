@@ -102,15 +102,16 @@ def gpu_code_table(path: Path) -> str:
             (_gb(before.read_bytes + before.written_bytes), _gb(after.read_bytes + after.written_bytes)),
             (f"{before.bound_ms:.2f}", f"{after.bound_ms:.2f}"),
         )
+        joined = "" if after.join_launches is None else f"{after.join_launches}, {after.join_copies}"
         # A row that was counted with other options than today's does not say what they make.
         ours = f"{after.configs}" if json.loads(after.options) == CUDA_OPTIONS else "?"
         configs = ours, f"{after.configs_torch}", f"{after.configs_descent}"
         lines.append(
-            (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), " / ".join(configs))
+            (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), joined, " / ".join(configs))
         )
     header = (
         "graph", "Triton launches", "of them re-lay a weight", "GB by Triton kernels", "bound, ms",
-        "configurations: default / Inductor's own / coordinate descent",
+        "at our joins: launches, copies", "configurations: default / Inductor's own / coordinate descent",
     )  # fmt: skip
     return table(header, lines) + "\n" + caption(read(path, Rig))
 

@@ -161,9 +161,9 @@ def warmup(
     ip_adapter_image, ...). progress: a bar that says what is being measured, compiled or captured.
 
     tune: with kernels="auto" on a GPU, joins of this size that no verdict is known for are measured first, with the
-    Triton kernels and without, compiled and captured both: two small compilations a join, 7 (SDXL) to 9 (SD 1.5) of
-    them. Verdicts are kept in ~/.cache/stepcache/joins.csv (STEPCACHE_CACHE names another folder), so the next process
-    measures nothing. A call that was not warmed up measures nothing either, and uses what is known.
+    Triton kernels and without, compiled and captured both: two small compilations a join, and 7 joins for SDXL, 8 for
+    SD 1.5. Verdicts are kept in ~/.cache/stepcache/joins.csv (STEPCACHE_CACHE names another folder), so the next
+    process measures nothing. A call that was not warmed up measures nothing either, and uses what is known.
 
     Warm up before threads start to serve: while a graph is captured, other threads must not draw random numbers from
     CUDA's default generator, synchronise the device or empty torch's memory cache (what stepcache itself does in other
