@@ -108,7 +108,7 @@ def test_on_cuda_it_is_one_launch_and_nothing_else():
     (launch,), others = launches(dual_conv1x1_triton, shapes)
     assert launch.kernel == "dual_conv1x1_kernel"
     assert launch.grid == (2 * 24 * 40 // 128 * 5,)  # 128 pixels x 64 of 320 output channels
-    assert [name for name, value in launch.arguments.items() if value is None] == ["h2", "h3", "mix"]
+    assert [name for name, value in launch.arguments.items() if value is None] == ["h2", "h3", "mix", "residual_bias"]
     assert others == ["empty"]
 
 

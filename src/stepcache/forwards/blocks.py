@@ -258,14 +258,16 @@ def up_layers(
 
 
 def _attended(attend: Attend, attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """A layer's attention on `hidden` [B, C, H, W]. In compiled graphs its result has the layout of `hidden`.
+    """A layer's attention on `hidden` [B, C, H, W]. In a GPU's compiled graphs its result has the layout of `hidden`.
 
     Linear projections leave their output contiguous, and every convolution and join behind them would convert it.
     Inductor makes the one conversion here a part of the kernel that adds the residual, so that it costs nothing. Eager
     it would be a launch, and on a CPU other bits than the stock forward's.
     """
     attended = attend(attention, hidden, temb, arguments)
-    return attended.contiguous(memory_format=layout_of(hidden)) if torch.compiler.is_compiling() else attended
+    if attended.device.type == "cuda" and torch.compiler.is_compiling():
+        return attended.contiguous(memory_format=layout_of(hidden))
+    return attended
 
 
 def resampled(samplers: Iterable[nn.Module], hidden: Tensor, temb: Tensor, *size: Any) -> Tensor:
