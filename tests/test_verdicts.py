@@ -64,6 +64,8 @@ def test_the_users_own_holds_against_the_shipped_one(tmp_path):
     known(tmp_path).add(FASTER)
     assert known(tmp_path, shipped=shipped).for_triton == {SHAPE, SLOWER.shape}
     assert known(tmp_path / "other", shipped=shipped).for_triton == {SLOWER.shape}
+    elsewhere = SETUP._replace(gpu="another card")
+    assert known(tmp_path / "other", elsewhere, shipped=shipped).for_triton == frozenset()
 
 
 @pytest.mark.parametrize("field", Setup._fields, ids="another {}".format)
@@ -145,15 +147,21 @@ from dataclasses import replace
 sys.path.insert(0, sys.argv[1])
 from test_verdicts import FASTER, SHAPE
 from stepcache.verdicts import add_to_file
-for i in range(20):
+print("ready", flush=True)
+sys.stdin.readline()  # all at once
+for i in range(40):
     add_to_file(Path(sys.argv[2]), [replace(FASTER, shape=SHAPE._replace(batch=int(sys.argv[3]), height=i))])
 """
     path = tmp_path / "joins.csv"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, os.path.dirname(__file__), str(path), str(n)]) for n in range(3)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", code, os.path.dirname(__file__), str(path)]
+    started = [subprocess.Popen([*command, str(n)], **pipes) for n in range(3)]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * 3
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     assert [process.wait() for process in started] == [0, 0, 0]
-    assert len(from_csv(path.read_text())) == 60
+    assert len(from_csv(path.read_text())) == 120
 
 
 def test_a_table_that_is_given_is_added_to(tmp_path):
