@@ -1,4 +1,4 @@
-"""concat -> GroupNorm -> SiLU of every join: our two launches against what PyTorch makes of it.
+"""concat -> GroupNorm -> SiLU of every join: our one or two launches against what PyTorch makes of it.
 
     python benchmarks/bench_cat_group_norm_silu.py             # on a machine with a CUDA GPU
     python benchmarks/bench_cat_group_norm_silu.py --dry-run   # anywhere

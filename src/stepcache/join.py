@@ -1,9 +1,10 @@
 """One up-path layer's join: the hidden state meets its skip and goes through the ResNet.
 
 Two ways to the same result. `reference_join` calls the ResNet on the concat, as diffusers does, bit for bit.
-`fused_join` never writes the concat: concat -> GroupNorm -> SiLU is one op of two launches, the 1x1 shortcut is one
-two-input GEMM that also adds the residual (csrc_triton/README.md). Where a ResNet or its inputs are not what the ops
-are made for, it is the reference again. What decides is known when a graph is traced, so a graph holds one of the two.
+`fused_join` never writes the concat: concat -> GroupNorm -> SiLU is one op of one or two launches, and the 1x1 shortcut
+one two-input GEMM that also adds the residual and its bias (csrc_triton/README.md). Where a ResNet or its inputs are
+not what the ops are made for, it is the reference again. What decides is known when a graph is traced, so a graph holds
+one of the two.
 """
 
 from __future__ import annotations

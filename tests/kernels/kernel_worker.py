@@ -133,7 +133,6 @@ def accesses(op: str, **arguments: Any) -> list[tuple[str, list[Access]]]:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         launches.append((self.fn.__name__, []))
-        # Unread pointers are given another argument's tensor: the first name of a tensor is its own.
         spans[:] = [
             (t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in kwargs.items() if hasattr(t, "data_ptr")
         ]

@@ -24,7 +24,7 @@ from .. import guidance
 from .._version import __version__
 from ..buffers import Kept
 from ..join import Blend, Join, fusable, fused_join, reference_join, shape_of
-from ..verdicts import JoinShape, Setup, Verdict, Verdicts, cache_folder
+from ..verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
 from .compiled import CompiledFunction
 from .costs import Costs
 from .stages import stage
@@ -71,7 +71,7 @@ class Judge:
                 continue
             costs.joins_measured += 1
             self.verdicts.add(verdict)
-            if verdict.status != "ok":
+            if verdict.status != OK:
                 logger.warning("The join %s runs without the Triton ops: %s.", site.shape, verdict.status)
 
 
