@@ -31,7 +31,7 @@ unit: $(READY)
 
 # The README's tables, from benchmarks/results.
 tables: $(READY)
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.pages.tables
 
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)

@@ -39,13 +39,18 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from runpy import run_path
 
-from bench.commit import commit_of
-from gate_cells import run_cell
-from gate_checkout import environment
-from gate_jobs import NOTE, RED, ROOT, Job, Outcome, Runner, read_outcomes
-from gate_plan import DRY_TESTS, PIXELS, TESTS, dry_jobs, gpu_jobs, red_lines
-from gate_summary import summary
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from a checkout that is not installed
+
+from benchmarks.gate.cells import run_cell
+from benchmarks.gate.checkout import environment
+from benchmarks.gate.jobs import NOTE, RED, ROOT, Job, Outcome, Runner, read_outcomes
+from benchmarks.gate.plan import DRY_TESTS, PIXELS, TESTS, dry_jobs, gpu_jobs, red_lines
+from benchmarks.gate.summary import summary
+
+# The file alone: importing the package would need torch, whose absence the gate reports.
+commit_of = run_path(str(ROOT / "src" / "stepcache" / "bench" / "commit.py"))["commit_of"]
 
 RESULTS = ROOT / "benchmarks" / "results"
 NEEDED = ("torch", "triton", "diffusers", "transformers")
@@ -137,13 +142,14 @@ def report_environment(dry: bool) -> None:
         raise SystemExit(f"{'; '.join(wrong)}. Put what is missing beside it as wheels (see the top of gpu_gate.py).")
     import stepcache.kernels
     import torch
+
     from stepcache.bench.rows import Rig
 
     for name, value in vars(Rig.now()).items():
         print(f"{name}: {value}")
     print(f"CUDA of torch: {torch.version.cuda}, stepcache from {Path(stepcache.__file__).resolve().parent}")
     if torch.cuda.is_available():
-        from kernel_bench import driver_version
+        from benchmarks.kernels.bench import driver_version
 
         free, total = torch.cuda.mem_get_info()
         print(f"driver: {driver_version()}, memory: {free >> 20} of {total >> 20} MiB free")

@@ -1,11 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-# Scripts, not a package: tests of what they share import them by name.
-sys.path += [str(Path(__file__).parents[1] / "benchmarks"), str(Path(__file__).parent / "graphs")]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from small import loop_pipe, make_unet, state_of
+from support.small import loop_pipe, make_unet, state_of
 
 from stepcache import StepCacheError, accelerate, denoising, last_run
 from stepcache.errors import (

@@ -5,7 +5,7 @@ import inspect
 import DeepCache
 import pytest
 import torch
-from small import demo_pipe, generate, loop_pipe, state_of
+from support.small import demo_pipe, generate, loop_pipe, state_of
 
 from stepcache import DeepCacheSDHelper, StepCacheError, last_run
 

@@ -10,8 +10,8 @@ from ._version import __version__
 from .api import accelerate, denoising, last_run, restore, save_compiled, warmup
 from .compat import DeepCacheSDHelper
 from .errors import StepCacheError
-from .schedule import Schedule
-from .session import RunRecord
+from .reuse.schedule import Schedule
+from .run.session import RunRecord
 
 __all__ = [
     "DeepCacheSDHelper",

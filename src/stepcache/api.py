@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .attach import attach, detach, require, scheduled_steps
 from .graphs import artifacts
-from .plans import Plan
-from .schedule import Schedule, positive_int
-from .session import RunRecord, Session
+from .plans.plan import Plan
+from .reuse.schedule import Schedule, positive_int
+from .run.attach import attach, detach, require, scheduled_steps
+from .run.session import RunRecord, Session
 from .settings import Settings
 
 Pipe = TypeVar("Pipe")
@@ -173,7 +173,7 @@ def warmup(
     One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that
     the pipeline cannot make or an argument that it does not take, NotAccelerated for a pipe that is not accelerated.
     """
-    from .warmup import rehearse
+    from .run.warmup import rehearse
 
     return rehearse(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, tune, call)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from .errors import InvalidSetting
 from .graphs import GraphSettings
-from .plans import Plan, plan_of
-from .predict import HOLD, Line, Predictor, predictor_of
-from .presets import preset_of
-from .schedule import Schedule, positive_int
+from .plans.plan import Plan, plan_of
+from .plans.presets import preset_of
+from .reuse.predict import HOLD, Line, Predictor, predictor_of
+from .reuse.schedule import Schedule, positive_int
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bench_tiny import spec, tiny_model
+from support.bench_tiny import spec, tiny_model
+
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
 from stepcache.bench.agreement import TOLERANCE, agreements, difference

@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bench_tiny import spec, tiny_model
+from support.bench_tiny import spec, tiny_model
+from tqdm import tqdm
+
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
 from stepcache.bench.calls import Call
@@ -17,8 +19,6 @@ from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
-from tqdm import tqdm
-
 from stepcache.errors import BranchOutOfRange, InvalidSetting
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from bench_tiny import tiny_pipe
-from small import UNETS
+from support.bench_tiny import tiny_pipe
+from support.small import UNETS
+
 from stepcache.bench import models
 from stepcache.bench.calls import Call
-
 from stepcache.errors import StepCacheError
 
 # Millions of parameters of the published weights.

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from bench_tiny import tiny_pipe
-from stepcache.bench.calls import Call, UNetClock, timed
-from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
+from support.bench_tiny import tiny_pipe
 from torch._dynamo.utils import counters
 
 from stepcache import accelerate, last_run
+from stepcache.bench.calls import Call, UNetClock, timed
+from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
 
 CALL = Call(["tiger face"], 64, 64, steps=4, guidance=3.0, seed=0)
 ON_CPU = {

@@ -1,9 +1,9 @@
-import cpu_ratio
 import pytest
 import torch
-from stepcache.bench.rows import read, write
 
+from benchmarks.engine import cpu_ratio
 from stepcache import restore
+from stepcache.bench.rows import read, write
 
 
 @pytest.fixture(autouse=True)

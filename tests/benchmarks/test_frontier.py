@@ -3,13 +3,14 @@
 import copy
 from dataclasses import replace
 
-import frontier
-import frontier_rows
 import pytest
-from alternate import alternating
-from frontier_pages import frontier_figures, frontier_headline, frontier_table
-from frontier_rows import Row
-from small import demo_pipe, generate
+from support.small import demo_pipe, generate
+
+from benchmarks.frontier import frontier
+from benchmarks.frontier import rows as frontier_rows
+from benchmarks.frontier.alternate import alternating
+from benchmarks.frontier.rows import Row
+from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline, frontier_table
 from stepcache.bench.rows import read, write
 
 PROMPTS = ("fox face", "hamburger", "red apple", "pineapple", "panda face", "maple leaf", "dog face", "raccoon")

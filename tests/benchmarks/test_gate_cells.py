@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-import gate_cells
-import gate_jobs
 import pytest
 import torch
-from gate_jobs import Outcome
-from gate_summary import summary
-from kernel_bench import KernelRow
+
+from benchmarks.gate import cells as gate_cells
+from benchmarks.gate import jobs as gate_jobs
+from benchmarks.gate.jobs import Outcome
+from benchmarks.gate.summary import summary
+from benchmarks.kernels.bench import KernelRow
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import Variant

@@ -4,10 +4,11 @@ import os
 import signal
 from dataclasses import replace
 
-import gate_jobs
 import pytest
-from gate_jobs import Outcome, Runner, read_outcomes
-from gate_simulated import python, runner_in, statuses
+from support.gate_simulated import python, runner_in, statuses
+
+from benchmarks.gate import jobs as gate_jobs
+from benchmarks.gate.jobs import Outcome, Runner, read_outcomes
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ import itertools
 import sys
 from dataclasses import replace
 
-import gate_cells
-import gate_jobs
-import gate_plan
-import gpu_gate
 import pytest
-from gate_plan import failures, red_lines
-from gate_simulated import python, runner_in, statuses
+from support.gate_simulated import python, runner_in, statuses
+
+from benchmarks import gpu_gate
+from benchmarks.gate import cells as gate_cells
+from benchmarks.gate import jobs as gate_jobs
+from benchmarks.gate import plan as gate_plan
+from benchmarks.gate.plan import failures, red_lines
 from stepcache.bench.rows import ROOT
 
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_code
 import pytest
+
+from benchmarks.engine import gpu_code
 from stepcache.bench.rows import read, write
 
-CASES = Path(__file__).parent / "gpu_code_cases.py"
+CASES = Path(__file__).parents[1] / "support" / "gpu_code_cases.py"
 HALF = 2  # bytes
 
 

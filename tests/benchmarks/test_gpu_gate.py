@@ -6,16 +6,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-import gate_cells
-import gate_checkout
-import gate_jobs
-import gate_plan
-import gpu_gate
 import pytest
 import torch
-from bench.commit import commit_of
-from gate_jobs import Outcome, read_outcomes, write_outcomes
-from profile_steps import Row as ProfileRow
+
+from benchmarks import gpu_gate
+from benchmarks.engine.profile_steps import Row as ProfileRow
+from benchmarks.gate import cells as gate_cells
+from benchmarks.gate import checkout as gate_checkout
+from benchmarks.gate import jobs as gate_jobs
+from benchmarks.gate import plan as gate_plan
+from benchmarks.gate.jobs import Outcome, read_outcomes, write_outcomes
+from stepcache.bench.commit import commit_of
 from stepcache.bench.rows import ROOT, read
 from stepcache.bench.schema import BenchRow
 

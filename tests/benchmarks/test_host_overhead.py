@@ -1,6 +1,7 @@
-import host_overhead
 import pytest
 import torch
+
+from benchmarks.engine import host_overhead
 from stepcache.bench.rows import read
 
 

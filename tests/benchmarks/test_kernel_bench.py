@@ -3,13 +3,13 @@
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
-import kernel_bench
 import pytest
 import torch
-from gate_jobs import OUT_OF_TIME
-from kernel_bench import Case, KernelRow, Wrong, errors_of, joins
-from stepcache.bench.rows import Spread, read
 
+from benchmarks.gate.jobs import OUT_OF_TIME
+from benchmarks.kernels import bench as kernel_bench
+from benchmarks.kernels.bench import Case, KernelRow, Wrong, errors_of, joins
+from stepcache.bench.rows import Spread, read
 from stepcache.graphs import backends, replays
 from stepcache.graphs.replays import CALLS, REPLAYS, calls_in_graph, copies_beyond_l2, times_us
 

@@ -2,15 +2,16 @@
 
 import importlib.metadata
 
-import kernel_code
 import pytest
 import torch
-from kernel_code import OUT, Case, Row, cases, launches_of, row
-from kernel_compile import Compiled, instruction_counts
+
+from benchmarks.kernels import code as kernel_code
+from benchmarks.kernels.code import OUT, Case, Row, cases, launches_of, row
+from benchmarks.kernels.compile import Compiled, instruction_counts
 from stepcache.bench.rows import Rig, read
 
 TARGETS = ("sm_90", "gfx942")
-REWRITE = "If this is meant, write the rows anew: python benchmarks/kernel_code.py"
+REWRITE = "If this is meant, write the rows anew: python -m benchmarks.kernels.code"
 
 
 def key(r):

@@ -1,9 +1,10 @@
 """The arithmetic of the model of kernel times, on launches made by hand. What it says of real kernels is not tested."""
 
-import kernel_times
 import pytest
-from kernel_loads import loaded, streaming
-from kernel_times import DRAM, GAP_US, L2, MULTIPROCESSORS, Work, chain_us, copy_us, issue_cycles, launch_us
+
+from benchmarks.kernels import times as kernel_times
+from benchmarks.kernels.loads import loaded, streaming
+from benchmarks.kernels.times import DRAM, GAP_US, L2, MULTIPROCESSORS, Work, chain_us, copy_us, issue_cycles, launch_us
 
 MB = 10**6
 

@@ -5,13 +5,12 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
-import plots
 import pytest
-import tables
-import two_graphs
-from bench_rows import ladder, row
-from figures import DARK, LIGHT, THEMES
-from ladder import cells
+from support.bench_rows import ladder, row
+
+from benchmarks.pages import plots, tables, two_graphs
+from benchmarks.pages.figures import DARK, LIGHT, THEMES
+from benchmarks.pages.ladder import cells
 from stepcache.bench.rows import RESULTS, ROOT, write
 
 PINNED = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]

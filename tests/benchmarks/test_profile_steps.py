@@ -1,13 +1,13 @@
 from types import SimpleNamespace
 
-import profile_steps
 import pytest
-from profile_steps import Span, longest, spans_of, union
-from small import make_unet
-from stepcache.bench.rows import read
+from support.small import make_unet
 from torch.autograd import DeviceType
 
-from stepcache.attach import attachment_of
+from benchmarks.engine import profile_steps
+from benchmarks.engine.profile_steps import Span, longest, spans_of, union
+from stepcache.bench.rows import read
+from stepcache.run.attach import attachment_of
 from stepcache.settings import Settings
 
 

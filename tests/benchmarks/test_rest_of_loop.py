@@ -1,10 +1,10 @@
 import pytest
-import rest_of_loop
 import torch
 from diffusers import PNDMScheduler
-from stepcache.bench.rows import read
 
-from stepcache import timesteps
+from benchmarks.engine import rest_of_loop
+from stepcache.bench.rows import read
+from stepcache.run import timesteps
 
 
 @pytest.fixture(autouse=True)

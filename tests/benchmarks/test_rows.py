@@ -1,6 +1,7 @@
 from dataclasses import dataclass, fields
 
 import pytest
+
 from stepcache.bench.rows import Rig, Spread, interleave, read, write
 
 

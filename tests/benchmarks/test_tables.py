@@ -3,17 +3,16 @@
 import json
 import shutil
 
-import gpu_code
-import kernel_code
-import kernel_model
-import kernel_tables
 import pytest
-import tables
-from bench_rows import ladder, row
-from kernel_bench import KernelRow
+from support.bench_rows import ladder, row
+
+from benchmarks.engine import gpu_code
+from benchmarks.kernels import code as kernel_code
+from benchmarks.kernels import model as kernel_model
+from benchmarks.kernels.bench import KernelRow
+from benchmarks.pages import kernel_tables, tables
 from stepcache.bench.rows import RESULTS, ROOT, read, write
 from stepcache.bench.schema import BenchRow
-
 from stepcache.graphs.compiled import CUDA_OPTIONS
 
 SHARE = "U-Net's share of FLOP bound"

@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
-import tables
-from bench_rows import ladder, row
-from gate_jobs import Outcome, write_outcomes
+from support.bench_rows import ladder, row
+
+from benchmarks.gate.jobs import Outcome, write_outcomes
+from benchmarks.pages import tables
+from benchmarks.pages.trusted import red_commits, trusted
 from stepcache.bench.rows import Rig, write
-from trusted import red_commits, trusted
 
 GREEN, RED = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 GPU = {"device": "cuda", "model": "sdxl"}

@@ -5,14 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small import demo_pipe, loop_pipe, state_of
+from support.small import demo_pipe, loop_pipe, state_of
 
 from stepcache import accelerate, last_run, restore
 from stepcache.calibration import calibrate
 from stepcache.calibration.images import Shots
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
-from stepcache.fidelity import mean_psnr
-from stepcache.plans import Plan
+from stepcache.images.fidelity import mean_psnr
+from stepcache.plans.plan import Plan
 
 PROMPTS = ["tiger face", "red apple", "rose", "fox face", "lemon", "tulip", "panda face", "mushroom"]
 SETTING = {"steps": 6, "guidance": 3.0, "trials": 8, "branches": 2, "progress": False, "seed": 4}
@@ -143,7 +143,7 @@ def test_too_few_prompts_and_pipelines_that_need_more():
 def test_fitted_plans_know_what_to_do_in_other_steps(monkeypatch):
     """Where weights were fitted, the line beside them is the one that was best with that mask."""
     from stepcache.calibration import _plan, candidates, laboratory
-    from stepcache.plans import MadeFor
+    from stepcache.plans.plan import MadeFor
 
     pipe = demo_pipe()
     from stepcache.calibration import _split

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from stepcache.calibration.candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
 from stepcache.calibration.features import Grams
-from stepcache.predict import HOLD, Fitted, Line
-from stepcache.schedule import Schedule
+from stepcache.reuse.predict import HOLD, Fitted, Line
+from stepcache.reuse.schedule import Schedule
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import demo_pipe
+from support.small import demo_pipe
 
 from stepcache.calibration.features import Collector, Grams, fitted_weights
 from stepcache.errors import InvalidSetting

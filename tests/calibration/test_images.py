@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from small import demo_pipe
+from support.small import demo_pipe
 
 from stepcache.calibration.images import Closeness, Shots, score
 from stepcache.errors import StepCacheError

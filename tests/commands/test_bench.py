@@ -3,12 +3,12 @@
 import csv
 
 import pytest
+
+from stepcache import cli
 from stepcache.bench import grid
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import LADDER
-
-from stepcache import cli
 
 
 @pytest.fixture(scope="module")

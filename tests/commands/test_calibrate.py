@@ -3,8 +3,8 @@
 import pytest
 
 from stepcache import accelerate, cli
-from stepcache.commands._pipelines import load_demo, swap_scheduler
-from stepcache.plans import Plan
+from stepcache.images.pipelines import load_demo, swap_scheduler
+from stepcache.plans.plan import Plan
 
 QUICK = ["calibrate", "demo", "--steps", "6", "--trials", "3", "--budget", "2x", "--device", "cpu"]
 

@@ -9,18 +9,20 @@ import socket
 
 import numpy as np
 import pytest
-import small
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
-from test_scores import save_clip
+from support import small
+from support.clip import save_clip
 
-from stepcache import cli, fidelity
-from stepcache.commands import _pipelines, _runs, compare
-from stepcache.commands._comparison import Comparison, Setting
-from stepcache.commands._prompts import Prompt
-from stepcache.commands._runs import Job, Made, Scores, make_all, rehearse
+from stepcache import cli
+from stepcache.commands import compare
+from stepcache.comparison import runs
+from stepcache.comparison.results import Comparison, Setting
+from stepcache.comparison.runs import Job, Made, Scores, make_all, rehearse
 from stepcache.errors import StepCacheError
+from stepcache.images import fidelity, pipelines
+from stepcache.images.prompts import Prompt
 
 PROMPTS = [
     {"prompt": "red apple", "seed": 3},
@@ -192,7 +194,7 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    monkeypatch.setattr(pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
     status, _, errors = run("demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes no height, width: compare is for text-to-image" in errors
@@ -231,7 +233,7 @@ def fake_make(*images, censored=()):
 
 def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
     pipe, comparison = small.demo_pipe(), comparison_of((2, 0))
-    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
     monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.5, None))
     job = Job([Prompt("a"), Prompt("b"), Prompt("c")], 2, 3.0, 0)
     assert make_all(pipe, job, comparison, Scores(), drift=0) is False
@@ -244,7 +246,7 @@ def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
 
 
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
-    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
     monkeypatch.setattr(Job, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
     status, output, _ = run("demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html")
     assert status == 130
@@ -255,7 +257,7 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
 
 def test_images_that_the_safety_checker_blackened_are_not_compared(monkeypatch):
     comparison = comparison_of((2, 0), (3, 0))
-    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
     monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.0, censored={2}))
     assert make_all(small.demo_pipe(), Job([Prompt("a")], 2, 3.0, 0), comparison, Scores(), drift=0)
     compared, blackened = comparison.results[0].reused
@@ -283,7 +285,7 @@ def test_prompts_that_are_cut_off_are_mentioned():
 
 def test_a_sheet_of_many_prompts_goes_on_below(monkeypatch):
     comparison = comparison_of((2, 0))
-    monkeypatch.setattr(_runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
     monkeypatch.setattr(Job, "make", fake_make(*[0.5] * 18))
     prompts = [Prompt(str(i)) for i in range(9)]
     make_all(small.demo_pipe(), Job(prompts, 2, 3.0, 0), comparison, Scores(), drift=0)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from stepcache import cli
 from stepcache.commands import demo
-from stepcache.commands._arguments import distinct, integers
-from stepcache.commands._quiet import quiet
-from stepcache.commands._sheet import SheetRow, contact_sheet
+from stepcache.commands.arguments import distinct, integers
+from stepcache.commands.quiet import quiet
+from stepcache.images.sheet import SheetRow, contact_sheet
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_sheet_keeps_the_shape_of_images():
 
 
 def test_sheet_draws_a_bar_for_each_step():
-    from stepcache.commands._sheet import FULL, PARTIAL
+    from stepcache.images.sheet import FULL, PARTIAL
 
     def area(steps, colour):
         sheet = np.asarray(contact_sheet("", "", ["x"], [SheetRow("", [square("white")], steps=steps)]))

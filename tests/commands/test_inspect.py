@@ -6,7 +6,7 @@ import pytest
 from stepcache import cli
 from stepcache.commands.inspect import BUNDLED, in_words, latent_size, read_config
 from stepcache.forwards import family_of
-from stepcache.macs import meta_unet
+from stepcache.forwards.macs import meta_unet
 
 TINY = {
     "_class_name": "UNet2DConditionModel",
@@ -91,7 +91,7 @@ def test_the_words_are_what_a_partial_step_runs(kind, branch):
     """Every ResNet, attention and sampler that the words of branches 0..m name is called, and no other one."""
     import torch
 
-    from stepcache.macs import example_inputs
+    from stepcache.forwards.macs import example_inputs
 
     down, up, settings, branches = KINDS[kind]
     unet = meta_unet({**TINY, "down_block_types": down, "up_block_types": up, **settings})

@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets import unet_2d_blocks
-from forward_checks import check_all_branches, check_compiles, stock
+from support.forward_checks import check_all_branches, check_compiles, stock
 
 from stepcache.errors import InvalidSetting, UnsupportedUNet
 from stepcache.forwards import blocks, family_of
 from stepcache.forwards import unet_2d_condition as family
-from stepcache.join import fusable
+from stepcache.forwards.join import fusable
 
 BASE = {
     "sample_size": 8,

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from forward_checks import check_all_branches, check_compiles, stock
+from support.forward_checks import check_all_branches, check_compiles, stock
 
 from stepcache import accelerate, last_run, restore
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import FAMILIES, family_of
 from stepcache.forwards import unet_2d as family
-from stepcache.guidance import full as guided_full
-from stepcache.guidance import partial as guided_partial
-from stepcache.join import Blend, reference_join
-from stepcache.macs import branch_macs, example_inputs, meta_unet
+from stepcache.forwards.guidance import full as guided_full
+from stepcache.forwards.guidance import partial as guided_partial
+from stepcache.forwards.join import Blend, reference_join
+from stepcache.forwards.macs import branch_macs, example_inputs, meta_unet
 
 BASE = {
     "sample_size": 8,

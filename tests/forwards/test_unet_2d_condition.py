@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small import UNETS, make_inputs, make_unet
+from support.small import UNETS, make_inputs, make_unet
 
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import family_of

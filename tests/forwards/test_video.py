@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from video_unets import (
+from support.video_unets import (
     FRAMES,
     MODELSCOPE,
     ONE_EACH,
@@ -18,7 +18,7 @@ from video_unets import (
 
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import family_of, lora_scaled
-from stepcache.macs import branch_macs, meta_unet
+from stepcache.forwards.macs import branch_macs, meta_unet
 
 
 @pytest.mark.parametrize("name", UNETS)

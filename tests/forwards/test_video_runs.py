@@ -10,13 +10,13 @@ from diffusers import (
     DDIMScheduler,
     UNetSpatioTemporalConditionModel,
 )
-from small import BETAS
-from video_unets import ONE_EACH, UNETS, check_all_branches, make_inputs, make_unet, skip_shapes
+from support.small import BETAS
+from support.video_unets import ONE_EACH, UNETS, check_all_branches, make_inputs, make_unet, skip_shapes
 
 from stepcache import accelerate, last_run, restore
 from stepcache.forwards import family_of
-from stepcache.guidance import conditional_half
-from stepcache.join import Blend, fused_join
+from stepcache.forwards.guidance import conditional_half
+from stepcache.forwards.join import Blend, fused_join
 
 # One level with attention: what compiles soonest. SDXL's conditions are in AnimateDiff's.
 LEAST = {"layers_per_block": 1, "num_attention_heads": 2}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import loop_pipe
+from support.small import loop_pipe
 
 from stepcache import accelerate, last_run, save_compiled
 from stepcache.errors import NotAccelerated
@@ -15,7 +15,7 @@ from stepcache.graphs import artifacts
 
 SCRIPT = """
 import sys, torch
-from small import loop_pipe, make_unet
+from support.small import loop_pipe, make_unet
 from stepcache import accelerate, save_compiled
 from torch._dynamo.utils import counters
 
@@ -80,7 +80,7 @@ def test_stale_or_foreign_artifacts_are_passed_over_with_a_warning(tmp_path, cap
 
 NOTHING = """
 import sys
-from small import loop_pipe
+from support.small import loop_pipe
 from stepcache import StepCacheError, accelerate, save_compiled
 pipe = accelerate(loop_pipe("least"))
 pipe(2)

@@ -6,12 +6,23 @@ import threading
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
-from small import BETAS, LoopPipe, captured, core_of, demo_pipe, generate, graphs_of, loop_pipe, make_inputs, make_unet
+from support.small import (
+    BETAS,
+    LoopPipe,
+    captured,
+    core_of,
+    demo_pipe,
+    generate,
+    graphs_of,
+    loop_pipe,
+    make_inputs,
+    make_unet,
+)
 
 from stepcache import accelerate, denoising, last_run, restore
-from stepcache.attach import attachment_of
 from stepcache.graphs import captured as engine
 from stepcache.graphs import recorder
+from stepcache.run.attach import attachment_of
 
 
 def test_the_demo_pipelines_images_are_the_uncaptured_ones():

@@ -10,7 +10,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
-from small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, state_of
+from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, state_of
 
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.errors import GraphCompileError, InvalidSetting

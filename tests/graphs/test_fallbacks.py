@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from small import LoopPipe, captured, graphs_of, loop_pipe, make_unet
+from support.small import LoopPipe, captured, graphs_of, loop_pipe, make_unet
 
 from stepcache import accelerate, last_run
 from stepcache.graphs.standin import StandInBackend

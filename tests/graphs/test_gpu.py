@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
-from gpu_runs import BOTH, CAPTURED, COMPILED, DEFAULT, EAGER, close, eager, inputs_of, make_pipe, run
-from small import BETAS, LoopPipe, core_of, demo_pipe, generate, make_unet
+from support.gpu_runs import BOTH, CAPTURED, COMPILED, DEFAULT, EAGER, close, eager, inputs_of, make_pipe, run
+from support.small import BETAS, LoopPipe, core_of, demo_pipe, generate, make_unet
 
 from stepcache import accelerate, last_run, restore, warmup
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from gpu_runs import BOTH, CAPTURED, WIDE, close, eager, make_pipe, run, scribble
-from small import BETAS, LoopPipe, make_unet
+from support.gpu_runs import BOTH, CAPTURED, WIDE, close, eager, make_pipe, run, scribble
+from support.small import BETAS, LoopPipe, make_unet
 
 from stepcache import accelerate, last_run, restore
 from stepcache.errors import StepCacheError

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from small import captured, graphs_of, loop_pipe, make_inputs
-from small_vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
+from support.small import captured, graphs_of, loop_pipe, make_inputs
+from support.vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
 
 from stepcache import StepCacheError, accelerate, denoising, last_run, restore

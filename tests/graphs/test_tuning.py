@@ -9,13 +9,13 @@ from unittest import mock
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from small import LoopPipe, core_of, demo_pipe, generate, make_unet
+from support.small import LoopPipe, core_of, demo_pipe, generate, make_unet
 
 from stepcache import accelerate, last_run, restore, warmup
 from stepcache.graphs import GraphSettings, tuning
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.verdicts import COLUMNS, Setup, Verdicts, from_csv
+from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"

@@ -1,14 +1,7 @@
 """The interpreter, one process for the session, and what makes a test's inputs."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-# The benchmarks have the joins of the real U-Nets (kernel_bench.py) and compile kernels (kernel_compile.py).
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from kernel_worker import Interpreter
+from support.kernel_worker import Interpreter
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,18 @@ import functools
 import itertools
 import re
 
-import kernel_checks
 import pytest
 import torch
-from kernel_aot import assert_no_spills, slow
-from kernel_bench import MODELS, joins
-from kernel_cases import (
+from stepcache.kernels.cat_group_norm_silu import (
+    cat_group_norm_silu,
+    cat_group_norm_silu_reference,
+    cat_group_norm_silu_triton,
+)
+from stepcache.kernels.cat_group_norm_silu.launch import group_tile, groups_of_block, launch_parameters, one_launch
+from stepcache.kernels.cat_group_norm_silu.op import _launches
+from support import kernel_checks
+from support.kernel_aot import assert_no_spills, slow
+from support.kernel_cases import (
     DTYPES,
     EDGES,
     LAYOUTS,
@@ -24,15 +30,10 @@ from kernel_cases import (
     stock_norm,
     widened,
 )
-from kernel_compile import SHARED_LIMIT, TARGETS, compile_launch
-from kernel_fake_gpu import launches
-from stepcache.kernels.cat_group_norm_silu import (
-    cat_group_norm_silu,
-    cat_group_norm_silu_reference,
-    cat_group_norm_silu_triton,
-)
-from stepcache.kernels.cat_group_norm_silu.launch import group_tile, groups_of_block, launch_parameters, one_launch
-from stepcache.kernels.cat_group_norm_silu.op import _launches
+from support.kernel_fake_gpu import launches
+
+from benchmarks.kernels.bench import MODELS, joins
+from benchmarks.kernels.compile import SHARED_LIMIT, TARGETS, compile_launch
 
 OP = "cat_group_norm_silu"
 # More than one chunk in both layouts, and the last one shorter.
@@ -52,7 +53,7 @@ def test_reference_is_the_stock_operations(shape):
 @pytest.mark.parametrize(("shape", "dtype", "layout"), numeric_cases(SPLIT))
 def test_kernels_against_float64(interpreter, shape, dtype, layout):
     arguments = norm_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
-    result = interpreter("kernel_worker", "run", OP, **arguments)
+    result = interpreter("support.kernel_worker", "run", OP, **arguments)
     exact = cat_group_norm_silu_reference(**widened(arguments))
     assert_as_good_as_stock(result, stock_norm(arguments), exact)
     assert result.is_contiguous(memory_format=LAYOUTS[layout])
@@ -64,7 +65,7 @@ def test_kernels_against_float64(interpreter, shape, dtype, layout):
 def test_two_launches_for_every_size(interpreter, shape, dtype, multiprocessors):
     """In channels_last, where most of these have one launch; on one multiprocessor a program walks many tiles."""
     arguments = norm_arguments(shape, DTYPES[dtype], torch.channels_last)
-    result = interpreter("kernel_worker", "run_two_launches", multiprocessors, **arguments)
+    result = interpreter("support.kernel_worker", "run_two_launches", multiprocessors, **arguments)
     exact = cat_group_norm_silu_reference(**widened(arguments))
     assert_as_good_as_stock(result, stock_norm(arguments), exact)
 
@@ -77,9 +78,9 @@ def _run(interpreter, way, arguments):
     layout, multiprocessors = way
     given = arguments | {k: arguments[k].contiguous(memory_format=LAYOUTS[layout]) for k in ("h", "skip")}
     if multiprocessors is not None:
-        return interpreter("kernel_worker", "run_two_launches", multiprocessors, **given)
+        return interpreter("support.kernel_worker", "run_two_launches", multiprocessors, **given)
     assert one_launch(SMALL.hidden, SMALL.skip, SMALL.groups, SMALL.height * SMALL.width, True)
-    return interpreter("kernel_worker", "run", OP, **given)
+    return interpreter("support.kernel_worker", "run", OP, **given)
 
 
 # 30 channels a group; pixels that are no multiple of a tile.
@@ -141,7 +142,7 @@ def test_constant_channels(interpreter, way):
 def test_float32_weight_and_bias_with_16_bit_activations(interpreter):
     arguments = norm_arguments(SPLIT, torch.float16, torch.channels_last)
     arguments |= {name: arguments[name].float() for name in ("weight", "bias")}
-    result = interpreter("kernel_worker", "run", OP, **arguments)
+    result = interpreter("support.kernel_worker", "run", OP, **arguments)
     exact = cat_group_norm_silu_reference(**widened(arguments))
     assert_as_good_as_stock(result, cat_group_norm_silu_reference(**arguments), exact)
 
@@ -153,7 +154,7 @@ def test_mixed_layouts_and_slices_are_taken(interpreter, odd):
     mixed = arguments | {odd: arguments[odd].contiguous()}
     every_second = arguments | {odd: arguments[odd].repeat_interleave(2, 3)[..., ::2]}
     for given in (mixed, every_second):
-        result = interpreter("kernel_worker", "run", OP, **given)
+        result = interpreter("support.kernel_worker", "run", OP, **given)
         torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-5)
         assert result.is_contiguous(memory_format=torch.channels_last)
 
@@ -161,7 +162,7 @@ def test_mixed_layouts_and_slices_are_taken(interpreter, odd):
 @pytest.mark.parametrize("shape", [SPLIT, EDGES[1]], ids=["two launches", "one launch"])
 def test_the_same_bits_in_any_order_of_programs(interpreter, shape):
     arguments = norm_arguments(shape, torch.float32, torch.channels_last)
-    first, second = (interpreter("kernel_worker", name, OP, **arguments) for name in ("run", "run_backwards"))
+    first, second = (interpreter("support.kernel_worker", name, OP, **arguments) for name in ("run", "run_backwards"))
     assert torch.equal(first, second)
 
 
@@ -169,7 +170,7 @@ def test_the_same_bits_in_any_order_of_programs(interpreter, shape):
 def test_launch_2_walks_the_steps_of_launch_1_backwards(interpreter, layout):
     """What L2 was given last is what it still has. All steps have two tiles here."""
     arguments = norm_arguments(Shape("full steps", 1, 40, 24, 8, 4, 32, 64), torch.bfloat16, LAYOUTS[layout])
-    first, second = interpreter("kernel_worker", "tiles_of_two_launches", 4, **arguments)
+    first, second = interpreter("support.kernel_worker", "tiles_of_two_launches", 4, **arguments)
     assert len(first) == len(set(first)) > 10
     assert second[::2] == first[::2][::-1]
 
@@ -181,26 +182,26 @@ def test_launch_2_walks_the_steps_of_launch_1_backwards(interpreter, layout):
 )
 def test_beyond_2_to_the_31_elements(interpreter, channels_last, c1, one):
     torch.testing.assert_close(
-        *interpreter("kernel_huge", "norm_at_the_end", channels_last, c1, one), rtol=0, atol=2e-3
+        *interpreter("support.kernel_huge", "norm_at_the_end", channels_last, c1, one), rtol=0, atol=2e-3
     )
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_tiles_beyond_2_to_the_31_elements(interpreter, channels_last):
-    torch.testing.assert_close(*interpreter("kernel_huge", "norm_wide", channels_last), rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(*interpreter("support.kernel_huge", "norm_wide", channels_last), rtol=1e-3, atol=2e-3)
 
 
 # The op.
 
 
 def test_opcheck(anywhere):
-    anywhere("kernel_checks", "opcheck", OP)
+    anywhere("support.kernel_checks", "opcheck", OP)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_to_one_graph(anywhere, backend, dynamic):
-    anywhere("kernel_checks", "compiles", OP, backend, dynamic)
+    anywhere("support.kernel_checks", "compiles", OP, backend, dynamic)
 
 
 def test_compiles_with_inductor():
@@ -211,7 +212,7 @@ def test_compiles_with_inductor():
 
 @pytest.mark.parametrize("check", ["compiles_once_for_all_sizes", "exports", "knows_shapes"])
 def test_dynamic_shapes_export_and_meta(anywhere, check):
-    anywhere("kernel_checks", check, OP)
+    anywhere("support.kernel_checks", check, OP)
 
 
 def test_on_cuda_it_is_one_launch_or_two_and_nothing_else():
@@ -367,7 +368,7 @@ TRAFFIC = [
 @pytest.mark.parametrize("shape", TRAFFIC, ids=lambda s: s.why)
 def test_traffic_is_what_the_model_says(interpreter, shape, layout, multiprocessors):
     arguments = norm_arguments(shape, torch.bfloat16, LAYOUTS[layout])
-    counted = interpreter("kernel_worker", "traffic_of_two_launches", multiprocessors, **arguments)
+    counted = interpreter("support.kernel_worker", "traffic_of_two_launches", multiprocessors, **arguments)
     pixels, channels_last = shape.height * shape.width, layout == "channels_last"
     model = _model(shape.batch, shape.hidden, shape.skip, shape.groups, pixels, channels_last, 2, multiprocessors)
     assert [(name, dict(bytes_of)) for name, bytes_of in counted] == list(model.items())
@@ -376,7 +377,7 @@ def test_traffic_is_what_the_model_says(interpreter, shape, layout, multiprocess
 @pytest.mark.parametrize("shape", [TRAFFIC[1], SMALL, EDGES[6]], ids=lambda s: s.why)
 def test_traffic_of_one_launch_is_what_the_model_says(interpreter, shape):
     arguments = norm_arguments(shape, torch.bfloat16, torch.channels_last)
-    counted = interpreter("kernel_worker", "traffic", OP, **arguments)
+    counted = interpreter("support.kernel_worker", "traffic", OP, **arguments)
     model = _one_launch_model(shape.batch, shape.hidden, shape.skip, shape.groups, shape.height * shape.width, 2)
     assert [(name, dict(bytes_of)) for name, bytes_of in counted] == list(model.items())
 

@@ -4,11 +4,15 @@ import functools
 import itertools
 import re
 
-import kernel_checks
 import pytest
 import torch
-from kernel_aot import assert_no_spills, slow
-from kernel_cases import (
+from stepcache.kernels.dual_conv1x1 import dual_conv1x1, dual_conv1x1_reference, dual_conv1x1_triton
+from stepcache.kernels.dual_conv1x1.kernel import dual_conv1x1_kernel
+from stepcache.kernels.dual_conv1x1.launch import IEEE_TILES, TENSOR_TILES, tile, tiles
+from stepcache.kernels.dual_conv1x1.op import _launch
+from support import kernel_checks
+from support.kernel_aot import assert_no_spills, slow
+from support.kernel_cases import (
     DTYPES,
     LAYOUTS,
     SHAPES,
@@ -21,12 +25,9 @@ from kernel_cases import (
     stock_conv,
     widened,
 )
-from kernel_compile import SHARED_LIMIT, TARGETS, compile_launch
-from kernel_fake_gpu import launches
-from stepcache.kernels.dual_conv1x1 import dual_conv1x1, dual_conv1x1_reference, dual_conv1x1_triton
-from stepcache.kernels.dual_conv1x1.kernel import dual_conv1x1_kernel
-from stepcache.kernels.dual_conv1x1.launch import IEEE_TILES, TENSOR_TILES, tile, tiles
-from stepcache.kernels.dual_conv1x1.op import _launch
+from support.kernel_fake_gpu import launches
+
+from benchmarks.kernels.compile import SHARED_LIMIT, TARGETS, compile_launch
 
 OP = "dual_conv1x1"
 SMALL = Shape("several tiles, the last ones partly empty", 2, 40, 24, 70, 4, 5, 9)
@@ -44,7 +45,7 @@ def test_reference_is_the_stock_operations(shape):
 @pytest.mark.parametrize(("shape", "dtype", "layout"), numeric_cases(SMALL))
 def test_kernel_against_float64(interpreter, shape, dtype, layout):
     arguments = conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
-    result = interpreter("kernel_worker", "run", OP, **arguments)
+    result = interpreter("support.kernel_worker", "run", OP, **arguments)
     exact = dual_conv1x1_reference(**widened(arguments))
     assert_as_good_as_stock(result, stock_conv(arguments), exact)
     assert result.is_contiguous(memory_format=LAYOUTS[layout])
@@ -56,7 +57,7 @@ def test_with_and_without_bias_and_residual(interpreter, bias, residual):
     arguments = conv_arguments(SMALL, torch.float16, torch.channels_last, residual=residual)
     if not bias:
         arguments["bias"] = None
-    result = interpreter("kernel_worker", "run", OP, **arguments)
+    result = interpreter("support.kernel_worker", "run", OP, **arguments)
     assert_as_good_as_stock(result, stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))
 
 
@@ -64,19 +65,19 @@ def test_with_and_without_bias_and_residual(interpreter, bias, residual):
 def test_mixed_layouts_are_taken(interpreter, odd):
     arguments = conv_arguments(SMALL, torch.float32, torch.channels_last)
     exact = dual_conv1x1_reference(**widened(arguments))
-    result = interpreter("kernel_worker", "run", OP, **arguments | {odd: arguments[odd].contiguous()})
+    result = interpreter("support.kernel_worker", "run", OP, **arguments | {odd: arguments[odd].contiguous()})
     torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_beyond_2_to_the_31_elements(interpreter, channels_last):
-    torch.testing.assert_close(*interpreter("kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
+    torch.testing.assert_close(*interpreter("support.kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("what", ["conv_wide_rows", "conv_wide_pixels"])
 def test_offsets_within_a_tile_beyond_2_to_the_31(interpreter, what):
-    torch.testing.assert_close(*interpreter("kernel_huge", what), rtol=0, atol=4e-3)
+    torch.testing.assert_close(*interpreter("support.kernel_huge", what), rtol=0, atol=4e-3)
 
 
 def test_rows_that_need_64_bits_are_noticed():
@@ -93,13 +94,13 @@ def test_rows_that_need_64_bits_are_noticed():
 
 
 def test_opcheck(anywhere):
-    anywhere("kernel_checks", "opcheck", OP)
+    anywhere("support.kernel_checks", "opcheck", OP)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_to_one_graph(anywhere, backend, dynamic):
-    anywhere("kernel_checks", "compiles", OP, backend, dynamic)
+    anywhere("support.kernel_checks", "compiles", OP, backend, dynamic)
 
 
 def test_on_cuda_it_is_one_launch_and_nothing_else():
@@ -120,7 +121,7 @@ def test_compiles_with_inductor():
 
 @pytest.mark.parametrize("check", ["compiles_once_for_all_sizes", "exports", "knows_shapes"])
 def test_dynamic_shapes_export_and_meta(anywhere, check):
-    anywhere("kernel_checks", check, OP)
+    anywhere("support.kernel_checks", check, OP)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_refusals_carry_the_values(change, message):
 def test_traffic(interpreter, layout):
     """Both inputs are read once for each block of output channels (from L2 but the first time); no partial result."""
     arguments = conv_arguments(SMALL, torch.bfloat16, LAYOUTS[layout])
-    ((name, counted),) = interpreter("kernel_worker", "traffic", OP, **arguments)
+    ((name, counted),) = interpreter("support.kernel_worker", "traffic", OP, **arguments)
     assert name == "dual_conv1x1_kernel"
     pixels = SMALL.height * SMALL.width
     images, size = (1, SMALL.batch * pixels) if layout == "channels_last" else (SMALL.batch, pixels)

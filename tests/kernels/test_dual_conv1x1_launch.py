@@ -5,8 +5,6 @@ import sys
 
 import pytest
 import torch
-from kernel_bench import MODELS, joins
-from kernel_fake_gpu import launches
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1_triton
 from stepcache.kernels.dual_conv1x1.launch import (
     IEEE_TILES,
@@ -17,6 +15,9 @@ from stepcache.kernels.dual_conv1x1.launch import (
     tile,
     tiles,
 )
+from support.kernel_fake_gpu import launches
+
+from benchmarks.kernels.bench import MODELS, joins
 
 WAYS = [(2, "ieee"), (4, "tf32"), (4, "ieee")]
 MULTIPROCESSORS = {"A100": 108, "RTX 4090": 128, "H100": 132, "B200": 148, "MI300X": 304}

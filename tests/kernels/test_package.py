@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_bench import joins
+
+from benchmarks.kernels.bench import joins
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ["cat_group_norm_silu", "dual_conv1x1"]
@@ -82,7 +83,7 @@ def test_the_benchmarks_know_the_real_joins():
 )
 def test_benchmarks_without_a_gpu(op, options, says, tmp_path):
     out = tmp_path / "rows.csv"
-    command = [sys.executable, str(ROOT / "benchmarks" / f"bench_{op}.py"), "--out", str(out), *options]
+    command = [sys.executable, "-m", f"benchmarks.kernels.{op}", "--out", str(out), *options]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 0, result.stderr
     assert says in result.stdout

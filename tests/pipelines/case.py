@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
-from builders import MASK, PICTURE, PIXELS
+from support.builders import MASK, PICTURE, PIXELS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,16 @@ from typing import Any
 
 import diffusers
 import torch
-from builders import (
+from case import IMAGE, INPAINT, SHORT, SIZED, TEXT, partial, works
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    MotionAdapter,
+    MultiAdapter,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from support.builders import (
     BETAS,
     OTHER_PICTURE,
     PICTURE,
@@ -18,15 +27,6 @@ from builders import (
     sd,
     sdxl,
     vae_of,
-)
-from case import IMAGE, INPAINT, SHORT, SIZED, TEXT, partial, works
-from diffusers import (
-    ControlNetModel,
-    ControlNetUnionModel,
-    MotionAdapter,
-    MultiAdapter,
-    T2IAdapter,
-    UNet2DConditionModel,
 )
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from builders import (
+from case import IMAGE, INPAINT, SHORT, SIZED, STEPS, TEXT, partial, works
+from diffusers import (
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionGLIGENPipeline,
+    UnCLIPScheduler,
+)
+from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from support.builders import (
     BETAS,
     OTHER_PICTURE,
     PICTURE,
@@ -23,17 +34,6 @@ from builders import (
     shared,
     vae_of,
 )
-from case import IMAGE, INPAINT, SHORT, SIZED, STEPS, TEXT, partial, works
-from diffusers import (
-    DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    StableDiffusionGLIGENPipeline,
-    UnCLIPScheduler,
-)
-from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 
 def upscaler(cls: type) -> Any:

@@ -7,7 +7,14 @@ from typing import Any
 
 import diffusers
 import torch
-from builders import (
+from case import IMAGE, PLAIN, SHORT, SIZED, STEPS, TEXT, partial, works
+from diffusers import (
+    DDIMInverseScheduler,
+    DPMSolverMultistepScheduler,
+)
+from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from support.builders import (
     BETAS,
     CU,
     MASK,
@@ -25,13 +32,6 @@ from builders import (
     sdxl,
     shared,
 )
-from case import IMAGE, PLAIN, SHORT, SIZED, STEPS, TEXT, partial, works
-from diffusers import (
-    DDIMInverseScheduler,
-    DPMSolverMultistepScheduler,
-)
-from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
-from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
 
 def ledits(cls: type, make: Any, config: Mapping[str, Any]) -> Any:

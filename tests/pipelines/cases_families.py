@@ -8,7 +8,16 @@ from typing import Any
 
 import diffusers
 import torch
-from builders import (
+from case import SHORT, SIZED, STEPS, partial, works
+from cases_control import with_control
+from diffusers import (
+    DDPMScheduler,
+    UnCLIPScheduler,
+    UNet2DModel,
+)
+from diffusers.pipelines.deprecated.blip_diffusion.blip_image_processing import BlipImageProcessor
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+from support.builders import (
     MASK,
     OTHER_PICTURE,
     PICTURE,
@@ -28,15 +37,6 @@ from builders import (
     unet_of,
     vae_of,
 )
-from case import SHORT, SIZED, STEPS, partial, works
-from cases_control import with_control
-from diffusers import (
-    DDPMScheduler,
-    UnCLIPScheduler,
-    UNet2DModel,
-)
-from diffusers.pipelines.deprecated.blip_diffusion.blip_image_processing import BlipImageProcessor
-from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from transformers import (
     SpeechT5HifiGan,
     SpeechT5HifiGanConfig,

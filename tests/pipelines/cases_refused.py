@@ -9,11 +9,11 @@ from typing import Any
 
 import diffusers
 import torch
-from builders import (
-    ddim,
-)
 from case import Case, partial
 from cases_families import unconditional
+from support.builders import (
+    ddim,
+)
 
 from stepcache.errors import UnsupportedPipeline, UnsupportedUNet
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
-from small import captured
-from video_pipes import SHOWN
+from support.small import captured
+from support.video_pipes import SHOWN
 
 from stepcache import accelerate, last_run, restore
 

@@ -3,11 +3,11 @@
 import itertools
 
 import torch
-from builders import image_encoder, sd
 from case import SIZED
 from cases_adapters import EMBEDDING, load_ip_adapter
 from diffusers import StableDiffusionPipeline
-from small import captured
+from support.builders import image_encoder, sd
+from support.small import captured
 
 from stepcache import accelerate, last_run
 

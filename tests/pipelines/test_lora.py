@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from builders import sd, sdxl
 from case import SIZED
 from cases_adapters import lora
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import get_peft_model_state_dict
-from small import captured
+from support.builders import sd, sdxl
+from support.small import captured
 
 from stepcache import accelerate, last_run, restore
 

@@ -18,8 +18,8 @@ from typing import Any
 from .._version import __version__
 from ..api import restore
 from ..errors import InvalidSetting
-from ..plans import MadeFor, Plan
-from ..schedule import positive_int
+from ..plans.plan import MadeFor, Plan
+from ..reuse.schedule import positive_int
 from .candidates import Candidate
 from .images import Shots, check_call
 from .journal import Journal

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..plans import Table
-from ..predict import HOLD, Fitted, Line, Predictor
+from ..plans.plan import Table
+from ..reuse.predict import HOLD, Fitted, Line, Predictor
 from .features import Grams, fitted_weights
 
 

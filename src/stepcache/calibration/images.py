@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import fidelity
-from ..attach import attach, detach
 from ..errors import StepCacheError, UnsupportedPipeline
 from ..graphs import GraphSettings
-from ..schedule import Schedule
+from ..images import fidelity
+from ..reuse.schedule import Schedule
+from ..run.attach import attach, detach
 from ..settings import Settings
 from .candidates import Candidate
 from .features import Grams

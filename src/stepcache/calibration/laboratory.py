@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..batches import guided
 from ..errors import UnsupportedPipeline
 from ..forwards import family_of
-from ..macs import branch_macs, meta_unet
-from ..plans import Figures
-from ..predict import HOLD, Line
+from ..forwards.macs import branch_macs, meta_unet
+from ..pipes.batches import guided
+from ..plans.plan import Figures
+from ..reuse.predict import HOLD, Line
 from .candidates import Candidate, speedup, uniform
 from .features import Collector
 from .images import Closeness, Shots, score

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ._arguments import check_guidance, check_seed, integers, sizes
-from ._pipelines import SCHEDULERS
-from ._quiet import quiet
+from ..images.pipelines import SCHEDULERS
+from .arguments import check_guidance, check_seed, integers, sizes
+from .quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,8 @@ from pathlib import Path
 from ..calibration import calibrate
 from ..calibration.images import check_call
 from ..errors import InvalidSetting
-from ..fidelity import in_words
-from ..plans import Plan
-from ..schedule import positive_int
-from ._arguments import check_guidance, check_seed, check_writable
-from ._pipelines import (
+from ..images.fidelity import in_words
+from ..images.pipelines import (
     DEMO,
     SCHEDULERS,
     add_loading,
@@ -29,8 +26,11 @@ from ._pipelines import (
     one_thread,
     swap_scheduler,
 )
-from ._prompts import bundled_prompts, read_prompts, size_of
-from ._quiet import quiet
+from ..images.prompts import bundled_prompts, read_prompts, size_of
+from ..plans.plan import Plan
+from ..reuse.schedule import positive_int
+from .arguments import check_guidance, check_seed, check_writable
+from .quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,12 +23,12 @@ from PIL import Image
 from .. import __version__
 from ..api import accelerate, restore
 from ..bench.rows import Rig
+from ..comparison.report import html_report
+from ..comparison.results import Comparison, Figures, Setting, figures_of
+from ..comparison.runs import Job, Scores, make_all, rehearse
 from ..errors import UnsupportedPipeline
-from ..fidelity import in_words
-from ..schedule import Schedule, positive_int
-from ._arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
-from ._comparison import Comparison, Figures, Setting, figures_of
-from ._pipelines import (
+from ..images.fidelity import in_words
+from ..images.pipelines import (
     DEMO,
     SCHEDULERS,
     add_loading,
@@ -38,12 +38,12 @@ from ._pipelines import (
     one_thread,
     swap_scheduler,
 )
-from ._prompts import bundled_prompts, read_prompts, size_of
-from ._quiet import quiet
-from ._report import html_report
-from ._runs import Job, Scores, make_all, rehearse
-from ._scores import ClipScore, Lpips, missing_for_lpips
-from ._sheet import SheetRow, contact_sheet
+from ..images.prompts import bundled_prompts, read_prompts, size_of
+from ..images.scores import ClipScore, Lpips, missing_for_lpips
+from ..images.sheet import SheetRow, contact_sheet
+from ..reuse.schedule import Schedule, positive_int
+from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
+from .quiet import quiet
 
 # What a pipeline's call must take.
 NEEDED = {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator"}

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import fidelity
 from ..api import accelerate, last_run
 from ..errors import InvalidSetting
-from ..schedule import positive_int
-from ._arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
-from ._pipelines import SCHEDULERS, load_demo, one_thread, swap_scheduler
-from ._quiet import quiet
-from ._sheet import SheetRow, contact_sheet
+from ..images import fidelity
+from ..images.pipelines import SCHEDULERS, load_demo, one_thread, swap_scheduler
+from ..images.sheet import SheetRow, contact_sheet
+from ..reuse.schedule import positive_int
+from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
+from .quiet import quiet
 
 # The ones that come out best with the default seeds.
 PROMPTS = ("fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "tiger face")

@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..cut import Layout
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
-from ..schedule import Schedule, positive_int
-from ._arguments import distinct, integers
-from ._quiet import quiet
+from ..reuse.cut import Layout
+from ..reuse.schedule import Schedule, positive_int
+from .arguments import distinct, integers
+from .quiet import quiet
 
 # Config files that come with the package, by name.
 BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what each branch costs. StepCacheError for a U-Net or a setting that it cannot be worked out for."""
     from ..forwards import family_of
-    from ..macs import branch_macs, meta_unet
+    from ..forwards.macs import branch_macs, meta_unet
 
     batch = positive_int("--batch", args.batch)
     intervals = distinct(args.intervals, (2, 3, 5))

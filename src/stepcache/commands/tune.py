@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
-from ._arguments import integers, sizes
-from ._pipelines import DTYPES, usable_device
-from ._quiet import quiet
+from ..images.pipelines import DTYPES, usable_device
+from .arguments import integers, sizes
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from ..graphs.tuning import Judge
-    from ..verdicts import JoinShape, Verdicts
+    from ..graphs.verdicts import JoinShape, Verdicts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     from stepcache.bench.models import load
 
     from ..api import warmup
-    from ..attach import attach
+    from ..run.attach import attach
     from ..settings import Settings
 
     model = load(args.pipeline, device, DTYPES[args.dtype])

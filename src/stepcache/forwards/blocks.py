@@ -15,9 +15,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets import unet_2d_blocks
 from torch import Tensor, nn
 
-from ..cut import Cut, Layout
 from ..errors import UnsupportedUNet
-from ..join import Join, freeu, layout_of
+from ..reuse.cut import Cut, Layout
+from .join import Join, freeu, layout_of
 from .touched import check_untouched
 
 # (attention, hidden [B, C, H, W], temb [B, E], its other arguments) -> [B, C, H, W]. The arguments are

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut
-from ..join import Join, reference_join, value_of
+from ..reuse.cut import Cut
 from . import blocks
 from .calls import Call, timestep_of
+from .join import Join, reference_join, value_of
 
 layout, deep_modules = blocks.layout, blocks.deep_modules
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut
 from ..errors import InvalidSetting
-from ..join import Join, reference_join
+from ..reuse.cut import Cut
 from . import blocks
 from .calls import Call, timestep_of, without_scale
+from .join import Join, reference_join
 
 _SKIP = "It carries an image beside the hidden state, for which diffusers' UNet2DConditionModel has no place either."
 REFUSED = {**blocks.REFUSED, **dict.fromkeys([name for name, kind in blocks.KINDS.items() if kind.image], _SKIP)}

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut, Layout, layout_of
-from ..join import Blend, Join, freeu, reference_join
+from ..reuse.cut import Cut, Layout, layout_of
 from . import video
 from .calls import Call, timestep_of, without_scale
+from .join import Blend, Join, freeu, reference_join
 
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut, Layout, layout_of
-from ..join import Blend, Join, freeu, reference_join, value_of
+from ..reuse.cut import Cut, Layout, layout_of
 from . import video
 from .calls import Call, timestep_of, without_scale
+from .join import Blend, Join, freeu, reference_join, value_of
 
 DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")

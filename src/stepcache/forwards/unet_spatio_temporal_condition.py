@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cut import Cut, Layout, layout_of
-from ..join import Blend, Join, reference_join
+from ..reuse.cut import Cut, Layout, layout_of
 from . import blocks, video
 from .calls import Call, timestep_of
+from .join import Blend, Join, reference_join
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..cut import Cut
-from ..join import Blend
+from ..reuse.cut import Cut
 from . import blocks
+from .join import Blend
 
 # (block, i, hidden) -> hidden: ResNet i of a down block and all that follows it, up to the next skip.
 DownLayer = Callable[[nn.Module, int, Tensor], Tensor]

@@ -17,28 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..buffers import Bucket, Kept
-from ..cut import Cut
 from ..errors import InvalidSetting
-from ..join import Join, autocasts, fused_join, reference_join
-from ..predict import HOLD, Predictor
-from ..verdicts import JoinShape
+from ..forwards.join import Join, autocasts, fused_join, reference_join
+from ..reuse.cut import Cut
+from ..reuse.predict import HOLD, Predictor
 from .backends import CaptureBackend, CudaBackend
+from .buffers import Bucket, Kept
 from .captured import CapturedGraphs
-from .compiled import (
-    CompiledRunner,
-    Programs,
-    RegionalRunner,
-    captures_itself,
-    check_options,
-    cuda_options,
-    own_copy,
-)
+from .compiled import CompiledRunner, Programs, RegionalRunner, captures_itself, check_options, cuda_options, own_copy
 from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
 from .tensors import tensors_of
 from .tuning import Judge, judge_of, sites_of, tuning_wanted
+from .verdicts import JoinShape
 
 logger = logging.getLogger("stepcache")
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..buffers import Kept
 from .backends import CaptureBackend, CapturedGraph
 from .baked import Baked
+from .buffers import Kept
 from .costs import Costs
 from .direct import DirectGraphs, Runner
 from .recorder import Recorder

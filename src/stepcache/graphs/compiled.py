@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import guidance
 from ..errors import GraphCompileError, InvalidSetting
-from ..guidance import Values
-from ..join import Blend, Join
-from ..verdicts import JoinShape
+from ..forwards import guidance
+from ..forwards.guidance import Values
+from ..forwards.join import Blend, Join
 from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
 from .tensors import tensors_of
 from .turns import exclusive
+from .verdicts import JoinShape
 
 # Inductor options for CUDA, where the user gives neither mode nor options; handed to torch.compile, never set globally.
-# Each kernel is compiled once, as Inductor's heuristics have it at first (how many there are: benchmarks/gpu_code.py).
+# Each kernel is compiled once, as Inductor's heuristics have it at first (their number: benchmarks/engine/gpu_code.py).
 # Inductor's own default tries 1 to 6 configurations a kernel, max-autotune more, and coordinate descent, as in the
 # "diffusion-fast" recipe of PyTorch and Hugging Face, some 10, one after the other: minutes before the first image.
 CUDA_OPTIONS = {

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..buffers import Kept
-from ..guidance import Values
-from ..join import Blend
+from ..forwards.guidance import Values
+from ..forwards.join import Blend
+from .buffers import Kept
 
 
 class Runner(Protocol):

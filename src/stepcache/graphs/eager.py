@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import guidance
-from ..cut import Cut
-from ..guidance import Values
-from ..join import Blend, Join, reference_join
+from ..forwards import guidance
+from ..forwards.guidance import Values
+from ..forwards.join import Blend, Join, reference_join
+from ..reuse.cut import Cut
 
 
 class EagerRunner:

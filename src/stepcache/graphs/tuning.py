@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .. import guidance
 from .._version import __version__
-from ..buffers import Kept
-from ..join import Blend, Join, fusable, fused_join, reference_join, shape_of
-from ..verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
+from ..forwards import guidance
+from ..forwards.join import Blend, Join, fusable, fused_join, reference_join, shape_of
+from .buffers import Kept
 from .compiled import CompiledFunction
 from .costs import Costs
 from .stages import stage
+from .verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
 
 if TYPE_CHECKING:
     from . import Plan

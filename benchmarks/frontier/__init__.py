@@ -1,0 +1,1 @@
+"""Fidelity over cost."""

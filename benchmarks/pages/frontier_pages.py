@@ -1,0 +1,101 @@
+"""Table and figures of frontier.csv."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from benchmarks.frontier.rows import (
+    AIMS,
+    CALIBRATED,
+    HIGH,
+    LOW,
+    Row,
+    Setting,
+    best_at,
+    by_setting,
+    deepcache,
+    front,
+    gains,
+    settings_of_accelerate,
+)
+from benchmarks.pages.figures import Figure
+from benchmarks.pages.markdown_table import caption, table
+from benchmarks.pages.plots import Point, draw_points
+from stepcache.bench.rows import Rig, read
+
+SHOWN = (("dpm++", 50, 7.5), ("dpm++", 20, 7.5))  # on the first page; all settings are in the table
+
+
+def frontier_table(path: Path) -> str:
+    """In each setting, DeepCache's best and ours at the costs of DeepCache's front."""
+    lines = []
+    for setting, rows in by_setting(read(path, Row)).items():
+        found = gains(rows)
+        cells = [
+            f"{gain.theirs.speedup_macs:.2f}x: {gain.theirs.psnr:.1f} → {gain.ours.psnr:.1f} ({gain.decibel:+.1f})"
+            for gain in found
+        ]
+        least = min((gain.decibel for gain in found), default=float("nan"))
+        aim = AIMS.get(setting.steps)
+        verdict = "" if aim is None else (f"≥ {aim:g}: yes" if least >= aim else f"≥ {aim:g}: **no**")
+        lines.append((str(setting), "<br>".join(cells), f"{least:+.1f}", verdict))
+    header = ("setting", "at a speed-up in MACs of: DeepCache's algorithm → stepcache, dB", "least gain", "aim")
+    return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def frontier_headline(path: Path) -> str:
+    """Means over the settings with one number of steps, at the costs at which DeepCache has a point in all of them."""
+    settings = by_setting(read(path, Row))
+    lines = []
+    for steps in sorted({setting.steps for setting in settings}, reverse=True):
+        groups = [rows for setting, rows in settings.items() if setting.steps == steps]
+        for speedup in sorted(set.intersection(*(_costs(rows) for rows in groups))):
+            means = []
+            for choose in (deepcache, settings_of_accelerate, _calibrated):
+                best = [best_at(choose(rows), speedup) for rows in groups]
+                known = [row.psnr for row in best if row is not None]
+                means.append(f"{sum(known) / len(known):.1f}" if len(known) == len(best) else "")
+            lines.append((f"{steps}", f"{speedup:.2f}x", *means))
+    header = ("steps", "speed-up in MACs", "DeepCache's algorithm", "`predict`, `guidance`", "calibrated plan")
+    return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def _costs(rows: list[Row]) -> set[float]:
+    points = front(deepcache(rows))
+    return {round(row.speedup_macs, 2) for row in points if LOW <= row.speedup_macs <= HIGH}
+
+
+def _calibrated(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.method == CALIBRATED]
+
+
+def frontier_figures(path: Path) -> list[Figure]:
+    """Fidelity against cost in the settings that are SHOWN."""
+    figures = []
+    for setting, rows in by_setting(read(path, Row)).items():
+        if setting[1:] in SHOWN:
+            title = f"{setting.model}: {setting}"
+            draw = partial(
+                draw_points, _points(rows), title=title, x="speed-up of the U-Net in MACs",
+                y="PSNR against the original's images, dB; held-out prompts, three seeds",
+            )  # fmt: skip
+            figures.append(Figure(f"frontier_{setting.steps}", f"Fidelity against cost, {title}", draw))
+    return figures
+
+
+def _points(rows: list[Row]) -> list[Point]:
+    groups = {
+        "DeepCache's algorithm": (deepcache(rows), False),
+        "predict and guidance": (settings_of_accelerate(rows), True),
+        "calibrated plans": (_calibrated(rows), True),
+    }
+    return [
+        Point(name, row.speedup_macs, row.psnr, "", ours)
+        for name, (group, ours) in groups.items()
+        for row in front(group)
+        if 0.9 * LOW <= row.speedup_macs <= 1.1 * HIGH
+    ]
+
+
+__all__ = ["Setting", "frontier_figures", "frontier_headline", "frontier_table"]

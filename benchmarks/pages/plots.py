@@ -1,0 +1,237 @@
+"""Plots of what `stepcache bench` measured, as SVG for the README: a bar for each rung, and speed against fidelity.
+
+The same rows give the same bytes with the same matplotlib. Text stays text in the font of the page around it, so places
+are counted in pixels and never measured from glyphs, which differ from reader to reader.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+from benchmarks.pages.ladder import (
+    DEEPCACHE,
+    STEPCACHE,
+    Cell,
+    cells,
+    fastest,
+    kind,
+    label,
+    ran,
+    reason,
+    reuse,
+    reuses,
+    seconds,
+)
+from stepcache.bench.schema import BenchRow
+
+POINT = 0.75  # of a pixel: matplotlib's unit for type and lines
+SMALL, NORMAL, TITLE = 11.5 * POINT, 13 * POINT, 15 * POINT
+LETTER = 6.7  # pixels, at NORMAL, on the wide side
+MARKS = "osD^v"
+SETTINGS = {
+    "svg.hashsalt": "stepcache",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",  # comes with matplotlib; its name is replaced by FONTS at the end
+    "font.size": NORMAL,
+    "figure.dpi": 72,  # a dot is a point
+    "axes.linewidth": 1 * POINT,
+    "lines.linewidth": 2 * POINT,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured setting. Points of one method are joined by a line, in order of x."""
+
+    method: str
+    x: float
+    y: float
+    label: str  # one or two characters, stand on the point
+    ours: bool  # drawn in the accent
+
+
+def ladder_figures(path: Path) -> list[Figure]:
+    """A ladder for each cell of a CSV of `stepcache bench`."""
+    return [
+        Figure(
+            f"{path.stem}_ladder_{n}",
+            f"Seconds of a call for each variant: {cell.title}",
+            partial(draw_ladder, cell, rows),
+        )
+        for n, (cell, rows) in enumerate(cells(path).items(), 1)
+    ]
+
+
+def fidelity_figures(path: Path) -> list[Figure]:
+    """Speed-up against PSNR for each cell of such a CSV in which something lossy ran and images mean something."""
+    figures = []
+    for n, (cell, rows) in enumerate(cells(path).items(), 1):
+        points = [] if cell.random else fidelity_points(rows)
+        if points:
+            draw = partial(
+                draw_points, points, title=cell.title, x="speed-up of the whole call over eager",
+                y="PSNR against eager's image, dB; the figures on the points are intervals",
+            )  # fmt: skip
+            figures.append(Figure(f"{path.stem}_fidelity_{n}", f"Speed-up against fidelity: {cell.title}", draw))
+    return figures
+
+
+def fidelity_points(rows: Sequence[BenchRow]) -> list[Point]:
+    """The fastest variant of DeepCache's and of stepcache's at each (interval, branch); no identical images."""
+    points = []
+    for pair in reuses(rows):
+        for method in (DEEPCACHE, STEPCACHE):
+            row = fastest([row for row in rows if reuse(row) == pair and kind(row) == method])
+            if row and ran(row) and row.speedup is not None and row.psnr is not None and math.isfinite(row.psnr):
+                name = f"{method}, branch {row.branch}"
+                points.append(Point(name, row.speedup, row.psnr, f"{row.interval}", method == STEPCACHE))
+    return points
+
+
+def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y: str) -> str:
+    """An SVG of two measures, a line for each method with its name where it begins. `x` and `y` name the axes."""
+    methods: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda p: p.x):
+        methods.setdefault(point.method, []).append(point)
+    height, (left, right, top, bottom) = 420, (46, 20, 62, 54)
+    with matplotlib.rc_context(SETTINGS):
+        canvas = Canvas(figsize=(_inches(WIDTH), _inches(height)))
+        axes = canvas.add_axes(_place(left, bottom, WIDTH - left - right, height - top - bottom, height))
+        _style(axes, theme)
+        axes.spines["left"].set_visible(False)
+        axes.grid(color=theme.faint, linewidth=1 * POINT)
+        axes.set_xlabel(x, color=theme.muted, labelpad=6)
+        _title(canvas, theme, height, title, y)
+        seen = Counter[bool]()  # lines of one colour are told apart by their marks
+        for line in methods.values():
+            ours = line[0].ours
+            style = {"color": theme.accent if ours else theme.other, "marker": MARKS[seen[ours] % len(MARKS)]}
+            axes.plot([p.x for p in line], [p.y for p in line], markersize=16 * POINT, zorder=3 + ours, **style)
+            seen[ours] += 1
+            for point in line:
+                at, style = (point.x, point.y), {"color": theme.ground, "weight": "bold", "size": SMALL}
+                _note(axes, theme, point.label, at, xytext=(0, -4), ha="center", zorder=3 + ours, **style)
+        _name(axes, theme, [line[0] for line in methods.values()])
+        return _svg(canvas)
+
+
+def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
+    """The methods' names in a column left of all points, each with a line to where its method begins."""
+    apart, gap = 19, 34  # pixels, from name to name and from names to points
+    wide, tall = axes.bbox.size / POINT
+    room = gap + LETTER * max(len(start.method) for start in starts)
+    axes.margins(0.05, 0.1)
+    (west, east), (south, north) = axes.get_xlim(), axes.get_ylim()
+    west -= (east - west) * room / (wide - room)
+    north += (north - south) * apart * (len(starts) - 1) / tall
+    axes.set(xlim=(west, east), ylim=(south, north))
+    column, place = min(start.x for start in starts) - gap * (east - west) / wide, -math.inf
+    line = apart * (north - south) / tall
+    # Of points at one height the farther has the upper name, so that its line passes over the nearer point.
+    for start in sorted(starts, key=lambda p: (round(p.y / line), p.x)):
+        place = max(start.y, place + line)
+        colour, weight = (theme.accent, "bold") if start.ours else (theme.muted, "normal")
+        style = {"ha": "right", "color": colour, "weight": weight}
+        _note(axes, theme, start.method, (column, place), xytext=(-4, -4.5), **style)
+        axes.plot([column, start.x], [place, start.y], color=theme.other, linewidth=1 * POINT, zorder=2)
+
+
+def draw_ladder(cell: Cell, rows: Sequence[BenchRow], theme: Theme) -> str:
+    """An SVG of one cell's whole calls, in the ladder's order, under a heading for each (interval, branch).
+
+    Bars are medians, whiskers reach from the 20th to the 80th percentile. What did not run says why.
+    """
+    left = 24 + LETTER * max(len(label(row)) for row in rows)
+    right, top, bottom, bar = 120, 62, 12, 24
+    lines: list[BenchRow | str] = []
+    for pair in ((None, None), *reuses(rows)):
+        of_pair = [row for row in rows if reuse(row) == pair]
+        heading = "nothing reused" if pair == (None, None) else f"interval {pair[0]}, branch {pair[1]}"
+        lines += [heading, *of_pair] if of_pair else []
+    height = top + bottom + bar * len(lines)
+    with matplotlib.rc_context(SETTINGS):
+        canvas = Canvas(figsize=(_inches(WIDTH), _inches(height)))
+        axes = canvas.add_axes(_place(left, bottom, WIDTH - left - right, bar * len(lines), height))
+        _style(axes, theme)
+        axes.set(ylim=(len(lines) - 0.5, -0.5), xticks=[], yticks=[])
+        axes.set_xlim(0, max([row.pipeline_s_p80 or row.pipeline_s for row in rows if ran(row)], default=1.0))
+        _title(canvas, theme, height, cell.title, "seconds of a call, median with p20 to p80, and speed-up over eager")
+        for place, line in enumerate(lines):
+            if isinstance(line, str):
+                _note(axes, theme, line, (0, place), xytext=(-left + 8, -8), color=theme.ink, weight="bold", size=SMALL)
+            else:
+                _rung(axes, theme, place, line)
+        return _svg(canvas)
+
+
+def _rung(axes: Axes, theme: Theme, place: int, row: BenchRow) -> None:
+    """One bar with its name and its figures, or why there is none."""
+    ours = kind(row) == STEPCACHE
+    _note(axes, theme, label(row), (0, place), xytext=(-8, -4.5), ha="right", color=theme.ink)
+    if not ran(row):
+        _note(axes, theme, reason(row), (0, place), xytext=(6, -4), style="italic", size=SMALL)
+        return
+    value, low, high = row.pipeline_s, row.pipeline_s_p20, row.pipeline_s_p80
+    axes.barh(place, value, height=0.62, color=theme.accent if ours else theme.other, zorder=2)
+    if low is not None and high is not None:
+        axes.plot([low, high], [place, place], color=theme.ink, linewidth=1.25 * POINT, zorder=3)
+        for end in (low, high):
+            axes.plot([end, end], [place - 0.14, place + 0.14], color=theme.ink, linewidth=1.25 * POINT, zorder=3)
+    text = f"{seconds(value)} s" + (f", {row.speedup:.2f}x" if row.speedup is not None else "")
+    at, style = (max(value, high or value), place), {"color": theme.muted}
+    if ours:
+        style = {"color": theme.accent, "weight": "bold"}
+    _note(axes, theme, text, at, xytext=(8, -4.5), **style)
+
+
+def _note(
+    axes: Axes, theme: Theme, text: str, at: tuple[float, float], xytext: tuple[float, float], **style: Any
+) -> None:
+    """Text at a place in the data, moved by pixels; muted unless told otherwise. Its baseline is what is placed."""
+    offset = tuple(POINT * pixels for pixels in xytext)
+    style = {"color": theme.muted, "va": "baseline", "annotation_clip": False, "zorder": 5, **style}
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", **style)
+
+
+def _title(canvas: Canvas, theme: Theme, height: int, text: str, below: str) -> None:
+    canvas.text(8 / WIDTH, 1 - 22 / height, text, color=theme.ink, size=TITLE, weight="bold", va="baseline")
+    canvas.text(8 / WIDTH, 1 - 42 / height, below, color=theme.muted, va="baseline")
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.spines["left"].set_color(theme.other)
+    axes.tick_params(colors=theme.muted, length=0, labelsize=SMALL, pad=5)
+
+
+def _inches(pixels: float) -> float:
+    return pixels * POINT / 72
+
+
+def _place(left: float, bottom: float, width: float, height: float, of: float) -> tuple[float, float, float, float]:
+    """Pixels as matplotlib wants them, in parts of the whole."""
+    return left / WIDTH, bottom / of, width / WIDTH, height / of
+
+
+def _svg(canvas: Canvas) -> str:
+    canvas.patch.set_visible(False)
+    text = io.StringIO()
+    canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    lines = text.getvalue().replace("'DejaVu Sans'", FONTS).splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -1,0 +1,203 @@
+"""The tables and figures of the pages, made from the CSVs in `results/`.
+
+    make tables
+
+What stands between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` is never edited by hand, and
+tests/benchmarks/test_tables.py fails where it is not what the CSVs say. What a missing CSV would show is left empty.
+The support matrix is not made from a CSV but from the tests' tables (support_matrix.py).
+A figure is two SVGs in `results/`, light and dark, written anew together with the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.engine import cold_start, cpu_ratio, gpu_code, host_overhead, rest_of_loop
+from benchmarks.pages import two_graphs
+from benchmarks.pages.bench_tables import headline_table, ladder_tables
+from benchmarks.pages.figures import Figure
+from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline, frontier_table
+from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
+from benchmarks.pages.markdown_table import caption, table
+from benchmarks.pages.plots import fidelity_figures, ladder_figures
+from benchmarks.pages.support_matrix import support_table
+from stepcache.bench.rows import RESULTS, ROOT, Rig, read
+from stepcache.graphs.compiled import CUDA_OPTIONS
+
+Made = TypeVar("Made")
+PAGES = ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md"
+
+
+def cpu_ratio_table(path: Path) -> str:
+    """Speed-up against the original and the FLOP bound, for stepcache and DeepCache's helper."""
+    rows, rigs = read(path, cpu_ratio.Row), read(path, Rig)
+    lines = []
+    settings = dict.fromkeys((rig.threads, r.heads, r.interval, r.branch) for r, rig in zip(rows, rigs, strict=True))
+    for threads, heads, interval, branch in settings:
+        if branch is None or threads > 1:  # more of the same: the CSV has them
+            continue
+        found = {
+            r.variant: r
+            for r, rig in zip(rows, rigs, strict=True)
+            if (rig.threads, r.heads, r.interval, r.branch) == (threads, heads, interval, branch)
+        }
+        ours, theirs = found["stepcache"], found["deepcache"]
+        lines.append(
+            (
+                f"{interval}, {branch}", f"{heads}", f"**{ours.speedup:.2f}x**", f"{theirs.speedup:.2f}x",
+                f"{ours.bound:.2f}x", f"{ours.reachable:.2f}x",
+            )
+        )  # fmt: skip
+    header = ("interval, branch", "heads", "stepcache", "DeepCache 0.1.1", "FLOP bound", "bare forwards")
+    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
+
+
+def host_overhead_table(path: Path) -> str:
+    """Microseconds a U-Net call."""
+    lines = [
+        (row.method, row.variant, f"{row.interval}", f"{row.call:.0f}", f"{row.added:+.0f}")
+        for row in read(path, host_overhead.Row)
+    ]
+    return (
+        table(("method", "variant", "interval", "µs per call", "added µs"), lines) + "\n" + caption(read(path, Rig)[:1])
+    )
+
+
+def cold_start_table(path: Path) -> str:
+    """Seconds to the first image, and later ones."""
+    lines = [
+        (
+            row.variant, f"{row.first_image_s:.1f}", f"{row.compile_s:.1f}", f"{row.steady_s:.3f}",
+            f"{row.steady_speedup_over_eager:.2f}x",
+        )
+        for row in read(path, cold_start.Row)
+    ]  # fmt: skip
+    header = ("graphs", "first image, s", "of it compiling, s", "later images, s", "over eager")
+    return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
+
+
+def gpu_code_table(path: Path) -> str:
+    """What Inductor makes of the U-Nets for an H100: each graph with weights as loaded, and in channels_last."""
+    found: dict[tuple[str, str, str], dict[str, gpu_code.Row]] = {}
+    for row in read(path, gpu_code.Row):
+        found.setdefault((row.model, row.kind, row.join), {})[row.weights] = row
+    lines = []
+    for (model, kind, join), rows in found.items():
+        if set(rows) != set(gpu_code.WEIGHTS):
+            continue
+        before, after = (rows[weights] for weights in gpu_code.WEIGHTS)
+        pairs = (
+            (f"{before.launches}", f"{after.launches}"),
+            (f"{before.relaid_weights}", f"{after.relaid_weights}"),
+            (_gb(before.read_bytes + before.written_bytes), _gb(after.read_bytes + after.written_bytes)),
+            (f"{before.bound_ms:.2f}", f"{after.bound_ms:.2f}"),
+        )
+        joined = "" if after.join_launches is None else f"{after.join_launches}, {after.join_copies}"
+        # A row that was counted with other options than today's does not say what they make.
+        ours = f"{after.configs}" if json.loads(after.options) == CUDA_OPTIONS else "?"
+        configs = ours, f"{after.configs_torch}", f"{after.configs_descent}"
+        lines.append(
+            (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), joined, " / ".join(configs))
+        )
+    header = (
+        "graph", "Triton launches", "of them re-lay a weight", "GB by Triton kernels", "bound, ms",
+        "at our joins: launches, copies", "configurations: default / Inductor's own / coordinate descent",
+    )  # fmt: skip
+    return table(header, lines) + "\n" + caption(read(path, Rig))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def rest_of_loop_table(path: Path) -> str:
+    """The share of each part of a call, and the whole call's seconds."""
+    parts = [part for part in rest_of_loop.PARTS if part != "whole"]
+    found: dict[str, dict[str, rest_of_loop.Row]] = {}
+    for row in read(path, rest_of_loop.Row):
+        found.setdefault(row.variant, {})[row.part] = row
+    lines = [
+        (variant, *(f"{100 * row[part].share:.1f} %" for part in parts), f"{row['whole'].seconds:.3f}")
+        for variant, row in found.items()
+    ]
+    return table(("variant", *parts, "whole call, s"), lines) + "\n" + caption(read(path, Rig)[:1])
+
+
+def csv(make: Callable[[Path], Made], *names: str) -> Callable[[Path], Made | None]:
+    """A maker that takes a folder, and of it the first of these files that is there; None where there is none."""
+
+    def made(results: Path) -> Made | None:
+        there = [results / name for name in names if (results / name).exists()]
+        return make(there[0]) if there else None
+
+    return made
+
+
+TABLES: dict[str, Callable[[Path], str | None]] = {
+    "cpu_ratio": csv(cpu_ratio_table, "cpu_ratio.csv"),
+    "host_overhead": csv(host_overhead_table, "host_overhead.csv"),
+    "cold_start": csv(cold_start_table, "cold_start.csv"),
+    "gpu_code": csv(gpu_code_table, "gpu_code.csv"),
+    "bench_headline": csv(headline_table, "bench_gpu.csv", "bench_sd21_cpu.csv"),
+    "bench_headline_demo": csv(headline_table, "bench_demo.csv"),
+    "bench_gpu": csv(ladder_tables, "bench_gpu.csv"),
+    "bench_sd21_cpu": csv(ladder_tables, "bench_sd21_cpu.csv"),
+    "bench_demo": csv(ladder_tables, "bench_demo.csv"),
+    "frontier": csv(frontier_table, "frontier.csv"),
+    "frontier_headline": csv(frontier_headline, "frontier.csv"),
+    "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
+    "kernel_code": csv(kernel_code_table, "kernel_code.csv"),
+    "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
+    "kernel_measured": kernel_measured_table,
+    "support": support_table,
+}
+
+FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
+    "two_graphs": lambda results: [two_graphs.FIGURE],
+    "bench_gpu_ladder": csv(ladder_figures, "bench_gpu.csv"),
+    "bench_sd21_cpu_ladder": csv(ladder_figures, "bench_sd21_cpu.csv"),
+    "bench_demo_ladder": csv(ladder_figures, "bench_demo.csv"),
+    "bench_demo_fidelity": csv(fidelity_figures, "bench_demo.csv"),
+    "frontier": csv(frontier_figures, "frontier.csv"),
+}
+
+
+def fill(text: str, results: Path = RESULTS, page: Path = ROOT) -> str:
+    """`text`, of a page in the folder `page`, with what is between its markers made anew.
+
+    KeyError for a table or figure that nobody here makes.
+    """
+    folder = f"{os.path.relpath(results, page)}/" if page != results else ""
+
+    def made(match: re.Match[str]) -> str:
+        what, name = match[1], match[2]
+        if what == "table":
+            body = TABLES[name](results)
+        else:
+            body = "\n".join(figure.picture(folder) for figure in FIGURES[name](results) or [])
+        return f"<!-- {what}: {name} -->\n" + (f"{body}\n" if body else "") + "<!-- end -->"
+
+    return re.sub(r"<!-- (table|figure): (\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+def figure_files(results: Path = RESULTS) -> dict[str, str]:
+    """The SVGs of all figures: file names and what is in them."""
+    made = [figure for figures in FIGURES.values() for figure in figures(results) or []]
+    return {name: text for figure in made for name, text in figure.files().items()}
+
+
+def main() -> None:
+    """Write the figures and fill the pages."""
+    for name, text in figure_files().items():
+        (RESULTS / name).write_text(text)
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), page=page.parent))
+
+
+if __name__ == "__main__":
+    main()

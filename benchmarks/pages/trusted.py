@@ -1,0 +1,62 @@
+"""Rows that the pages may show: not what a GPU measured at a commit whose tests were red on one.
+
+The gate measures all the same where its tests are red: its minutes are scarce, and each figure has a check of its own.
+But a page stands for the commit. What became of the tests is in gate.csv, beside the figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.gate.jobs import read_outcomes
+from benchmarks.gate.plan import TESTS
+from stepcache.bench.rows import Rig, Row, read
+from stepcache.bench.schema import BenchRow
+
+OUTCOMES = "gate.csv"
+
+
+class Trusted(NamedTuple):
+    """Rows of a CSV with their rigs, and a sentence that names what was left out; "" where nothing was."""
+
+    rows: list[BenchRow]
+    rigs: list[Rig]
+    left_out: str
+
+
+def red_commits(results: Path) -> dict[str, str]:
+    """Commit -> the jobs of tests that were red there, with the first failure of each."""
+    red: dict[str, list[str]] = {}
+    for outcome in read_outcomes(results / OUTCOMES):
+        if outcome.job in TESTS and outcome.status == "failed":
+            red.setdefault(_bare(outcome.commit), []).append(f"{outcome.job}: {outcome.detail}")
+    return {commit: "; ".join(jobs) for commit, jobs in red.items()}
+
+
+def trusted(path: Path) -> Trusted:
+    """The rows of a CSV of `stepcache bench`, by the gate.csv in its folder."""
+    return Trusted(*sifted(path, BenchRow))
+
+
+def sifted(path: Path, kind: type[Row]) -> tuple[list[Row], list[Rig], str]:
+    """The same of a CSV with rows of any kind."""
+    red = red_commits(path.parent)
+    rows, rigs, left_out = [], [], dict.fromkeys(red, 0)
+    for row, rig in zip(read(path, kind), read(path, Rig), strict=True):
+        if rig.gpu and _bare(rig.commit) in red:
+            left_out[_bare(rig.commit)] += 1
+        else:
+            rows.append(row)
+            rigs.append(rig)
+    texts = [
+        f"**Left out: {count} rows of commit {commit or 'unknown'}, whose tests were red on a GPU** ({red[commit]})."
+        for commit, count in left_out.items()
+        if count
+    ]
+    return rows, rigs, " ".join(texts)
+
+
+def _bare(commit: str) -> str:
+    # Files written in between make the same checkout "-dirty".
+    return commit.removesuffix("-dirty")

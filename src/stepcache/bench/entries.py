@@ -1,0 +1,67 @@
+"""A variant's measurements in one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stepcache import Schedule
+from stepcache.forwards.macs import BranchMacs
+
+from .calls import Timed, UNetClock
+from .variants import Variant
+
+
+@dataclass
+class Entry:
+    """A variant in this cell: while it lives, its pipeline; and what is known of it so far."""
+
+    variant: Variant
+    status: str = ""  # why it is not measured, or no longer
+    pipe: Any = None
+    clock: UNetClock | None = None
+    first_call_s: float = 0.0
+    graphs: int = 0
+    graphs_cached: int = 0
+    peak_memory_mib: float | None = None
+    kinds: str = ""
+    repeats: list[Timed] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is more to report than a reason."""
+        return not self.status and bool(self.repeats)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each repeat's call."""
+        return [run.seconds for run in self.repeats]
+
+    @property
+    def unet_seconds(self) -> list[float]:
+        """Of the U-Net in each repeat's call."""
+        return [run.unet_seconds for run in self.repeats]
+
+    @property
+    def images(self) -> np.ndarray:
+        """[N, H, W, 3] in 0..1, of the last repeat: after all others have run in between."""
+        return self.repeats[-1].images
+
+    def drop(self) -> None:
+        """Let the pipeline go."""
+        self.pipe = self.clock = None
+
+    def bound(self, counts: Mapping[int, BranchMacs]) -> float | None:
+        """What the original's MACs are to this run's, whose calls were full or partial. None: not countable."""
+        variant = self.variant
+        if variant.interval is None:
+            return 1.0
+        macs = counts.get(variant.branch or 0)
+        if macs is None:
+            return None
+        # DeepCache keeps no record. It counts its interval in timesteps, one for each call but for Heun and the like.
+        kinds = self.kinds or Schedule.uniform(variant.interval).kinds(self.repeats[-1].unet_calls)
+        return macs.full * len(kinds) / (macs.full * kinds.count("F") + macs.partial * kinds.count("P"))

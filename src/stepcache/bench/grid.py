@@ -1,0 +1,216 @@
+"""The grid, size x batch x (interval, branch), and each variant of the ladder measured in each of its cells."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from stepcache.errors import InvalidSetting, StepCacheError
+from stepcache.forwards import family_of
+from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
+from stepcache.images.pipelines import SCHEDULERS, swap_scheduler
+from stepcache.reuse.schedule import Schedule, positive_int
+
+from .calls import Call
+from .cell import RUNS, Cell
+from .heap import keep_heap
+from .lines import rows_of
+from .models import Model, load
+from .rows import Rig, write
+from .schema import BenchRow
+from .variants import LADDER, MODES, Variant, ladder
+
+_PIXELS = 8  # the pipelines take multiples of it only
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """What is measured.
+
+    model: "demo", "sd15", "sd21", "sdxl", or a local pipeline's directory. sizes: (height, width) in pixels; none: what
+    the model was made for. reuse: (interval, branch) pairs. variants: keys of `LADDER`; the most important one first,
+    for a run that is cut short. modes: of torch.compile, for the variants that have them. guidance: 1 is none.
+    dtype: "auto" is float16 on CUDA, float32 on a CPU. seed: of the first image of a call. backend: torch.compile's.
+    """
+
+    model: str = "demo"
+    sizes: Sequence[tuple[int, int]] = ()
+    batches: Sequence[int] = (1,)
+    reuse: Sequence[tuple[int, int]] = ((3, 0), (5, 0), (5, 1))
+    variants: Sequence[str] = tuple(LADDER)
+    modes: Sequence[str] = MODES
+    steps: int = 50
+    guidance: float = 7.5
+    repeats: int = 5
+    scheduler: str = "ddim"
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    backend: str = "inductor"
+
+    def __post_init__(self) -> None:
+        for name in ("sizes", "batches", "reuse", "variants", "modes"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        for name, values in (("batch", self.batches), ("reuse", self.reuse)):
+            if not values:
+                raise InvalidSetting(f"The grid has no {name}: name at least one.")
+        for height, width in self.sizes:
+            for pixels in (height, width):
+                if positive_int("size", pixels, at_least=2 * _PIXELS) % _PIXELS:
+                    raise InvalidSetting(f"size must be a multiple of {_PIXELS} pixels, got {height}x{width}.")
+        for batch in self.batches:
+            positive_int("batch", batch)
+        for interval, _ in self.reuse:
+            Schedule.uniform(interval)
+        positive_int("steps", self.steps)
+        positive_int("repeats", self.repeats)
+        _known("variants", self.variants, LADDER)
+        _known("modes", self.modes, MODES)
+        _known("scheduler", [self.scheduler], SCHEDULERS)
+        _known("dtype", [self.dtype], ("auto", *DTYPES))
+        _known("device", [self.device], ("auto", "cuda", "cpu"))
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InvalidSetting("device is cuda, but torch sees no CUDA device here. Leave it at auto, or say cpu.")
+
+    @property
+    def where(self) -> str:
+        """The device, "cuda" or "cpu"."""
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of all of the pipeline."""
+        auto = "float16" if self.where == "cuda" else "float32"
+        return DTYPES[auto if self.dtype == "auto" else self.dtype]
+
+    def cells(self, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int, list[Variant]]]:
+        """(size, batch, variants) of each cell.
+
+        What reuses nothing is measured once at each size and batch, in its first cell; eager runs in the others too,
+        as what their speed-ups are over.
+        """
+        for size in sizes:
+            for batch in self.batches:
+                variants = ladder(self.variants, self.modes, self.reuse[0])
+                yield size, batch, variants
+                for pair in self.reuse[1:]:
+                    others = [v for v in ladder(self.variants, self.modes, pair) if v.interval or v.key == "eager"]
+                    if any(v.interval for v in others):
+                        yield size, batch, others
+
+
+def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[BenchRow]:
+    """Measure the grid cell by cell, adding each cell's rows to the CSV `out`; returns all of them.
+
+    A variant that fails, runs out of memory or cannot run here is a row with its reason. deadline: of time.monotonic;
+    variants that would begin after it are rows that say so, and a cell that has begun ends after its present repeat
+    (the first one, at least). An interrupt (KeyboardInterrupt) is passed on after the repeats done are in the file.
+
+    On a CPU, for all variants alike: glibc keeps its heap (heap.py) and denormals are flushed to zero, which random
+    weights drift into, for the rest of the process. Whatever torch has compiled in this process is forgotten after each
+    cell. Raises StepCacheError, before anything is measured, for what cannot be: a file with other columns, a branch
+    that the U-Net does not have, a directory without a pipeline.
+    """
+    check_out(out)
+    if spec.where == "cpu":
+        keep_heap()
+        torch.set_flush_denormal(True)
+    model = load(spec.model, spec.where, spec.precision)
+    swap_scheduler(model.pipe, spec.scheduler, spec.steps)
+    layout = family_of(model.pipe.unet).layout(model.pipe.unet)
+    for _, branch in spec.reuse:
+        layout.cut(branch)
+    cells = list(spec.cells(spec.sizes or [model.size()]))
+    runs = sum(len(variants) for *_, variants in cells) * (RUNS + spec.repeats)
+    rows: list[BenchRow] = []
+    # smoothing=0: what remains is guessed from all so far, since compiling and running alternate.
+    with tqdm(total=runs, unit="run", smoothing=0, dynamic_ncols=True) as progress:
+        progress.set_description_str("warm-up")
+        _warm_up(model.pipe, _call(spec, model, *cells[0][:2]))
+        for i, (size, batch, variants) in enumerate(cells):
+            again = i > 0 and cells[i - 1][:2] == (size, batch)
+            call = _call(spec, model, size, batch)
+            counts = _counts(model.pipe, size, [branch for _, branch in spec.reuse])
+            cell = Cell(
+                model.pipe,
+                call,
+                variants,
+                device=spec.where,
+                backend=spec.backend,
+                deadline=deadline,
+                progress=progress,
+            )
+            try:
+                cell.measure(spec.repeats)
+            finally:
+                new = rows_of(cell.entries, counts, _where(spec, model, call))
+                new = [row for row in new if not (again and row.interval is None)]
+                write(out, new, append=True)
+                rows += new
+                cell.close()
+        progress.set_description_str("done")
+    return rows
+
+
+def check_out(out: Path) -> None:
+    """InvalidSetting where `out` is a file with other columns, OSError where no file can be written there."""
+    columns = [field.name for kind in (BenchRow, Rig) for field in fields(kind)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a+", newline="") as file:
+        file.seek(0)
+        there = next(csv.reader(file), [])
+    if not there:
+        out.unlink()
+    elif there != columns:
+        raise InvalidSetting(f"{out} has other columns than these rows would: move it away, or name another file.")
+
+
+def _known(name: str, values: Sequence[str], known: Any) -> None:
+    if not values or set(values) - set(known):
+        raise InvalidSetting(f"{name} are some of {', '.join(known)}; got {', '.join(values) or 'none'}.")
+
+
+def _call(spec: GridSpec, model: Model, size: tuple[int, int], batch: int) -> Call:
+    prompts = list(islice(cycle(model.prompts), batch))
+    return Call(prompts, *size, steps=spec.steps, guidance=spec.guidance, seed=spec.seed)
+
+
+def _where(spec: GridSpec, model: Model, call: Call) -> dict[str, Any]:
+    """The columns that all rows of a cell share."""
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "device": spec.where,
+        "dtype": str(spec.precision).removeprefix("torch."),
+        "scheduler": type(model.pipe.scheduler).__name__,
+        "steps": call.steps,
+        "guidance": call.guidance,
+        "height": call.height,
+        "width": call.width,
+        "batch": len(call.prompts),
+    }
+
+
+def _warm_up(pipe: Any, call: Call) -> None:
+    """Two steps of the plain pipeline: what a process pays once is not the first variant's."""
+    with suppress(Exception):  # what is wrong with the call will be the reason in its rows
+        call(pipe, steps=min(2, call.steps))
+
+
+def _counts(pipe: Any, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
+    """MACs by branch; none where they cannot be counted."""
+    factor, unet = pipe.vae_scale_factor, pipe.unet
+    try:
+        rows = branch_macs(meta_unet(unet.config), size[0] // factor, size[1] // factor, 2, dict.fromkeys(branches))
+        return {row.branch: row for row in rows}
+    except StepCacheError:
+        return {}

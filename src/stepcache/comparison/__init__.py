@@ -1,0 +1,1 @@
+"""`stepcache compare`: its runs, their drift, its page."""

@@ -1,0 +1,1 @@
+"""Pipelines loaded, prompts read, images compared and drawn: what commands, calibration and benchmarks share."""

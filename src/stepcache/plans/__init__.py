@@ -1,0 +1,1 @@
+"""Settings found by calibration or named by us: plans, presets, and how a plan knows its model."""

@@ -1,0 +1,1 @@
+"""What is reused when: schedules, cuts, predictions. Plain Python, no torch."""

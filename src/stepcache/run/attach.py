@@ -1,0 +1,239 @@
+"""What is attached to a pipe: its settings, graphs and buffers, and the runs that use them.
+
+An accelerated pipe is an instance of a subclass of its own class, with the same name, made for that one pipe; its
+settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed but the layout of
+weights (channels_last.py); what is during one (a pipeline call or a `denoising` block) is in watch.py. No other file
+changes an object of the user's.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+from ..errors import NotAccelerated, StepCacheError
+from ..forwards import family_of
+from ..graphs import Plan, Programs
+from ..graphs.buffers import Buckets
+from ..pipes.batches import guided
+from ..pipes.unet import checked_unet
+from ..reuse.predict import Predictor
+from ..reuse.schedule import Schedule
+from ..settings import Settings
+from .channels_last import Layout, Part
+from .decoder import DecoderGraphs, vae_of
+from .session import Core, RunRecord, Session, current
+from .watch import watched
+
+_ATTACHMENT = "_stepcache_attachment"
+
+# The schedule of a warm-up, in the place of the pipe's own.
+rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
+
+
+class Attachment:
+    """What stepcache holds for one pipe: its settings, and between runs the graphs and buffers of its U-Net."""
+
+    def __init__(self, settings: Settings, inherited: Any = None) -> None:
+        self.settings = settings
+        self.layout = Layout(settings.channels_last, inherited)
+        self.last: RunRecord | None = None
+        self.pipe: weakref.ref[Any] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        # Weakly: the pipe may drop its U-Net or take another one, and its graphs and buffers go with it.
+        self._unet: weakref.ref[nn.Module] | None = None
+        # More than one only where threads have run the pipe at the same time.
+        self._idle: list[Core] = []
+        self._programs = Programs()  # all cores'
+        self._open = True
+        self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
+
+    def enter(self, pipe: object) -> None:
+        """Belong to `pipe`, and free everything at its end."""
+        self.pipe = weakref.ref(pipe)
+        # Its class is part of a reference cycle, as all classes are: not left to the garbage collector.
+        self._finalizer = weakref.finalize(pipe, self._end)
+        self._finalizer.atexit = False
+
+    def prepare(self, pipe: Any) -> tuple[nn.Module, Core]:
+        """The pipe's U-Net, checked, and a core for it, which the caller now has for itself."""
+        unet, settings = checked_unet(pipe), self.settings
+        if settings.reuse_guidance:
+            guided(pipe)
+        if settings.vae:
+            vae_of(pipe)
+        family = family_of(unet)
+        with self._lock:
+            known = self._unet is not None and self._unet() is unet
+            if settings.plan is not None and not settings.adapt:
+                settings.plan.check(pipe.scheduler, None if known else unet)
+            if not known:
+                self._drop()
+                self._unet = weakref.ref(unet, lambda _: self._drop())
+            if self._idle:
+                return unet, self._idle.pop()
+            programs = self._programs
+        cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
+        plan = Plan(family, cut, settings.graphs, settings.predictor, programs)
+        decoder = DecoderGraphs(settings.graphs, buckets, plan.costs, programs) if settings.vae else None
+        return unet, Core(plan, Buckets(buckets), decoder)
+
+    def park(self, unet: nn.Module, core: Core) -> None:
+        """Take the core back after a run, or free it where it is of no use any more."""
+        with self._lock:
+            if self._open and self._unet is not None and self._unet() is unet:
+                self._idle.append(core)
+                return
+        core.clear()
+
+    @contextmanager
+    def run(self, pipe: Any, count_steps: Callable[[], int | None], in_call: bool = False) -> Iterator[Session]:
+        """One run of `pipe`: everything is in place inside, and as it was afterwards.
+
+        in_call: of the pipe's own call. In a hand-written loop what the pipe says of guidance is its last call's.
+        """
+        unet, core = self.prepare(pipe)
+        rehearsed = rehearsal.get()
+        session = Session(unet, pipe.scheduler, rehearsed or self.settings.schedule, core, count_steps)
+        if rehearsed is None and self.settings.fit is not None:
+            session.fit = functools.partial(self._fit, pipe if in_call else None, core)
+        if self.settings.reuse_guidance and in_call:
+            session.guided = guided(pipe)
+        elif self.settings.reuse_guidance:
+            core.plan.say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
+        self.last = session.record
+        with self.layout.during_run(self.parts(pipe)), watched(pipe, session):
+            token = current.set(session)
+            try:
+                yield session
+            finally:
+                current.reset(token)
+                session.close()
+                self.park(unet, core)
+
+    def _fit(self, pipe: Any, core: Core, steps: int | None) -> tuple[Schedule, Predictor]:
+        """Schedule and predictor for a run of `steps`. A plan warns of runs that it was not made for."""
+        settings = self.settings
+        assert settings.fit is not None
+        fitting = settings.fit(steps)
+        if settings.plan is not None:
+            for remark in settings.plan.remarks(steps, getattr(pipe, "_guidance_scale", None)):
+                core.plan.say_once(remark)
+        return fitting
+
+    def parts(self, pipe: Any) -> list[Part]:
+        """The models of the pipe that are to be in channels_last, as far as it has them."""
+        unet = getattr(pipe, "unet", None)
+        parts = [Part("U-Net", unet, unet)] if isinstance(unet, nn.Module) else []
+        if self.settings.vae:
+            with suppress(StepCacheError):
+                vae, decoder = vae_of(pipe)
+                parts.append(Part("VAE's decoder", decoder, vae))
+        return parts
+
+    def _end(self) -> None:
+        """The pipe's end, in the garbage collector's hands: free what is held, and leave the weights as they are."""
+        self.layout.abandon()
+        self.free()
+
+    def _drop(self) -> None:
+        with self._lock:
+            idle, self._idle, self._unet = self._idle, [], None
+            self._programs = Programs()
+        for core in idle:
+            core.clear()
+
+    def free(self) -> None:
+        """Drop graphs and buffers, for good: a run that is still going on frees its own at its end."""
+        self._open = False
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._drop()
+
+
+def attachment_of(pipe: object) -> Attachment | None:
+    """The pipe's attachment, or None where it is not accelerated."""
+    attachment = vars(type(pipe)).get(_ATTACHMENT)
+    # Another object of the class that was made for one pipe (type(pipe)(**pipe.components)) is none of ours.
+    return attachment if attachment is not None and attachment.pipe() is pipe else None
+
+
+def attach(pipe: object, settings: Settings) -> None:
+    """Accelerate `pipe` with `settings`, in the place of any it had. Raises before it changes anything."""
+    attachment = Attachment(settings)
+    attachment.park(*attachment.prepare(pipe))
+    # Held before what was there gives it back: what both want in channels_last is not re-laid twice.
+    try:
+        attachment.layout.hold(attachment.parts(pipe))
+    except BaseException:  # out of memory
+        attachment.layout.close()
+        raise
+    detach(pipe)
+    _enter(pipe, attachment)
+
+
+def detach(pipe: object) -> None:
+    """Give the pipe its own class back and free the buffers. Nothing happens where it is not accelerated."""
+    attachment = attachment_of(pipe)
+    if attachment is not None:
+        pipe.__class__ = type(pipe).__base__  # type: ignore[assignment]
+        attachment.free()
+        attachment.layout.close(attachment.parts(pipe))
+
+
+def require(pipe: object, what: str) -> Attachment:
+    """The pipe's attachment; NotAccelerated where it has none."""
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        raise NotAccelerated(f"{what} needs an accelerated pipe; call accelerate(pipe) on this {type(pipe).__name__}.")
+    return attachment
+
+
+def _enter(pipe: object, attachment: Attachment) -> None:
+    """Make `pipe` an instance of a subclass of its class, made for it alone, that runs each call in a session."""
+    # Not a subclass made for another pipe, of which this one is an instance all the same (type(that)(**components)).
+    base: Any = next(cls for cls in type(pipe).__mro__ if _ATTACHMENT not in vars(cls))
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if attachment_of(self) is None:
+            return base.__call__(self, *args, **kwargs)
+        with attachment.run(self, functools.partial(_planned_steps, self), in_call=True):
+            return base.__call__(self, *args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: int) -> Any:
+        # A class made for one object cannot be found by name. A copy gets one of its own, and buffers of its own.
+        accelerated = attachment_of(self) is not None
+        ours = (attachment.settings, attachment.layout.strides()) if accelerated else (None,)
+        return _revive, (base, *ours), vars(self)
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
+    pipe.__class__ = type(base)(base.__name__, (base,), {**names, **methods, _ATTACHMENT: attachment})
+    attachment.enter(pipe)
+
+
+def _revive(base: Any, settings: Settings | None, strides: Any = None) -> object:
+    pipe = base.__new__(base)
+    if settings is not None:
+        _enter(pipe, Attachment(settings, strides))
+    return pipe
+
+
+def _planned_steps(pipe: Any) -> int | None:
+    """Steps of the current pipeline call; diffusers' pipelines note them right before their loop."""
+    noted = getattr(pipe, "_num_timesteps", None)
+    return noted if noted is not None else scheduled_steps(pipe)
+
+
+def scheduled_steps(pipe: Any) -> int | None:
+    """Steps that the pipe's scheduler is set to, or None where it has no timesteps."""
+    timesteps = getattr(pipe.scheduler, "timesteps", None)
+    return None if timesteps is None else len(timesteps)

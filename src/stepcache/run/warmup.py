@@ -1,0 +1,95 @@
+"""Compile and capture before the first request."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..errors import InvalidSetting
+from ..graphs.stages import listener
+from ..graphs.tuning import tuning_wanted
+from ..reuse.schedule import Schedule, positive_int
+from .attach import Attachment, rehearsal
+from .session import RunRecord
+
+
+def rehearse(
+    pipe: Any,
+    attachment: Attachment,
+    height: int,
+    width: int,
+    batch_size: int,
+    guidance: bool,
+    bar: bool,
+    tune: bool,
+    call: dict[str, Any],
+) -> RunRecord:
+    """One short call of the pipe, a full and a partial step, that leaves the graphs of its bucket behind.
+
+    tune: before that, joins that nothing is known about are measured.
+    """
+    arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
+    from tqdm.auto import tqdm
+
+    settings = dict(getattr(pipe, "_progress_bar_config", {}))
+    shown = "_progress_bar_config" in vars(pipe)
+    with tqdm(desc="warm-up", unit=" stages", disable=not bar) as progress:
+
+        def tell(text: str) -> None:
+            progress.set_description(text)
+            progress.update()
+
+        tokens = listener.set(tell), rehearsal.set(Schedule.uniform(2)), tuning_wanted.set(tune)
+        if hasattr(pipe, "set_progress_bar_config"):
+            pipe.set_progress_bar_config(disable=True)  # the pipeline's own would show the two steps
+        try:
+            pipe(**arguments)
+        finally:
+            listener.reset(tokens[0])
+            rehearsal.reset(tokens[1])
+            tuning_wanted.reset(tokens[2])
+            if shown:
+                pipe._progress_bar_config = settings
+            else:
+                vars(pipe).pop("_progress_bar_config", None)
+        progress.set_description("warm")
+    assert attachment.last is not None
+    return attachment.last
+
+
+def _arguments(
+    pipe: Any, height: int, width: int, batch_size: int, guidance: bool, decode: bool, call: dict
+) -> dict[str, Any]:
+    """Arguments of a two-step call of that size, with blank images where the pipeline needs some."""
+    factor = getattr(pipe, "vae_scale_factor", 8)
+    for name, size in (("height", height), ("width", width)):
+        if positive_int(name, size) % factor:
+            raise InvalidSetting(f"{name}={size}: this pipeline makes multiples of {factor} pixels only.")
+    positive_int("batch_size", batch_size)
+    takes = inspect.signature(pipe.__call__).parameters
+    unknown = sorted(set(call) - set(takes))
+    if unknown:
+        raise InvalidSetting(f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(takes)}.")
+    import torch
+
+    arguments: dict[str, Any] = {
+        "prompt": [""] * batch_size,
+        "height": height,
+        "width": width,
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5 if guidance else 1.0,
+        "strength": 1.0,
+        "output_type": "pt" if decode else "latent",
+        # Of its own: a warm-up must not move the user's random numbers on.
+        "generator": torch.Generator().manual_seed(0),
+        **{name: _blank(width, height, batch_size) for name in ("image", "mask_image")},
+    }
+    if "prompt_embeds" in call:
+        del arguments["prompt"]
+    return {name: value for name, value in {**arguments, **call}.items() if name in takes}
+
+
+def _blank(width: int, height: int, count: int) -> Any:
+    from PIL import Image
+
+    return [Image.new("RGB", (width, height), "gray")] * count

@@ -1,0 +1,659 @@
+"""Weights in channels_last: images and values as before, and every stride again after restore."""
+
+import copy
+import gc
+import logging
+import pickle
+import threading
+import weakref
+from types import SimpleNamespace
+
+import accelerate as hf_accelerate
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, state_of
+from torch import nn
+
+from stepcache import accelerate, last_run, restore
+from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.graphs.standin import StandInBackend
+from stepcache.run import channels_last as module
+from stepcache.run.attach import attachment_of
+from stepcache.run.channels_last import Layout, Part
+
+ENGINES = {"eager": {}, "captured": {"cuda_graphs": StandInBackend}, "compiled": {"compile": {"backend": "aot_eager"}}}
+
+
+class Weights:
+    """All parameters of a model as they are now, to be compared with what they are later."""
+
+    def __init__(self, model):
+        self.model = model
+        self.then = {n: (p, p.detach().clone(), p.stride()) for n, p in model.named_parameters()}
+
+    def assert_same_values(self):
+        now = dict(self.model.named_parameters())
+        assert now.keys() == self.then.keys()
+        for name, (parameter, value, _) in self.then.items():
+            assert now[name] is parameter and torch.equal(parameter.detach(), value), name
+
+    def assert_restored(self):
+        self.assert_same_values()
+        for name, (parameter, _, stride) in self.then.items():
+            assert parameter.stride() == stride, name
+
+
+def kernels(model):
+    """The weights that are not in both layouts at once."""
+    return [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2:] != (1, 1)]
+
+
+def laid_out(model):
+    return [p.is_contiguous(memory_format=torch.channels_last) for p in kernels(model)]
+
+
+def in_place(model):
+    """All kernels of the model in channels_last: True; none of them: False."""
+    (value,) = set(laid_out(model))
+    return value
+
+
+def addresses(model):
+    return [p.data_ptr() for p in model.parameters()]
+
+
+def own_demo(**changes):
+    """The demo with a U-Net and a VAE of the test's own."""
+    stock = demo_pipe()
+    return demo_pipe(unet=copy.deepcopy(stock.unet), vae=copy.deepcopy(stock.vae), **changes)
+
+
+def images(pipe, **kwargs):
+    return torch.from_numpy(generate(pipe, output_type="np", **kwargs))
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_pipelines_images_and_weights():
+    pipe = own_demo()
+    odd, own = pipe.unet.conv_in.weight, pipe.unet.conv_out.weight
+    odd.data = odd.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    own.data = own.data.contiguous(memory_format=torch.channels_last)
+    weights, decoder = Weights(pipe.unet), Weights(pipe.vae)
+    want, own_address, modules = images(accelerate(pipe, 3)), own.data_ptr(), state_of(pipe).modules
+    weights.assert_restored()
+    before = addresses(pipe.unet)
+    accelerate(pipe, 3, channels_last=True)
+    assert in_place(pipe.unet) and own.data_ptr() == own_address
+    assert (
+        sum(now != then for now, then in zip(addresses(pipe.unet), before, strict=True)) == len(kernels(pipe.unet)) - 1
+    )
+    weights.assert_same_values()
+    decoder.assert_restored()
+    laid = addresses(pipe.unet)
+    close(images(pipe), want)
+    assert last_run(pipe).kinds == "FPPFPP"
+    assert addresses(pipe.unet) == laid and state_of(pipe).modules == modules
+    restore(pipe)
+    weights.assert_restored()
+    assert own.is_contiguous(memory_format=torch.channels_last) and own.data_ptr() == own_address
+    assert torch.equal(images(accelerate(pipe, 3)), want)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines(engine):
+    pipe = loop_pipe("least")
+    weights = Weights(pipe.unet)
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
+    close(pipe(6), want)
+    again = pipe(6)
+    close(again, want)
+    assert last_run(pipe).captures == last_run(pipe).compile_seconds == 0
+    assert in_place(pipe.unet)
+    restore(pipe)
+    weights.assert_restored()
+    assert torch.equal(accelerate(pipe, 3)(6), want)
+
+
+def test_by_default_weights_on_a_cpu_stay_as_they_are():
+    for options in ({}, {"channels_last": "auto"}, {"channels_last": False}):
+        pipe = loop_pipe()
+        weights, before = Weights(pipe.unet), addresses(pipe.unet)
+        accelerate(pipe, 3, **options)(4)
+        weights.assert_restored()
+        assert addresses(pipe.unet) == before
+        restore(pipe)
+        assert addresses(pipe.unet) == before
+
+
+@pytest.mark.parametrize("device", ["cuda:0", torch.device("cuda"), 0])
+def test_auto_is_for_models_that_hooks_take_to_cuda(device):
+    unet, layout = make_unet("least"), Layout("auto")
+    hook = SimpleNamespace(execution_device="cpu")
+    unet._hf_hook = SimpleNamespace(hooks=[hook])
+    layout.hold([Part("U-Net", unet, unet)])
+    assert not in_place(unet)
+    hook.execution_device = device
+    layout.hold([Part("U-Net", unet, unet)])
+    assert in_place(unet)
+    layout.close()
+    assert not in_place(unet)
+
+
+def test_values_that_there_are_not():
+    pipe = loop_pipe()
+    for value in (None, 1, "always", torch.channels_last):
+        with pytest.raises(InvalidSetting, match='channels_last must be "auto", True or False, got'):
+            accelerate(pipe, channels_last=value)
+
+
+def test_what_cannot_be_accelerated_keeps_its_weights():
+    pipe = loop_pipe()
+    before = addresses(pipe.unet)
+    with pytest.raises(BranchOutOfRange):
+        accelerate(pipe, branch=99, channels_last=True)
+    assert addresses(pipe.unet) == before
+
+
+@pytest.mark.parametrize("accelerated_before", [False, True])
+def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
+    pipe = loop_pipe()
+    weights = Weights(pipe.unet)
+    if accelerated_before:
+        accelerate(pipe, interval=2)
+    count, lay = [], module._lay
+
+    def fails(*args):
+        count.append(1)
+        if len(count) == 5:
+            raise torch.OutOfMemoryError
+        lay(*args)
+
+    monkeypatch.setattr(module, "_lay", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        accelerate(pipe, channels_last=True)
+    weights.assert_restored()
+    assert (attachment_of(pipe) is not None) == accelerated_before
+
+
+def test_two_pipes_on_one_unet():
+    first, second = (demo_pipe(unet=unet) for unet in [copy.deepcopy(demo_pipe().unet)] * 2)
+    weights = Weights(first.unet)
+    want = images(accelerate(first, 3))
+    accelerate(first, 3, channels_last=True), captured(second, 3, channels_last=True)
+    close(images(first), want), close(images(second), want)
+    restore(first)
+    assert in_place(second.unet)
+    close(images(second), want)
+    assert last_run(second).captures == 0
+    restore(second)
+    weights.assert_restored()
+
+
+def test_one_that_does_not_ask_sees_what_another_asks_for():
+    asks, other = (LoopPipe(unet, loop_pipe().scheduler) for unet in [make_unet()] * 2)
+    weights = Weights(asks.unet)
+    captured(other, 3)
+    want = other(6)
+    accelerate(asks, 3, channels_last=True)
+    close(other(6), want)
+    assert last_run(other).captures == 2
+    restore(other)
+    assert in_place(asks.unet)
+    captured(other, 3)(6)
+    restore(asks)
+    weights.assert_restored()
+    assert torch.equal(other(6), want) and last_run(other).captures == 2
+
+
+def test_unets_that_share_parameters():
+    unet = make_unet()
+    twin = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
+    assert twin is not unet and addresses(twin) == addresses(unet)
+    weights = Weights(unet)
+    pipes = [accelerate(LoopPipe(each, loop_pipe().scheduler), 3, channels_last=True) for each in (unet, twin)]
+    pipes[0](4)
+    restore(pipes[0])
+    assert in_place(unet)
+    pipes[1](4)
+    restore(pipes[1])
+    weights.assert_restored()
+
+
+def test_accelerating_again_re_lays_nothing_twice():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    laid = addresses(pipe.unet)
+    accelerate(pipe, 2, channels_last=True)
+    assert addresses(pipe.unet) == laid and in_place(pipe.unet)
+    accelerate(pipe, 2, channels_last=False)
+    assert not in_place(pipe.unet)
+    restore(accelerate(pipe, 2, channels_last=True))
+    assert not in_place(pipe.unet)
+
+
+CHANGES = {
+    "another dtype and back": lambda unet: unet.to(torch.float64).to(torch.float32),
+    "to": lambda unet: unet.to("cpu"),
+    "stock layout": lambda unet: unet.to(memory_format=torch.contiguous_format),
+    "new data": lambda unet: [
+        setattr(p, "data", p.data.clone(memory_format=torch.contiguous_format)) for p in kernels(unet)
+    ],
+    "new parameters": lambda unet: unet.load_state_dict(make_unet().state_dict(), assign=True),
+    "new modules": lambda unet: setattr(unet, "conv_in", copy.deepcopy(make_unet().conv_in)),
+    "new parameters with the old strides": lambda unet: unet.load_state_dict(
+        {name: value.clone() for name, value in unet.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "change, engine",
+    [*((change, "eager") for change in CHANGES), ("stock layout", "captured"), ("new modules", "captured")],
+)
+def test_weights_that_are_moved_or_replaced_in_between(change, engine):
+    pipe, stock = loop_pipe(), make_unet()
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
+    close(pipe(6), want)
+    CHANGES[change](pipe.unet)
+    pipe.unet.requires_grad_(False)
+    close(pipe(6), want)
+    assert in_place(pipe.unet)
+    restore(pipe)
+    for (name, now), then in zip(pipe.unet.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(now, then) and now.stride() == then.stride(), name
+
+
+def test_parameters_that_are_replaced_often_are_forgotten():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    count = len(kernels(pipe.unet))
+    for _ in range(3):
+        CHANGES["new parameters"](pipe.unet)
+        pipe(1)
+    ((_, share),) = attachment_of(pipe).layout._shares
+    assert len(share._held) == count
+    restore(pipe)
+    assert not share._held and not any(p in module._origins for p in pipe.unet.parameters())
+
+
+def test_a_layout_that_the_user_gives_in_the_meantime_is_restored():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    weight = pipe.unet.conv_out.weight
+    odd = weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    weight.data = odd
+    assert restore(pipe).unet.conv_out.weight.data_ptr() == odd.data_ptr()
+    accelerate(pipe, 3, channels_last=True)
+    weight.data = plain = odd.contiguous()
+    pipe(4)
+    assert in_place(pipe.unet)
+    restore(pipe)
+    assert weight.stride() == plain.stride() != odd.stride()
+
+
+def test_a_weight_of_another_shape_is_left_to_the_user():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    weight = pipe.unet.conv_in.weight
+    weight.data = torch.zeros(8, 9, 3, 3).contiguous(memory_format=torch.channels_last)
+    address = weight.data_ptr()
+    restore(pipe)
+    assert weight.data_ptr() == address and not any(laid_out(pipe.unet)[1:])
+
+
+def test_a_hook_on_the_model_moves_it_as_it_is():
+    pipe = loop_pipe()
+    weights = Weights(pipe.unet)
+    want = accelerate(pipe, 3)(6)
+    hf_accelerate.cpu_offload_with_hook(pipe.unet, execution_device="cpu")
+    accelerate(pipe, 3, channels_last=True)
+    close(pipe(6), want)
+    assert in_place(pipe.unet)
+    restore(pipe)
+    weights.assert_restored()
+
+
+def test_hooks_on_the_layers_are_not_interfered_with(caplog):
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    restore(pipe)
+    hf_accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+    accelerate(pipe, 3, channels_last=True)
+    for _ in range(2):
+        assert torch.equal(pipe(6), want)
+    assert caplog.text.count("offload the U-Net layer by layer") == 1
+    hf_accelerate.hooks.remove_hook_from_submodules(pipe.unet)
+    assert not in_place(pipe.unet)
+    close(pipe(6), want)
+    assert in_place(pipe.unet)
+    restore(pipe)
+    assert not in_place(pipe.unet)
+
+
+def test_hooks_on_the_layers_that_come_and_go_in_the_meantime():
+    """They make new Parameters of the old strides."""
+    pipe = loop_pipe()
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, channels_last=True)
+    hf_accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+    close(pipe(6), want)
+    hf_accelerate.hooks.remove_hook_from_submodules(pipe.unet)
+    assert in_place(pipe.unet)
+    restore(pipe)
+    assert not in_place(pipe.unet)
+    assert torch.equal(accelerate(pipe, 3)(6), want)
+
+
+def test_group_offloading_is_not_interfered_with():
+    pipe = loop_pipe()
+    weights = Weights(pipe.unet)
+    pipe.unet.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    before = addresses(pipe.unet)
+    accelerate(pipe, 3, channels_last=True)(4)
+    assert addresses(pipe.unet) == before
+    restore(pipe)
+    weights.assert_restored()
+
+
+def test_inference_mode_leaves_ordinary_weights():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe.unet.to(memory_format=torch.contiguous_format)
+    with torch.inference_mode():
+        pipe(4)
+    assert in_place(pipe.unet) and not any(p.is_inference() for p in pipe.unet.parameters())
+    with torch.inference_mode():
+        restore(pipe)
+    assert not in_place(pipe.unet) and not any(p.is_inference() for p in pipe.unet.parameters())
+    pipe.unet.requires_grad_(True)
+    pipe.unet.conv_in(torch.randn(1, 4, 8, 8)).sum().backward()
+
+
+class Quantised(torch.Tensor):
+    """A tensor that is not what it looks like."""
+
+
+def test_what_is_left_alone():
+    model = nn.Module()
+    shape = (4, 3, 3, 3)
+    with torch.inference_mode():
+        inference = nn.Parameter(torch.randn(shape), requires_grad=False)
+    given = {
+        "weight": nn.Parameter(torch.randn(shape)),
+        "point": nn.Parameter(torch.randn(4, 3, 1, 1)),
+        "matrix": nn.Parameter(torch.randn(4, 3)),
+        "video": nn.Parameter(torch.randn(4, 3, 3, 3, 3)),
+        "integers": nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False),
+        "meta": nn.Parameter(torch.empty(shape, device="meta")),
+        "empty": nn.Parameter(torch.empty(0, 3, 3, 3)),
+        "inference": inference,
+        "subclass": nn.Parameter(torch.randn(shape).as_subclass(Quantised), requires_grad=False),
+        "expanded": nn.Parameter(torch.randn(1, 3, 3, 3).expand(shape), requires_grad=False),
+        "shared": nn.Parameter(torch.randn(shape).share_memory_(), requires_grad=False),
+        "sliced": nn.Parameter(torch.randn(4, 3, 3, 6)[..., ::2], requires_grad=False),
+    }
+    for name, value in given.items():
+        model.register_parameter(name, value)
+    model.register_parameter("tied", model.weight)
+    strides = {name: p.stride() for name, p in given.items()}
+    layout = Layout(True)
+    layout.hold([Part("model", model, model)])
+    assert [name for name, p in given.items() if p.stride() != strides[name]] == ["weight"]
+    assert model.tied is model.weight is given["weight"]
+    layout.close()
+    assert {name: p.stride() for name, p in given.items()} == strides
+
+
+def test_weights_that_come_from_the_meta_device():
+    unet, layout = make_unet("least").to("meta"), Layout(True)
+    for load in (False, True):
+        if load:
+            unet.load_state_dict(make_unet("least").state_dict(), assign=True)
+        layout.hold([Part("U-Net", unet, unet)])
+        assert in_place(unet) == load
+    layout.close()
+    assert not in_place(unet)
+
+
+def test_a_view_into_a_larger_buffer_is_somebody_elses_on_a_gpu():
+    file = torch.randn(2, 4, 3, 3, 3)
+    assert module._is_eligible(nn.Parameter(file[1]))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+
+    class Pretends(nn.Parameter):
+        device = on_gpu.device
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(module.nn, "Parameter", Pretends)
+        assert not module._is_eligible(Pretends(file[1]))
+        assert module._is_eligible(Pretends(file[1].clone()))
+
+
+def test_on_cuda_the_device_is_waited_for_before_and_after(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(device))
+    weights = [SimpleNamespace(is_cuda=True, device="cuda:1"), SimpleNamespace(is_cuda=False, device="cpu")]
+    with pytest.raises(ZeroDivisionError), module._settled(iter(weights)):
+        done.append("re-laid")
+        raise ZeroDivisionError
+    assert done == ["cuda:1", "re-laid", "cuda:1"]
+
+
+def test_what_is_saved_is_what_would_have_been(tmp_path):
+    pipe = own_demo()
+    pipe.save_pretrained(tmp_path / "plain")
+    pipe.unet.save_pretrained(tmp_path / "plain unet", max_shard_size="200KB")
+    accelerate(pipe, 3, vae=True, channels_last=True)
+    want = images(pipe)
+    pipe.save_pretrained(tmp_path / "fast")
+    pipe.unet.save_pretrained(tmp_path / "fast unet", max_shard_size="200KB")
+    for one, other in (("plain", "fast"), ("plain unet", "fast unet")):
+        names = sorted(p.relative_to(tmp_path / one) for p in (tmp_path / one).rglob("*") if p.is_file())
+        assert len(names) > 2 and len(list((tmp_path / other).rglob("*"))) == len(list((tmp_path / one).rglob("*")))
+        for name in names:
+            assert (tmp_path / one / name).read_bytes() == (tmp_path / other / name).read_bytes(), name
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "fast", torch_dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    assert not in_place(loaded.unet)
+    close(images(accelerate(loaded, 3)), want)
+
+
+def test_other_ways_to_save_a_unet(tmp_path):
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    weights = Weights(pipe.unet)
+    pipe.unet.save_pretrained(tmp_path, safe_serialization=False)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path, use_safetensors=False)
+    torch.save(pipe.unet.state_dict(), tmp_path / "state")
+    plain = make_unet()
+    plain.load_state_dict(torch.load(tmp_path / "state"))
+    for model in (loaded, plain):
+        for (_, want, _), got in zip(weights.then.values(), model.parameters(), strict=True):
+            assert torch.equal(got, want)
+    assert not in_place(plain)
+    # The state that the model gives is its own memory, as ever: what is written there is in the model.
+    state = pipe.unet.state_dict()
+    state["conv_in.weight"].zero_()
+    assert not pipe.unet.conv_in.weight.any()
+
+
+def test_the_vaes_decoder():
+    pipe = own_demo()
+    unet, vae = Weights(pipe.unet), Weights(pipe.vae)
+    want = images(accelerate(pipe, 3))
+    for options in (ENGINES["captured"], ENGINES["eager"]):
+        accelerate(pipe, 3, vae=True, channels_last=True, **options)
+        close(images(pipe), want)
+        assert in_place(pipe.unet) and in_place(pipe.vae.decoder) and not in_place(pipe.vae.encoder)
+        accelerate(pipe, 3, channels_last=True)
+        assert in_place(pipe.unet) and not in_place(pipe.vae.decoder)
+        accelerate(pipe, 3, vae=True, channels_last=True, **options)
+        assert in_place(pipe.vae.decoder)
+        old, pipe.vae = pipe.vae, copy.deepcopy(demo_pipe().vae)
+        close(images(pipe), want)
+        assert in_place(pipe.vae.decoder) and not in_place(old.decoder)
+        pipe.vae = old
+        restore(pipe)
+        unet.assert_restored(), vae.assert_restored()
+
+
+@pytest.mark.parametrize("after_a_run", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_copies_and_pickles(copied, after_a_run):
+    pipe = loop_pipe()
+    weights = Weights(pipe.unet)
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, channels_last=True)
+    other = copied(copied(pipe))
+    restore(pipe)
+    weights.assert_restored()
+    assert in_place(other.unet)
+    if after_a_run:
+        close(other(6), want)
+    restore(other)
+    assert [p.stride() for p in other.unet.parameters()] == [p.stride() for p in pipe.unet.parameters()]
+    assert torch.equal(accelerate(other, 3)(6), want)
+
+
+def test_a_shallow_copy_needs_the_same_weights():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    other = copy.copy(pipe)
+    other(4)
+    restore(pipe)
+    assert in_place(other.unet)
+    restore(other)
+    assert not in_place(pipe.unet)
+
+
+def test_a_copy_of_the_unet_alone_keeps_its_layout():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    unet = copy.deepcopy(pipe.unet)
+    restore(pipe)
+    restore(accelerate(LoopPipe(unet, pipe.scheduler), 3, channels_last=True))
+    assert in_place(unet) and not in_place(pipe.unet)
+
+
+def test_a_pipe_that_is_gone_leaves_its_weights_to_the_next():
+    unet = make_unet()
+    weights = Weights(unet)
+    pipe = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    pipe(4)
+    laid = addresses(unet)
+    del pipe
+    gc.collect()
+    assert addresses(unet) == laid
+    following = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    following(4)
+    assert addresses(unet) == laid
+    restore(following)
+    weights.assert_restored()
+    assert not any(parameter in module._origins for parameter in unet.parameters())
+
+
+def test_a_pipe_that_is_gone_but_not_collected_needs_nothing():
+    unet = make_unet()
+    first, second = (accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True) for _ in range(2))
+    gc.disable()
+    try:
+        kept = attachment_of(first)  # as a reference cycle would
+        del first
+        restore(second)
+        assert kept is not None and not in_place(unet)
+    finally:
+        gc.enable()
+
+
+def test_another_unet_put_into_the_pipe():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    first = pipe.unet
+    pipe(4)
+    pipe.unet = make_unet("one layer")
+    pipe(4)
+    assert in_place(pipe.unet) and not in_place(first)
+    second, pipe.unet = pipe.unet, None
+    restore(pipe)
+    assert not in_place(second)
+
+
+def test_a_unet_that_is_dropped_takes_its_weights_along():
+    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe(4)
+    weight = weakref.ref(pipe.unet.conv_in.weight)
+    gc.disable()
+    try:
+        pipe.unet = None
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_restore_in_the_midst_of_a_run(engine):
+    """The run goes on with the weights that it began with."""
+    pipe = loop_pipe()
+    weights = Weights(pipe.unet)
+    want = accelerate(pipe, 3)(6)
+    accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
+    during = []
+
+    def once(pipe, i):
+        if i == 1:
+            restore(pipe)
+        during.append(in_place(pipe.unet))
+
+    close(pipe(6, on_step=once), want)
+    assert during == [True] * 6
+    weights.assert_restored()
+
+
+def test_threads_that_come_and_go():
+    unet, errors = make_unet(), []
+    weights = Weights(unet)
+    want = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3)(6)
+
+    def work(options):
+        try:
+            for _ in range(4):
+                pipe = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True, **options)
+                close(pipe(6), want)
+                restore(pipe)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(ENGINES[name],)) for name in ("eager", "captured")]
+    held = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    restore(held)
+    weights.assert_restored()
+
+
+def test_it_is_told_once(caplog):
+    caplog.set_level(logging.INFO, "stepcache")
+    pipe = loop_pipe()
+    accelerate(pipe, 3, channels_last=True)
+    pipe(4)
+    assert caplog.messages.count(f"{len(kernels(pipe.unet))} weights of the U-Net put into channels_last") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"compile": False, "cuda_graphs": False}, {"compile": False}, {}], ids=str)
+def test_on_a_gpu(options):
+    pipe = own_demo()
+    unet, vae = Weights(pipe.unet), Weights(pipe.vae)
+    accelerate(pipe, 3, vae=True, **options)
+    assert not in_place(pipe.unet)
+    pipe.to("cuda")
+    want = images(accelerate(pipe, 3, compile=False, cuda_graphs=False, channels_last=False))
+    accelerate(pipe, 3, vae=True, **options)
+    assert in_place(pipe.unet) and in_place(pipe.vae.decoder)
+    for _ in range(2):
+        assert np.abs(images(pipe) - want).max() < 0.02
+    restore(pipe)
+    pipe.to("cpu")
+    unet.assert_restored(), vae.assert_restored()

@@ -1,0 +1,229 @@
+"""accelerate(..., vae=True) on pipelines: images, copies, threads, restore, and what is refused."""
+
+import copy
+import pickle
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.small import core_of, demo_pipe, generate, loop_pipe, sdxl_pipe
+from support.vaes import make_latents, make_vae
+from torch import nn
+
+from stepcache import accelerate, denoising, last_run, restore, warmup
+from stepcache.errors import AlreadyCached, InvalidSetting, UnsupportedVAE
+from stepcache.graphs.standin import StandInBackend
+from stepcache.run.decoder import vae_of
+
+
+def images(pipe, **kwargs):
+    return generate(pipe, output_type="pt", **kwargs)
+
+
+def own_demo():
+    """The demo with a VAE that the test may change."""
+    return demo_pipe(vae=copy.deepcopy(demo_pipe().vae))
+
+
+def with_graphs(pipe, *args, **options):
+    return accelerate(pipe, *args, cuda_graphs=StandInBackend, vae=True, **options)
+
+
+def test_a_pipelines_images_are_the_same():
+    for make in (demo_pipe, sdxl_pipe):
+        pipe = make()
+        want = images(accelerate(pipe, 3))
+        with_graphs(pipe, 3)
+        for captures in (3, 0):
+            assert torch.equal(images(pipe), want)
+            assert last_run(pipe).captures == captures
+        core = core_of(pipe)
+        assert last_run(pipe).static_bytes == core.buckets.static_nbytes + core.decoder.nbytes > core.decoder.nbytes > 0
+        restore(pipe)
+        assert torch.equal(images(accelerate(pipe, 3)), want)
+        restore(pipe)
+
+
+def test_eager_on_a_cpu_there_is_nothing_to_gain_and_nothing_is_changed():
+    pipe = demo_pipe()
+    want = images(accelerate(pipe, 3))
+    assert torch.equal(images(accelerate(pipe, 3, vae=True)), want)
+    assert not core_of(pipe).decoder.buckets.held
+    restore(pipe)
+
+
+def test_nothing_is_left_on_the_vae():
+    pipe = own_demo()
+
+    def state():
+        return {name: (type(module), dict(vars(module))) for name, module in pipe.vae.named_modules()}
+
+    before = state()
+    with_graphs(pipe, 3)
+    assert state() == before
+    images(pipe)
+    assert state() == before
+    latents = make_latents(1)
+    captures = core_of(pipe).plan.costs.captures
+    with torch.no_grad():
+        pipe.vae.decode(latents)  # outside of a run the decoder is the VAE's own
+        with denoising(pipe):
+            assert "forward" in vars(pipe.vae.decoder)
+            pipe.vae.decode(latents)
+            copied = copy.deepcopy(pipe.vae)
+            copied.decoder.conv_out.weight.zero_(), copied.decoder.conv_out.bias.zero_()
+            assert not copied.decode(latents)[0].any()
+            assert pipe.vae.decode(latents)[0].any()
+    assert core_of(pipe).plan.costs.captures == captures + 1
+    assert state() == before
+    restore(pipe)
+    assert state() == before
+
+
+def test_copies_and_pickles_have_graphs_of_their_own():
+    pipe = with_graphs(own_demo(), 3)
+    want = images(pipe)
+    for copied in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert torch.equal(images(copied), want)
+        assert last_run(copied).captures == 3
+        assert core_of(copied).decoder is not core_of(pipe).decoder
+        restore(copied)
+    images(pipe)
+    assert last_run(pipe).captures == 0
+
+
+def test_a_vae_shared_with_a_pipe_that_does_not_ask():
+    first, second = demo_pipe(), demo_pipe()
+    with_graphs(first, 3), accelerate(second, 3)
+    decoded = []
+
+    def preview(pipe, i, t, values):
+        if i == 2:
+            decoded.append(images(second))
+        return values
+
+    want = images(second)
+    assert torch.equal(images(first, callback_on_step_end=preview), want)
+    assert torch.equal(decoded[0], want)
+    assert last_run(second).captures == 0 and last_run(first).captures == 3
+    restore(first), restore(second)
+
+
+def test_threads_have_graphs_each():
+    vae, failed = make_vae(), []
+    with torch.no_grad():
+        want = vae.decode(make_latents())[0]
+    pipe = with_graphs(VaeLoop(loop_pipe(), vae), 3)
+    barrier = threading.Barrier(2, timeout=60)
+
+    def work():
+        for _ in range(2):
+            barrier.wait()
+            if not torch.equal(pipe(), want):
+                failed.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert "forward" not in vars(vae.decoder)
+
+
+class VaeLoop:
+    """A pipeline that only decodes, slowly enough for threads to meet."""
+
+    def __init__(self, pipe, vae):
+        self.unet, self.scheduler, self.vae = pipe.unet, pipe.scheduler, vae
+
+    @torch.no_grad()
+    def __call__(self):
+        for _ in range(5):
+            image = self.vae.decode(make_latents())[0]
+        return image
+
+
+def test_the_vae_is_swapped_between_runs():
+    pipe = with_graphs(VaeLoop(loop_pipe(), make_vae()), 3)
+    pipe()
+    pipe.vae = make_vae("AutoencoderTiny")
+    with torch.no_grad():
+        want = pipe.vae.decode(make_latents())[0]
+    assert torch.equal(pipe(), want)
+    assert last_run(pipe).captures == 1
+    pipe.vae = None
+    with pytest.raises(UnsupportedVAE, match="VaeLoop has no VAE"):
+        pipe()
+
+
+def test_warm_up_decodes_too():
+    pipe = with_graphs(demo_pipe(), 3)
+    assert warmup(pipe, 64, 64, progress=False).captures == 3
+    images(pipe)
+    assert last_run(pipe).captures == 0
+    restore(pipe)
+
+
+def test_restore_frees_the_graphs():
+    pipe = with_graphs(demo_pipe(), 3)
+    images(pipe)
+    (bucket,) = core_of(pipe).decoder.buckets.held.values()
+    captured = bucket.graphs.captured
+    restore(pipe)
+    assert captured.backend.released == 1 and captured.nbytes == 0
+
+
+def refused(pipe, error, match, vae=True):
+    cls, before = type(pipe), dict(vars(pipe))
+    with pytest.raises(error, match=match):
+        accelerate(pipe, vae=vae)
+    assert type(pipe) is cls and vars(pipe) == before
+
+
+def test_a_pipe_without_a_vae():
+    refused(loop_pipe(), UnsupportedVAE, "LoopPipe has no VAE")
+
+
+def test_a_vae_of_another_kind():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Conv2d(4, 3, 1)
+
+    refused(VaeLoop(loop_pipe(), Other()), UnsupportedVAE, "decoder of Other, Conv2d, is not known.*AutoencoderTiny")
+    refused(VaeLoop(loop_pipe(), nn.Identity()), UnsupportedVAE, "decoder of Identity, NoneType")
+
+
+def test_a_decoder_that_is_compiled_already():
+    for compile in (
+        lambda vae: setattr(vae, "decoder", torch.compile(vae.decoder, backend="eager")),
+        lambda vae: setattr(vae, "decode", torch.compile(vae.decode, backend="eager")),
+        lambda vae: vae.decoder.compile(backend="eager"),
+    ):
+        vae = make_vae()
+        compile(vae)
+        refused(VaeLoop(loop_pipe(), vae), AlreadyCached, "compiled already in this AutoencoderKL")
+
+
+def test_a_setting_that_is_no_bool():
+    for value in ("auto", 1, None):
+        refused(demo_pipe(), InvalidSetting, "vae must be True or False", vae=value)
+
+
+def test_kandinskys_vae_has_another_name():
+    vae = make_vae("VQModel")
+    assert vae_of(SimpleNamespace(movq=vae)) == (vae, vae.decoder)
+
+
+def test_a_forward_that_somebody_put_on_the_decoder_is_not_left_out(caplog):
+    pipe = copy.deepcopy(demo_pipe())
+    decoder = pipe.vae.decoder
+    stock = decoder.forward
+    decoder.forward = lambda *args, **kwargs: -stock(*args, **kwargs)
+    accelerate(pipe, 3)
+    want = generate(pipe, output_type="pt")
+    accelerate(pipe, 3, vae=True, cuda_graphs=StandInBackend)
+    assert torch.equal(generate(pipe, output_type="pt"), want)
+    assert "forward of its own" in caplog.text

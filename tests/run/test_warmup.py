@@ -1,0 +1,105 @@
+import inspect
+
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from support.small import demo_pipe, generate, loop_pipe, sdxl_pipe, state_of
+from test_pipelines import run
+
+from stepcache import accelerate, last_run, warmup
+from stepcache.errors import InvalidSetting, NotAccelerated
+from stepcache.graphs.standin import StandInBackend
+
+
+@pytest.mark.parametrize(
+    "name, make, cls",
+    [
+        ("sd", demo_pipe, StableDiffusionPipeline),
+        ("sd img2img", demo_pipe, StableDiffusionImg2ImgPipeline),
+        ("sd inpaint", demo_pipe, StableDiffusionInpaintPipeline),
+        ("sdxl", sdxl_pipe, StableDiffusionXLPipeline),
+        ("sdxl img2img", sdxl_pipe, StableDiffusionXLImg2ImgPipeline),
+    ],
+)
+def test_the_first_request_finds_everything_warm(name, make, cls):
+    pipe = accelerate(make(cls), interval=3, cuda_graphs=StandInBackend)
+    size = 16 * pipe.vae_scale_factor
+    record = warmup(pipe, size, size, progress=False)
+    assert record.captures == 2 and record.kinds == "FP"
+    run(pipe, name)
+    assert last_run(pipe).captures == 0
+    assert last_run(pipe).kinds.startswith("FPPF")  # the pipe's own schedule is back
+
+
+def test_batches_and_no_guidance_are_other_buckets():
+    pipe = accelerate(demo_pipe(), cuda_graphs=StandInBackend)
+    warmup(pipe, 64, 64, batch_size=3, guidance=False, progress=False)
+    warmup(pipe, 48, 64, progress=False)
+    generate(pipe, prompt=["tiger face"] * 3, guidance_scale=1.0)
+    assert last_run(pipe).captures == 0
+    generate(pipe, height=48)
+    assert last_run(pipe).captures == 0
+    generate(pipe)
+    assert last_run(pipe).captures == 2
+
+
+def test_the_pipe_and_the_random_numbers_are_as_before():
+    pipe = accelerate(demo_pipe(), interval=3)
+    generate(pipe)
+    before, numbers = state_of(pipe), torch.get_rng_state()
+    warmup(pipe, 64, 64, progress=False)
+    after = state_of(pipe)
+    # The pipeline's own notes of its last call.
+    noted = {
+        "_num_timesteps",
+        "_guidance_scale",
+        "_cross_attention_kwargs",
+    }
+    assert {k: v for k, v in after.pipe.items() if k not in noted} == {
+        k: v for k, v in before.pipe.items() if k not in noted
+    }
+    assert after.modules == before.modules
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_the_bar_says_what_it_does(capsys):
+    pipe = accelerate(demo_pipe(), cuda_graphs=StandInBackend)
+    warmup(pipe, 64, 64)
+    shown = capsys.readouterr().err
+    assert "full graph 2x4x16x16: capturing" in shown
+    assert "partial graph 2x4x16x16: capturing" in shown
+    assert "Loading" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((63, 64), "height=63: this pipeline makes multiples of 4"),
+        ((64, 0), "width must be .* got 0"),
+        ((64, 64.0), "got 64.0"),
+        ((64, 64, 0), "batch_size must be .* got 0"),
+    ],
+)
+def test_sizes_that_cannot_be_made(arguments, message):
+    pipe = accelerate(demo_pipe())
+    with pytest.raises(InvalidSetting, match=message):
+        warmup(pipe, *arguments, progress=False)
+    assert last_run(pipe) is None
+
+
+def test_arguments_that_the_pipeline_does_not_take():
+    pipe = accelerate(demo_pipe())
+    with pytest.raises(InvalidSetting, match="StableDiffusionPipeline takes no control_image; it takes prompt"):
+        warmup(pipe, 64, 64, progress=False, control_image=None)
+
+
+def test_needs_an_accelerated_pipe():
+    with pytest.raises(NotAccelerated, match="warmup"):
+        warmup(loop_pipe(), 64, 64)
+    assert inspect.signature(warmup).parameters["guidance"].default is True

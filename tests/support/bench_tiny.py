@@ -1,0 +1,30 @@
+"""A pipeline and a grid that are measured in seconds: the demo's text encoder and VAE around the smallest U-Net."""
+
+from support.small import demo_pipe, make_unet
+
+from stepcache.bench.grid import GridSpec
+from stepcache.bench.models import Model
+
+SPEC = {
+    "sizes": [(64, 64)],
+    "reuse": [(3, 0), (2, 1)],
+    "variants": ["eager", "deepcache", "stepcache-eager"],
+    "modes": ["default"],
+    "steps": 4,
+    "repeats": 2,
+    "backend": "eager",
+    "device": "cpu",
+}
+
+
+def tiny_pipe():
+    """Of StableDiffusionPipeline, in float32; its U-Net has branches 0 to 3."""
+    return demo_pipe(unet=make_unet("least", cross_attention_dim=96))
+
+
+def tiny_model():
+    return Model("tiny", tiny_pipe(), "random", ("tiger face", "fox face"))
+
+
+def spec(**changes: object):
+    return GridSpec(**{**SPEC, **changes})

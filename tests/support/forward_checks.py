@@ -1,0 +1,72 @@
+"""What every family's full and partial must do, in one call per U-Net."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from stepcache.forwards import family_of
+from stepcache.forwards.macs import feature_shapes
+
+
+def stock(unet, inputs):
+    with torch.no_grad():
+        return unet(**copy.deepcopy(inputs)).sample
+
+
+def check_all_branches(unet, inputs):
+    """Full and partial of every branch against the stock forward.
+
+    Partial must not touch its feature and run exactly what is not among the deep modules, features have the shapes that
+    macs.py says, and another feature gives another output.
+    """
+    want = stock(unet, inputs)
+    family = family_of(unet)
+    layout = family.layout(unet)
+    bound = family.bind(**copy.deepcopy(inputs)).inputs
+    ran = set()
+    hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in inner_modules(unet)]
+    try:
+        with torch.no_grad():
+            shapes = feature_shapes(unet, bound)
+            assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
+            for branch, shape in enumerate(shapes):
+                cut = layout.cut(branch)
+                ran.clear()
+                output, feature = family.full(unet, cut, **bound)
+                everything = set(ran)
+                assert torch.equal(output, want), f"full, branch {branch}"
+                assert tuple(feature.shape) == shape
+                kept = feature.clone()
+                ran.clear()
+                output = family.partial(unet, cut, feature, **bound)
+                assert torch.equal(output, want), f"partial, branch {branch}"
+                assert torch.equal(feature, kept), f"partial of branch {branch} changed the feature"
+                deep = {m for root in family.deep_modules(unet, cut) for m in root.modules()}
+                assert not deep & ran
+                assert everything - ran <= deep
+                assert not torch.equal(family.partial(unet, cut, feature + 1, **bound), want)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def inner_modules(unet):
+    """All modules but the blocks, which must have no hooks."""
+    blocks = {*unet.down_blocks, *unet.up_blocks}
+    return [module for module in unet.modules() if module not in blocks]
+
+
+def check_compiles(unet, inputs, branch=0):
+    """Full and partial are traced without a graph break, and give the stock output."""
+    family = family_of(unet)
+    cut, bound = family.layout(unet).cut(branch), family.bind(**copy.deepcopy(inputs)).inputs
+    torch._dynamo.reset()
+    full = torch.compile(lambda **x: family.full(unet, cut, **x), backend="eager", fullgraph=True)
+    partial = torch.compile(lambda f, **x: family.partial(unet, cut, f, **x), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        want = stock(unet, inputs)
+        output, feature = full(**bound)
+        assert torch.equal(output, want)
+        assert torch.equal(partial(feature, **bound), want)

@@ -1,0 +1,126 @@
+"""Counts of small functions and graphs, as JSON. A process of its own: torch keeps what it believes of the GPU."""
+
+import json
+import warnings
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from support.small import LoopPipe, make_unet
+
+from benchmarks.engine import fake_h100, gpu_code
+from benchmarks.engine import gpu_code_counts as counts
+from benchmarks.engine.gpu_code_trace import Launch, OwnKernel, function_code, graph_code
+from stepcache import accelerate
+from stepcache.forwards.join import fused_join, reference_join
+from stepcache.forwards.macs import branch_macs, meta_unet
+from stepcache.graphs.compiled import CUDA_OPTIONS
+
+SIZE = 16
+
+
+def half(*shape, channels_last=False):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=torch.half).to(memory_format=memory_format)
+
+
+def counted(code):
+    relaid, copies, joined = counts.relaid_weights(code), counts.copies(code), counts.join_copies(code)
+    read, written, extern = counts.traffic(code)
+    return {
+        "launches": [launch.kernel.name for launch in code.launches],
+        "externs": counts.externs_by_kind(code),
+        "relaid": [relaid.count, relaid.bytes],
+        "copies": [copies.count, copies.bytes],
+        "join copies": joined.count,
+        "joins": counts.join_launches(code),
+        "fills": counts.fills(code),
+        "read": read,
+        "written": written,
+        "extern": extern,
+        "flops": counts.flops(code),
+        "bound_ms": counts.bound_ms(code),
+        "configs": {
+            "default": [kernel.configs(CUDA_OPTIONS) for kernel in code.kernels.values()],
+            "torch": [kernel.configs({}) for kernel in code.kernels.values()],
+            "descent": [kernel.configs(gpu_code.DESCENT) for kernel in code.kernels.values()],
+        },
+    }
+
+
+def convolution(channels_last):
+    x, weight = half(2, 64, 32, 32, channels_last=True), half(128, 64, 3, 3, channels_last=channels_last)
+    return counted(function_code(lambda x, w: F.conv2d(x, w, padding=1), [x, weight], [weight]))
+
+
+def transposed():
+    return counted(function_code(lambda x: x.t().contiguous(), [half(64, 32)]))
+
+
+def filled():
+    return counted(function_code(lambda x: (x * 2, 3 * torch.arange(64 * 32, device=x.device)), [half(64, 32)]))
+
+
+def product():
+    return counted(function_code(lambda x, w, b: torch.addmm(b, x, w) + 1, [half(64, 32), half(32, 16), half(16)]))
+
+
+# A full step without attention compiles in a third of the time; a partial one has it.
+NO_ATTENTION = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "mid_block_type": None,
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
+
+
+def graph(kind, channels_last):
+    unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
+    accelerate(LoopPipe(unet, DDIMScheduler()), channels_last=channels_last)
+    before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
+    code = graph_code(unet, kind, reference_join, 0, gpu_code.inputs_of(unet, SIZE))
+    left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before
+    (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
+    return {**counted(code), "unet is as it was": left, "macs": getattr(macs, kind)}
+
+
+def on_the_ops(kind):
+    """With linear projections, which leave attention's output contiguous, in one of the two levels."""
+    unet = make_unet("least", use_linear_projection=True).half().to(memory_format=torch.channels_last)
+    inputs = gpu_code.inputs_of(unet, SIZE)
+    code = graph_code(unet, kind, fused_join(lambda shape: True), 0, inputs)
+    latent = inputs["sample"].numel() * inputs["sample"].element_size()
+    formats = {
+        name: [call.tensors[name].is_contiguous(memory_format=torch.channels_last) for call in own]
+        for own in [[call for call in code.launches if isinstance(call.kernel, OwnKernel)]]
+        for name in ("h", "skip")
+    }
+    names = [call.kernel.name if isinstance(call, Launch) else call.name for call in code.calls]
+    behind = [names[i - 1] for i, name in enumerate(names) if name.startswith("dual_conv1x1")]
+    return {**counted(code), "latent": latent, "formats": formats, "shortcuts behind": behind}
+
+
+def main():
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
+    torch.set_num_threads(1)
+    before = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
+    results = {
+        "convolution as loaded": convolution(channels_last=False),
+        "convolution channels_last": convolution(channels_last=True),
+        "transposed": transposed(),
+        "filled": filled(),
+        "product": product(),
+        "full channels_last": graph("full", True),
+        "partial channels_last": graph("partial", True),
+        "partial as loaded": graph("partial", False),
+        "full on the ops": on_the_ops("full"),
+        "partial on the ops": on_the_ops("partial"),
+    }
+    after = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
+    results["undone"] = before == after
+    with fake_h100.fake_h100():
+        results["fake"] = torch.cuda.is_available()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

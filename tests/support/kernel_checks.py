@@ -1,0 +1,85 @@
+"""Checks of a registered op that must hold in any process, with Triton's interpreter on and off."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from support.kernel_cases import LAYOUTS, Shape, conv_arguments, norm_arguments
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+SHAPE = Shape("small, a group across the seam", 2, 20, 12, 6, 4, 5, 7)
+WITH_MIX = Shape("small, from three buffers", 2, 20, 12, 6, 4, 5, 7, mix=3)
+ARGUMENTS = {"cat_group_norm_silu": norm_arguments, "dual_conv1x1": conv_arguments}
+
+
+def _op(name: str) -> Callable[..., Tensor]:
+    return getattr(importlib.import_module(f"stepcache.kernels.{name}"), name)
+
+
+def _all_arguments(name: str) -> list[dict]:
+    return [ARGUMENTS[name](shape, torch.float32, layout) for shape in (SHAPE, WITH_MIX) for layout in LAYOUTS.values()]
+
+
+def opcheck(name: str) -> None:
+    """Schema, autograd registration, fake tensors and AOT dispatch agree with the op."""
+    for arguments in _all_arguments(name):
+        torch.library.opcheck(_op(name), (), arguments)
+
+
+def compiles(name: str, backend: str, dynamic: bool) -> None:
+    """One graph, the same result and the same strides as in eager."""
+    op = _op(name)
+    for arguments in _all_arguments(name):
+        torch.compiler.reset()
+        compiled = torch.compile(lambda a: op(**a) * 1, backend=backend, fullgraph=True, dynamic=dynamic)
+        expected, got = op(**arguments), compiled(arguments)
+        torch.testing.assert_close(got, expected)
+        assert got.stride() == expected.stride()
+
+
+def compiles_once_for_all_sizes(name: str) -> None:
+    """With dynamic shapes, three sizes of batch, height and width share one graph."""
+    op, graphs = _op(name), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a: op(**a), backend=backend, fullgraph=True, dynamic=True)
+    # Sizes that no channel count equals, since equal sizes share a symbol in the first trace.
+    for batch, height, width in ((2, 9, 11), (3, 5, 14), (7, 13, 8)):
+        shape = Shape("dynamic", batch, 20, 12, 6, 4, height, width)
+        arguments = ARGUMENTS[name](shape, torch.float32, torch.channels_last)
+        torch.testing.assert_close(compiled(arguments), op(**arguments))
+    assert len(graphs) == 1
+
+
+def exports(name: str) -> None:
+    """torch.export keeps the op as one node, which runs; sizes may be dynamic."""
+    op = _op(name)
+
+    class Module(torch.nn.Module):
+        def forward(self, arguments: dict) -> Tensor:
+            return op(**arguments)
+
+    arguments = ARGUMENTS[name](SHAPE, torch.float32, torch.channels_last)
+    program = torch.export.export(Module(), (arguments,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == [f"stepcache.{name}.default"]
+    torch.testing.assert_close(program.module()(arguments), op(**arguments))
+
+
+def knows_shapes(name: str) -> None:
+    """On the meta device and with fake tensors: shape, dtype and strides of the real result, and no work."""
+    op = _op(name)
+    for arguments in _all_arguments(name):
+        expected = op(**arguments)
+        on_meta = op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()})
+        with FakeTensorMode() as mode:
+            fake = op(**{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()})
+        for got in (on_meta, fake):
+            assert (got.shape, got.dtype, got.stride()) == (expected.shape, expected.dtype, expected.stride())
