@@ -14,9 +14,9 @@ from .buffers import Kept
 class Runner(Protocol):
     """Runs the two forwards; eager or compiled."""
 
-    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]: ...  # noqa: D102
+    def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]: ...
 
-    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor: ...  # noqa: D102
+    def partial(self, unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> Tensor: ...
 
 
 class DirectGraphs:
