@@ -57,7 +57,7 @@ from benchmarks.engine.gpu_code_trace import Code, graph_code
 from stepcache.bench.rows import RESULTS, write
 from stepcache.forwards.join import Join, fused_join, reference_join
 from stepcache.forwards.macs import example_inputs, meta_unet
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 PIXELS = {"sd15": 512, "sd21": 512, "sdxl": 1024}
 KINDS = ("full", "partial")

@@ -35,7 +35,7 @@ from benchmarks.engine.fake_h100 import Product, fake_h100
 from benchmarks.kernels import launches as kernel_launches
 from stepcache.forwards import family_of, guidance
 from stepcache.forwards.join import Join
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 HEURISTICS = (
     "pointwise",

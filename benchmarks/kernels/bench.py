@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.gate.jobs import OUT_OF_TIME
 from stepcache.bench.rows import RESULTS, ROOT, Rig, Spread, read, write
-from stepcache.graphs.compiled import cuda_options
+from stepcache.graphs.options import cuda_options
 from stepcache.graphs.replays import copies_beyond_l2, times_us
 
 MODELS = {"sd15": 64, "sdxl": 128}

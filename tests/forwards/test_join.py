@@ -306,7 +306,7 @@ def test_layer_hooks_are_not_bypassed(caplog):
     accelerate(pipe, 3, kernels=True)
     add_hook_to_module(pipe.unet.up_blocks[0].resnets[0].norm1, ModelHook())
     assert torch.equal(pipe(6), want)
-    assert "Hooks that offload" in caplog.text
+    assert "Hooks on the layers of the U-Net offload" in caplog.text
 
 
 def test_bad_setting():

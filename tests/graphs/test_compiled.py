@@ -14,8 +14,8 @@ from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_
 
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.errors import GraphCompileError, InvalidSetting
-from stepcache.graphs import GraphSettings
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
 

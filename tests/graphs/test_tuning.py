@@ -9,10 +9,11 @@ from unittest import mock
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from support.small import LoopPipe, core_of, demo_pipe, generate, make_unet
+from support.small import LoopPipe, demo_pipe, engine_of, generate, make_unet
 
 from stepcache import accelerate, last_run, restore, warmup
-from stepcache.graphs import GraphSettings, tuning
+from stepcache.graphs import tuning
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
 from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
@@ -130,7 +131,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     want = generate(pipe)
-    before = core_of(pipe).buckets.held
+    before = engine_of(pipe).unet.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
     record = warmup(pipe, 64, 64, progress=False)
     assert record.joins_measured > 0 and record.captures == 2  # anew, on the ops
@@ -222,7 +223,7 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
     def no_memory(*args):
         raise torch.OutOfMemoryError("20 GiB")
 
-    monkeypatch.setattr("stepcache.graphs.sites_of", no_memory)
+    monkeypatch.setattr("stepcache.graphs.unet.calls_of_joins", no_memory)
     record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
     assert record.joins_measured == 0 and record.captures == 2
     assert "There is no memory to look for the joins" in caplog.text

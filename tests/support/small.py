@@ -245,7 +245,7 @@ def generate(pipe, steps: int = 6, seed: int = 0, sized: bool = True, **kwargs) 
     return pipe(**{**options, **kwargs}, num_inference_steps=steps, generator=generator).images
 
 
-def core_of(pipe):
+def engine_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
     (core,) = attachment_of(pipe)._idle
     return core
@@ -253,7 +253,7 @@ def core_of(pipe):
 
 def graphs_of(pipe):
     """The captured graphs of all buckets, oldest first."""
-    return [bucket.graphs.captured for bucket in core_of(pipe).buckets.held.values()]
+    return [bucket.capture for bucket in engine_of(pipe).unet.buckets.held.values()]
 
 
 def captured(pipe, *args, **options):
