@@ -9,9 +9,10 @@ from stepcache import accelerate, last_run, restore
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import FAMILIES, family_of
 from stepcache.forwards import unet_2d as family
+from stepcache.forwards.blend import Blend
 from stepcache.forwards.guidance import full as guided_full
 from stepcache.forwards.guidance import partial as guided_partial
-from stepcache.forwards.join import Blend, reference_join
+from stepcache.forwards.join import reference_join
 from stepcache.forwards.macs import branch_macs, example_inputs, meta_unet
 
 BASE = {

@@ -15,7 +15,8 @@ from stepcache import accelerate, last_run, restore, warmup
 from stepcache.graphs import GraphSettings, tuning
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
+from stepcache.graphs.verdict_file import COLUMNS, Setup, from_csv
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"

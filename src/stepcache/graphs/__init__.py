@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autocast import autocasts
 from ..errors import InvalidSetting
-from ..forwards.join import Join, autocasts, fused_join, reference_join
+from ..forwards.join import JoinFunction, fused_join, reference_join
+from ..forwards.join_shape import JoinShape
 from ..reuse.cut import Cut
 from ..reuse.predict import HOLD, Predictor
 from .backends import CaptureBackend, CudaBackend
@@ -30,7 +32,6 @@ from .direct import DirectGraphs, Runner
 from .eager import EagerRunner
 from .tensors import tensors_of
 from .tuning import Judge, judge_of, sites_of, tuning_wanted
-from .verdicts import JoinShape
 
 logger = logging.getLogger("stepcache")
 
@@ -101,7 +102,7 @@ class GraphSettings:
         captured = self.backend(device) is not None or captures_itself(options)
         return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
 
-    def join(self, wanted: frozenset[JoinShape]) -> Join:
+    def join(self, wanted: frozenset[JoinShape]) -> JoinFunction:
         """How graphs join. wanted: the joins that are decided to run on the Triton ops."""
         if self.kernels is True:
             return fused_join(lambda shape: True)

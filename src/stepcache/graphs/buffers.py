@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..forwards.join import Blend
+from ..forwards.blend import Blend
 from ..reuse.predict import Predictor
 
 

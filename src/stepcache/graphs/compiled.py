@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from ..errors import GraphCompileError, InvalidSetting
 from ..forwards import guidance
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend, Join
+from ..forwards.join import JoinFunction
+from ..forwards.join_shape import JoinShape
 from .costs import Costs
 from .eager import EagerRunner
 from .stages import stage
 from .tensors import tensors_of
 from .turns import exclusive
-from .verdicts import JoinShape
 
 # Inductor options for CUDA, where the user gives neither mode nor options; handed to torch.compile, never set globally.
 # Each kernel is compiled once, as Inductor's heuristics have it at first (their number: benchmarks/engine/gpu_code.py).
@@ -178,7 +179,7 @@ class CompiledRunner:
     """
 
     def __init__(
-        self, plan: Any, join: Join, options: dict[str, Any], label: str, reuse_guidance: bool, key: Hashable
+        self, plan: Any, join: JoinFunction, options: dict[str, Any], label: str, reuse_guidance: bool, key: Hashable
     ) -> None:
         # Trees write their outputs and read their inputs at fixed addresses; see `partial`.
         self.trees = captures_itself(options)
@@ -220,7 +221,7 @@ class RegionalRunner(EagerRunner):
     """
 
     def __init__(
-        self, plan: Any, join: Join, options: dict[str, Any], label: str, reuse_guidance: bool, key: Hashable
+        self, plan: Any, join: JoinFunction, options: dict[str, Any], label: str, reuse_guidance: bool, key: Hashable
     ) -> None:
         super().__init__(plan.family, plan.cut, join, reuse_guidance)
         self.plan, self.options, self.label, self.key = plan, options, label, key

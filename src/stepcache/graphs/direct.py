@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend
 from .buffers import Kept
 
 

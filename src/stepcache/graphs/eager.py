@@ -8,15 +8,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..forwards import guidance
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend, Join, reference_join
+from ..forwards.join import JoinFunction, reference_join
 from ..reuse.cut import Cut
 
 
 class EagerRunner:
     """Calls a family's forwards as they are. reuse_guidance: see guidance.py."""
 
-    def __init__(self, family: ModuleType, cut: Cut, join: Join = reference_join, reuse_guidance: bool = False) -> None:
+    def __init__(
+        self, family: ModuleType, cut: Cut, join: JoinFunction = reference_join, reuse_guidance: bool = False
+    ) -> None:
         self.family, self.cut, self.join, self.reuse_guidance = family, cut, join, reuse_guidance
 
     def full(self, unet: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Values]:

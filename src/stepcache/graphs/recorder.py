@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..forwards.join import autocasts
+from ..autocast import autocasts
 from .backends import CaptureBackend, CapturedGraph, capture
 from .costs import Costs
 from .stages import stage

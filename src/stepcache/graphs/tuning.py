@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..forwards import guidance
-from ..forwards.join import Blend, Join, fusable, fused_join, reference_join, shape_of
+from ..forwards.blend import Blend
+from ..forwards.join import JoinFunction, fusable, fused_join, reference_join
+from ..forwards.join_shape import JoinShape, shape_of
 from .buffers import Kept
 from .compiled import CompiledFunction
 from .costs import Costs
 from .stages import stage
-from .verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
+from .verdict_file import OK, Setup, Verdict, cache_folder
+from .verdicts import Verdicts
 
 if TYPE_CHECKING:
     from . import Plan
@@ -149,7 +152,7 @@ def measure(site: Site, options: dict[str, Any], setup: Setup, timer: Timer) -> 
     return Verdict(setup, site.shape, triton_us, inductor_us)
 
 
-def _compiled(join: Join, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
+def _compiled(join: JoinFunction, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     def run(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         return join(resnet, hidden, skip, temb)
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autocast import autocasts
 from ..errors import AlreadyCached, UnsupportedVAE
-from ..forwards.join import autocasts
 from ..graphs import GraphSettings, hooks_on, signature, tensors_of
 from ..graphs.baked import Baked
 from ..graphs.buffers import Bucket, Buckets, Kept
