@@ -217,8 +217,8 @@ def test_macs_are_counted_on_example_inputs(name):
     with torch.no_grad():
         for row in rows:
             output, feature = family.full(unet, family.layout(unet).cut(row.branch), **inputs)
-            assert row.feature == tuple(feature.shape)
-            assert 0 < row.partial <= row.full
+            assert row.feature_shape == tuple(feature.shape)
+            assert 0 < row.partial_macs <= row.full_macs
         assert torch.equal(output, stock(unet, inputs))
 
 
