@@ -55,7 +55,7 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.engine import gpu_code_counts as counts
 from benchmarks.engine.gpu_code_trace import Code, graph_code
 from stepcache.bench.rows import RESULTS, write
-from stepcache.forwards.join import Join, fused_join, reference_join
+from stepcache.forwards.join import JoinFunction, fused_join, reference_join
 from stepcache.forwards.macs import example_inputs, meta_unet
 from stepcache.graphs.options import CUDA_OPTIONS
 
@@ -115,7 +115,7 @@ class Case(NamedTuple):
     weights: str
 
 
-def the_join(name: str) -> Join:
+def the_join(name: str) -> JoinFunction:
     """The join of that name, of JOINS."""
     return fused_join(lambda *shape: True) if name == "triton" else reference_join
 

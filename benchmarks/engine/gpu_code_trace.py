@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from benchmarks.engine.fake_h100 import Product, fake_h100
 from benchmarks.kernels import launches as kernel_launches
 from stepcache.forwards import family_of, guidance
-from stepcache.forwards.join import Join
+from stepcache.forwards.join import JoinFunction
 from stepcache.graphs.options import CUDA_OPTIONS
 
 HEURISTICS = (
@@ -308,7 +308,7 @@ def function_code(
 def graph_code(
     unet: nn.Module,
     kind: str,
-    join: Join,
+    join: JoinFunction,
     branch: int,
     inputs: Mapping[str, Any],
     options: Mapping[str, Any] = CUDA_OPTIONS,

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stepcache import accelerate, last_run
 from stepcache.errors import InvalidSetting
 from stepcache.forwards import family_of
-from stepcache.forwards.join import Blend, fusable, fused_join, reference_join, shape_of
+from stepcache.forwards.blend import Blend
+from stepcache.forwards.join import fusable, fused_join, reference_join
+from stepcache.forwards.join_shape import JoinShape, shape_of
 from stepcache.graphs.standin import StandInBackend
-from stepcache.graphs.verdicts import JoinShape
 
 fused = fused_join(lambda shape: True)
 RESNETS = {

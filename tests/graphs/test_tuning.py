@@ -16,7 +16,8 @@ from stepcache.graphs import tuning
 from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
+from stepcache.graphs.verdict_file import COLUMNS, Setup, from_csv
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"

@@ -13,7 +13,7 @@ from support.small import captured, demo_pipe, engine_of, generate, loop_pipe
 from stepcache import Schedule, StepCacheError, accelerate, last_run
 from stepcache.errors import InvalidSetting
 from stepcache.forwards import family_of
-from stepcache.forwards.join import Blend
+from stepcache.forwards.blend import Blend
 from stepcache.reuse.predict import HOLD, Fitted, Line, predictor_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forwards.join import autocasts
+from ..forwards.autocast import autocasts
 from .capture import Capture
 from .kept import Kept
 from .program import Program

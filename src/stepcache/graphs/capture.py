@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forwards.join import autocasts
+from ..forwards.autocast import autocasts
 from ..forwards.nested import map_tensors, tensors_of
 from .backends import CaptureBackend, CapturedGraph, capture
 from .fallback import Fallback

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from ..errors import GraphCompileError
+from ..forwards.join_shape import JoinShape
 from .options import FIXED, captures_itself, own_copy
 from .progress import Costs, stage
 from .turns import exclusive
-from .verdicts import JoinShape
 
 
 class CompiledFunction:

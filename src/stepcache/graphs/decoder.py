@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend
 from ..forwards.nested import tensors_of
 from .bucket import Bucket, Buckets, key_of
 from .capture import Capture

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..forwards.join import Blend
+from ..forwards.blend import Blend
 from ..reuse.predict import Predictor
 
 

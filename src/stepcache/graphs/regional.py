@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend
 from .compiled import Compilations
 from .program import Compute
 from .progress import Costs

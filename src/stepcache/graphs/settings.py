@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ..errors import InvalidSetting
-from ..forwards.join import Join, fused_join, reference_join
+from ..forwards.join import JoinFunction, fused_join, reference_join
+from ..forwards.join_shape import JoinShape
 from .backends import CaptureBackend, CudaBackend
 from .options import captures_itself, check_options, cuda_options, own_copy
 from .tuning import Judge, judge_of
-from .verdicts import JoinShape
 
 HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
 
@@ -82,7 +82,7 @@ class GraphSettings:
         captured = self.backend(device) is not None or captures_itself(options)
         return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
 
-    def join(self, wanted: frozenset[JoinShape]) -> Join:
+    def join(self, wanted: frozenset[JoinShape]) -> JoinFunction:
         """How graphs join. wanted: the joins that are decided to run on the Triton ops."""
         if self.kernels is True:
             return fused_join(lambda shape: True)

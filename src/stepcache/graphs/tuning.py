@@ -21,14 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..forwards.join import Blend, Join, fusable, fused_join, reference_join, shape_of
+from ..forwards.blend import Blend
+from ..forwards.join import JoinFunction, fusable, fused_join, reference_join
+from ..forwards.join_shape import JoinShape, shape_of
 from ..reuse.predict import Predictor
 from .compiled import CompiledFunction
 from .kept import Kept
 from .program import Compute
 from .progress import Costs, stage
 from .replays import ReplayTimer
-from .verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
+from .verdict_file import OK, Setup, Verdict, cache_folder
+from .verdicts import Verdicts
 
 logger = logging.getLogger("stepcache")
 
@@ -90,7 +93,7 @@ class JoinCall:
 
 
 def calls_of_joins(
-    computes: Callable[[Join], dict[str, Compute]],
+    computes: Callable[[JoinFunction], dict[str, Compute]],
     kept: Kept,
     predictor: Predictor,
     unet: nn.Module,
@@ -144,7 +147,7 @@ def measure(call: JoinCall, options: dict[str, Any], setup: Setup, timer: Replay
     return Verdict(setup, call.shape, triton_us, inductor_us)
 
 
-def _compiled(join: Join, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
+def _compiled(join: JoinFunction, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     def run(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         return join(resnet, hidden, skip, temb)
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..forwards import guidance
+from ..forwards.blend import Blend
 from ..forwards.guidance import Values
-from ..forwards.join import Blend, Join, reference_join
+from ..forwards.join import JoinFunction, reference_join
+from ..forwards.join_shape import JoinShape
 from ..reuse.cut import Cut
 from ..reuse.predict import HOLD, Predictor
 from .bucket import Bucket, Buckets, key_of
@@ -25,7 +27,6 @@ from .progress import Costs
 from .regional import regional, repeated_blocks
 from .settings import GraphSettings
 from .tuning import Judge, calls_of_joins, tuning_wanted
-from .verdicts import JoinShape
 
 
 class UNetGraphs:
@@ -73,7 +74,7 @@ class UNetGraphs:
         """The repeated blocks to be compiled one by one."""
         return repeated_blocks(unet) if self.settings.compile == "regional" else []
 
-    def computes(self, join: Join, reuse_guidance: bool) -> dict[str, Compute]:
+    def computes(self, join: JoinFunction, reuse_guidance: bool) -> dict[str, Compute]:
         """The functions of the programs, whose joins go through `join`."""
         family, cut = self.family, self.cut
 
