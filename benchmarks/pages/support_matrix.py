@@ -14,8 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.pages.markdown_table import table
-from stepcache.bench.rows import ROOT
 
 TESTS = ROOT / "tests"
 OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.engine import cold_start, cpu_ratio, gpu_code, host_overhead, rest_of_loop
 from benchmarks.pages import two_graphs
 from benchmarks.pages.bench_tables import headline_table, ladder_tables
@@ -26,7 +27,7 @@ from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_ta
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.support_matrix import support_table
-from stepcache.bench.rows import RESULTS, ROOT, Rig, read
+from stepcache.bench.rows import Rig, read
 from stepcache.graphs.compiled import CUDA_OPTIONS
 
 Made = TypeVar("Made")

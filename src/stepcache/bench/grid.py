@@ -21,8 +21,8 @@ from stepcache.reuse.schedule import Schedule, positive_int
 
 from .calls import Call
 from .cell import RUNS, Cell
+from .cell_rows import rows_of
 from .heap import keep_heap
-from .lines import rows_of
 from .models import Model, load
 from .rows import Rig, write
 from .schema import BenchRow

@@ -12,7 +12,7 @@ from stepcache.images import fidelity
 
 from .agreement import agreements
 from .entries import Entry
-from .rows import Spread
+from .repeats import Spread
 from .schema import BenchRow
 
 
