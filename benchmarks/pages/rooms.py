@@ -56,7 +56,7 @@ def _imported(path: Path, package: tuple[str, ...]) -> Iterator[str]:
 
 
 def levels(edges: Mapping[str, set[str]]) -> dict[str, int]:
-    """Each room's floor: one above the highest that it imports. ValueError where rooms import each other in a circle."""
+    """Each room's floor, one above the highest that it imports. ValueError where imports run in a circle."""
     known: dict[str, int] = {}
 
     def level(name: str, above: tuple[str, ...] = ()) -> int:
