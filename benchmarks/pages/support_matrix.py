@@ -1,8 +1,7 @@
 """What works: the README's support matrix, made from the tables that the tests run.
 
-tests/support/ways.py and tests/pipelines/cases.py hold one row for each way of running and each pipeline, and what
-comes of it; tests/pipelines/test_ways.py and tests/pipelines/test_cases.py check every row.
-tests/pipelines/test_video_pipelines.py has and checks rows of its own.
+tests/support/ways.py and tests/support/cases hold one row for each way of running and each pipeline, and what comes of
+it; tests/pipelines/test_ways.py and tests/pipelines/test_cases.py check every row.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.pages.markdown_table import table
@@ -21,7 +19,7 @@ TESTS = ROOT / "tests"
 OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 NOTE = (
     "Each cell is a row of the tests' own tables ([ways of running](tests/support/ways.py), "
-    "[pipelines](tests/pipelines/cases.py)), checked by `make test` on a CPU: compiled by Dynamo alone, captured by a "
+    "[pipelines](tests/support/cases)), checked by `make test` on a CPU: compiled by Dynamo alone, captured by a "
     "stand-in for CUDA graphs. *Runs eager* and *not captured*: right, but without compiled graphs or CUDA graphs, as "
     "a warning says. *Nothing reused*: all U-Net calls of that pipeline run whole, as it needs them. *Refused*: by an "
     "error that says why, before the run. torchao's rows run where it is installed; with 0.18.0 they passed."
@@ -30,17 +28,8 @@ NOTE = (
 
 def support_table(results: Path) -> str:
     """Both tables, of what the tests hold; `results` has nothing to do with it."""
-    ways, cases = _of_tests("support.ways"), [*_of_tests("cases").CASES, *videos()]
+    ways, cases = _of_tests("support.ways"), _of_tests("support.cases").CASES
     return f"{running_table(ways.WAYS, ways.ENGINES)}\n\n{pipelines_table(cases)}\n\n{NOTE}"
-
-
-def videos() -> list[Any]:
-    """Rows of the video pipelines, which have a test of their own: those that are SHOWN, all of which work."""
-    shown = _of_tests("support.video_pipes").SHOWN.values()
-    return [
-        SimpleNamespace(pipeline=pipeline, family=family, feature=feature, status="works", reuses=True)
-        for pipeline, family, feature in shown
-    ]
 
 
 def running_table(ways: Iterable[Any], engines: Sequence[str]) -> str:
@@ -77,8 +66,7 @@ def pipelines_table(cases: Iterable[Any]) -> str:
 
 
 def _of_tests(name: str) -> Any:
-    """A module of the tests' tables, which find one another by name, as under pytest."""
-    for folder in (TESTS, TESTS / "pipelines"):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    """A module of the tests."""
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
     return importlib.import_module(name)
