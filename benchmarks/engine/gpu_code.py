@@ -50,14 +50,9 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.console import columns, parser
 from benchmarks.engine import gpu_code_counts as counts
 from benchmarks.engine.gpu_code_trace import Code, graph_code
-<<<<<<< HEAD
-from stepcache.bench.rows import RESULTS, write
-from stepcache.forwards.join import JoinFunction, fused_join, reference_join
-=======
 from stepcache.bench.rows import write
 from stepcache.commands.inspect import read_config
-from stepcache.forwards.join import Join, fused_join, reference_join
->>>>>>> bench
+from stepcache.forwards.join import JoinFunction, fused_join, reference_join
 from stepcache.forwards.macs import example_inputs, meta_unet
 from stepcache.graphs.options import CUDA_OPTIONS
 
@@ -117,13 +112,8 @@ class Case(NamedTuple):
     weights: str
 
 
-<<<<<<< HEAD
 def the_join(name: str) -> JoinFunction:
-    """The join of that name, of JOINS."""
-=======
-def the_join(name: str) -> Join:
     """The join of this name, one of JOINS."""
->>>>>>> bench
     return fused_join(lambda *shape: True) if name == "triton" else reference_join
 
 

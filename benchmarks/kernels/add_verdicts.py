@@ -12,13 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-<<<<<<< HEAD:benchmarks/kernels/choose.py
-from stepcache.bench.rows import ROOT
-from stepcache.graphs.verdict_file import add_to_file, cache_folder, from_csv
-=======
 from benchmarks import ROOT
-from stepcache.graphs.verdicts import add_to_file, cache_folder, from_csv
->>>>>>> bench:benchmarks/kernels/add_verdicts.py
+from stepcache.graphs.verdict_file import add_to_file, cache_folder, from_csv
 
 DEFAULTS = ROOT / "csrc_triton" / "defaults.csv"
 

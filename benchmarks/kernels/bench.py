@@ -22,19 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from benchmarks.gate.jobs import OUT_OF_TIME
-from stepcache.bench.rows import RESULTS, ROOT, Rig, Spread, read, write
-from stepcache.graphs.options import cuda_options
-=======
 from benchmarks import OUT_OF_TIME
 from benchmarks.console import parser
 from benchmarks.gpu import driver_version
 from stepcache.bench.repeats import Spread
 from stepcache.bench.rows import Rig, read, write
 from stepcache.commands.inspect import read_config
-from stepcache.graphs.compiled import cuda_options
->>>>>>> bench
+from stepcache.graphs.options import cuda_options
 from stepcache.graphs.replays import copies_beyond_l2, times_us
 
 MODELS = {"sd15": 64, "sdxl": 128}

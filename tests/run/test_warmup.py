@@ -9,8 +9,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
-from support.small import demo_pipe, generate, loop_pipe, sdxl_pipe, state_of
-from test_pipelines import run
+from support.small import demo_pipe, generate, generate_any, loop_pipe, sdxl_pipe, state_of
 
 from stepcache import accelerate, last_run, warmup
 from stepcache.errors import InvalidSetting, NotAccelerated
@@ -18,21 +17,21 @@ from stepcache.graphs.standin import StandInBackend
 
 
 @pytest.mark.parametrize(
-    "name, make, cls",
+    "make, cls",
     [
-        ("sd", demo_pipe, StableDiffusionPipeline),
-        ("sd img2img", demo_pipe, StableDiffusionImg2ImgPipeline),
-        ("sd inpaint", demo_pipe, StableDiffusionInpaintPipeline),
-        ("sdxl", sdxl_pipe, StableDiffusionXLPipeline),
-        ("sdxl img2img", sdxl_pipe, StableDiffusionXLImg2ImgPipeline),
+        (demo_pipe, StableDiffusionPipeline),
+        (demo_pipe, StableDiffusionImg2ImgPipeline),
+        (demo_pipe, StableDiffusionInpaintPipeline),
+        (sdxl_pipe, StableDiffusionXLPipeline),
+        (sdxl_pipe, StableDiffusionXLImg2ImgPipeline),
     ],
 )
-def test_the_first_request_finds_everything_warm(name, make, cls):
+def test_the_first_request_finds_everything_warm(make, cls):
     pipe = accelerate(make(cls), interval=3, cuda_graphs=StandInBackend)
     size = 16 * pipe.vae_scale_factor
     record = warmup(pipe, size, size, progress=False)
     assert record.captures == 2 and record.kinds == "FP"
-    run(pipe, name)
+    generate_any(pipe)
     assert last_run(pipe).captures == 0
     assert last_run(pipe).kinds.startswith("FPPF")  # the pipe's own schedule is back
 

@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from stepcache import accelerate
@@ -245,10 +246,29 @@ def generate(pipe, steps: int = 6, seed: int = 0, sized: bool = True, **kwargs) 
     return pipe(**{**options, **kwargs}, num_inference_steps=steps, generator=generator).images
 
 
+def picture(pixels: int) -> Image.Image:
+    return Image.radial_gradient("L").resize((pixels, pixels)).convert("RGB")
+
+
+def mask(pixels: int) -> Image.Image:
+    """White below, black above."""
+    return Image.linear_gradient("L").resize((pixels, pixels)).point(lambda value: 255 * (value > 127))
+
+
+def generate_any(pipe, steps: int = 8, **options) -> torch.Tensor:
+    """`generate` from text, from an image or by inpainting, as the pipeline's class asks."""
+    kind, pixels = type(pipe).__name__, 16 * pipe.vae_scale_factor
+    if "Img2Img" in kind:
+        return generate(pipe, steps, sized=False, image=picture(pixels), strength=0.6, **options)
+    if "Inpaint" in kind:
+        options = {"image": picture(pixels), "mask_image": mask(pixels), "strength": 0.8, **options}
+    return generate(pipe, steps, **options)
+
+
 def engine_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
-    (core,) = attachment_of(pipe)._idle
-    return core
+    (engine,) = attachment_of(pipe)._idle
+    return engine
 
 
 def graphs_of(pipe):

@@ -7,11 +7,9 @@ from typing import Any
 
 import diffusers
 import torch
-from case import IMAGE, INPAINT, SHORT, SIZED, TEXT, partial, works
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
-    MotionAdapter,
     MultiAdapter,
     T2IAdapter,
     UNet2DConditionModel,
@@ -28,6 +26,8 @@ from support.builders import (
     sdxl,
     vae_of,
 )
+from support.cases.case import IMAGE, INPAINT, SHORT, SIZED, TEXT, partial, works
+from support.cases.video import motion_adapter
 
 
 def control_net(config: Mapping[str, Any]) -> Any:
@@ -72,9 +72,7 @@ def panorama(cls: type, scheduler: Any = None) -> Any:
 
 def animated(cls: type) -> Any:
     torch.manual_seed(1)
-    options = {"motion_layers_per_block": 1, "motion_num_attention_heads": 2, "motion_norm_num_groups": 4}
-    adapter = ready(MotionAdapter(block_out_channels=(8, 16), motion_max_seq_length=4, **options))
-    pipe = sd(cls, motion_adapter=adapter, **PAG)
+    pipe = sd(cls, motion_adapter=motion_adapter(motion_max_seq_length=4), **PAG)
     ready(pipe.unet)
     return pipe
 

@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 import torch
-from case import SIZED, partial, works
 from support.builders import PIXELS, image_encoder, random, sd, sdxl, shared
+from support.cases.case import SIZED, partial, works
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in")
 

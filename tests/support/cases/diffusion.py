@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from case import IMAGE, INPAINT, SHORT, SIZED, STEPS, TEXT, partial, works
 from diffusers import (
     DDPMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -34,6 +33,7 @@ from support.builders import (
     shared,
     vae_of,
 )
+from support.cases.case import IMAGE, INPAINT, SHORT, SIZED, STEPS, TEXT, partial, works
 
 
 def upscaler(cls: type) -> Any:

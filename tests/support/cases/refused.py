@@ -9,11 +9,11 @@ from typing import Any
 
 import diffusers
 import torch
-from case import Case, partial
-from cases_families import unconditional
 from support.builders import (
     ddim,
 )
+from support.cases.case import Case, partial
+from support.cases.families import unconditional
 
 from stepcache.errors import UnsupportedPipeline, UnsupportedUNet
 

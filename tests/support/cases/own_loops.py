@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import torch
-from case import PLAIN, Case
 from diffusers import DiffusionPipeline
 from support.builders import TINY, ddim, quiet, random, unet_of
+from support.cases.case import PLAIN, Case
 
 
 class OwnPipeline(DiffusionPipeline):

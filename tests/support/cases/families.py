@@ -8,8 +8,6 @@ from typing import Any
 
 import diffusers
 import torch
-from case import SHORT, SIZED, STEPS, partial, works
-from cases_control import with_control
 from diffusers import (
     DDPMScheduler,
     UnCLIPScheduler,
@@ -37,6 +35,8 @@ from support.builders import (
     unet_of,
     vae_of,
 )
+from support.cases.case import SHORT, SIZED, STEPS, partial, works
+from support.cases.control import with_control
 from transformers import (
     SpeechT5HifiGan,
     SpeechT5HifiGanConfig,
@@ -149,6 +149,11 @@ def audio(cls: type, **changes: Any) -> Any:
     }  # fmt: skip
     vocoder = ready(SpeechT5HifiGan(config))
     return sd(cls, unet, vae=vae_of(in_channels=1, out_channels=1), vocoder=vocoder, **changes)
+
+
+def music(cls: type) -> Any:
+    """Its text encoder needs a `text_model`."""
+    return audio(cls, text_encoder=shared()["text_encoder_2"])
 
 
 KANDINSKY_HINT = {"addition_embed_type": "image_hint", "in_channels": 8}
@@ -320,8 +325,7 @@ CASES = [
         **UNET2D,
     ),
     works("AudioLDMPipeline", "sound", audio, AUDIO),
-    # It asks its text encoder for a text_model.
-    works("MusicLDMPipeline", "music", partial(audio, text_encoder=shared()["text_encoder_2"]), AUDIO),
+    works("MusicLDMPipeline", "music", music, AUDIO),
     works(
         "BlipDiffusionPipeline",
         "subjects",

@@ -7,7 +7,6 @@ from typing import Any
 
 import diffusers
 import torch
-from case import IMAGE, PLAIN, SHORT, SIZED, STEPS, TEXT, partial, works
 from diffusers import (
     DDIMInverseScheduler,
     DPMSolverMultistepScheduler,
@@ -32,6 +31,7 @@ from support.builders import (
     sdxl,
     shared,
 )
+from support.cases.case import IMAGE, PLAIN, SHORT, SIZED, STEPS, TEXT, partial, works
 
 
 def ledits(cls: type, make: Any, config: Mapping[str, Any]) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
+import numpy as np
+import torch
 from support.builders import MASK, PICTURE, PIXELS
 
 
@@ -41,6 +44,18 @@ class Case:
     def status(self) -> str:
         return "works" if self.error is None else "refused"
 
+    def output(self, pipe: Any, **changes: Any) -> torch.Tensor:
+        """The first of the outputs of a call of `pipe`, with `changes` to its arguments."""
+        torch.manual_seed(0)  # some pipelines draw without the generator
+        call = {**self.call, **changes}
+        if "generator" in inspect.signature(pipe.__call__).parameters:
+            call["generator"] = torch.Generator().manual_seed(0)
+        result = self.run(pipe, call) if self.run is not None else pipe(**call)
+        result = result if isinstance(result, torch.Tensor) else result[0]
+        return (
+            result if isinstance(result, torch.Tensor) else torch.from_numpy(np.stack([np.asarray(r) for r in result]))
+        )
+
     @property
     def reuses(self) -> bool:
         """Whether features are reused at all: not in runs that stepcache lets run as they are."""
@@ -71,3 +86,9 @@ def works(
 def partial(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[type], Any]:
     """`build` with all arguments but the first, the class of the pipeline."""
     return lambda cls: build(cls, *args, **kwargs)
+
+
+def four_steps(pipe: Any, **changes: Any) -> torch.Tensor:
+    """Latents that a pipeline of `sd` or `sdxl` makes from text."""
+    call = {**SIZED, "num_inference_steps": 4, **changes}
+    return pipe(**call, generator=torch.Generator().manual_seed(0)).images
