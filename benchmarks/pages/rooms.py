@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
-from stepcache.bench.rows import ROOT
 
 SOURCE = ROOT / "src" / "stepcache"
 KERNELS = ROOT / "csrc_triton"
