@@ -22,6 +22,7 @@ from support.kernel_cases import (
     conv_arguments,
     gpu_cases,
     numeric_cases,
+    on_the_gpu,
     stock_conv,
     widened,
 )
@@ -93,16 +94,6 @@ def test_rows_that_need_64_bits_are_noticed():
 # The op.
 
 
-def test_opcheck(anywhere):
-    anywhere("support.kernel_checks", "opcheck", OP)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph(anywhere, backend, dynamic):
-    anywhere("support.kernel_checks", "compiles", OP, backend, dynamic)
-
-
 def test_on_cuda_it_is_one_launch_and_nothing_else():
     """No copy of an argument, no pointer to something that is not read."""
     shapes = [(2, 640, 24, 40), (2, 320, 24, 40), (320, 960, 1, 1), (320,), (2, 320, 24, 40)]
@@ -111,17 +102,6 @@ def test_on_cuda_it_is_one_launch_and_nothing_else():
     assert launch.grid == (2 * 24 * 40 // 128 * 5,)  # 128 pixels x 64 of 320 output channels
     assert [name for name, value in launch.arguments.items() if value is None] == ["h2", "h3", "mix", "residual_bias"]
     assert others == ["empty"]
-
-
-def test_compiles_with_inductor():
-    arguments = conv_arguments(kernel_checks.SHAPE, torch.float32, torch.channels_last)
-    compiled = torch.compile(lambda a: dual_conv1x1(**a) * 1, fullgraph=True)
-    torch.testing.assert_close(compiled(arguments), dual_conv1x1(**arguments))
-
-
-@pytest.mark.parametrize("check", ["compiles_once_for_all_sizes", "exports", "knows_shapes"])
-def test_dynamic_shapes_export_and_meta(anywhere, check):
-    anywhere("support.kernel_checks", check, OP)
 
 
 @pytest.mark.parametrize(
@@ -225,15 +205,10 @@ def test_compiles_ahead_of_time(combination, target):
 # On a GPU: numbers of all joins, and a few of them compiled, so that each test takes seconds.
 
 
-def on_the_gpu(shape, dtype, layout):
-    arguments = conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout])
-    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(("shape", "dtype", "layout"), gpu_cases())
 def test_on_the_gpu(shape, dtype, layout):
-    arguments = on_the_gpu(shape, dtype, layout)
+    arguments = on_the_gpu(conv_arguments(shape, DTYPES[dtype], LAYOUTS[layout]))
     result = dual_conv1x1(**arguments)
     assert_as_good_as_stock(result, stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))
     assert torch.equal(result, dual_conv1x1_triton(**arguments))
@@ -243,7 +218,7 @@ def test_on_the_gpu(shape, dtype, layout):
 @pytest.mark.parametrize("shape", compiled_cases(), ids=lambda s: s.why)
 def test_compiled_on_the_gpu(shape):
     """dynamic=False and a reset: all of these are one code object, of which Dynamo compiles eight and no more."""
-    arguments = on_the_gpu(shape, "fp16", "channels_last")
+    arguments = on_the_gpu(conv_arguments(shape, torch.float16, torch.channels_last))
     torch.compiler.reset()
     compiled = torch.compile(lambda a: dual_conv1x1(**a), fullgraph=True, dynamic=False)
     assert_as_good_as_stock(compiled(arguments), stock_conv(arguments), dual_conv1x1_reference(**widened(arguments)))

@@ -1,4 +1,4 @@
-"""Steps, slots and runs: each breakage of DeepCache's helper (research/peers.md, 1c) is a test that passes here."""
+"""Steps, slots and runs: a test for each way in which DeepCache's helper breaks (`stepcache.compat` lists them)."""
 
 import copy
 

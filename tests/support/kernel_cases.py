@@ -137,6 +137,11 @@ def conv_arguments(shape: Shape, dtype: torch.dtype, layout: torch.memory_format
     return made
 
 
+def on_the_gpu(arguments: dict) -> dict:
+    """The same arguments on the current CUDA device."""
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
 def widened(arguments: dict) -> dict:
     """The same arguments in float64, but for `mix`, which is float32 always."""
     return {k: v.double() if isinstance(v, Tensor) and k != "mix" else v for k, v in arguments.items()}
