@@ -56,6 +56,11 @@ class JoinCase:
         """Elements of the concat that the stock join makes."""
         return self.batch * (self.hidden + self.skip) * self.height * self.width
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The columns that all rows about a join have."""
+        return {name: getattr(self, name) for name in ("batch", "hidden", "skip", "out", "height", "width")}
+
     def __str__(self) -> str:
         return f"{self.model} join {self.index}: {self.hidden}+{self.skip}->{self.out} at {self.height}x{self.width}"
 
@@ -227,12 +232,7 @@ def _row(op: str, case: OpCase, name: str, sets: Sequence[Tensors], stock: Tenso
         op=op,
         model=join.model,
         join=join.index,
-        batch=join.batch,
-        hidden=join.hidden,
-        skip=join.skip,
-        out=join.out,
-        height=join.height,
-        width=join.width,
+        **join.sizes,
         dtype=str(case.dtype).removeprefix("torch."),
         layout="channels_last",
         variant=name,

@@ -98,6 +98,7 @@ def test_compiled_variants_say_what_compiling_took(tmp_path):
     assert compiled.compile_s > eager.first_call_s
     assert compiled.speedup is compiled.psnr is compiled.share is None  # eager was not asked for
     assert compiled.flop_bound > 1
+    assert compiled.reference == "stepcache eager" and 0 <= compiled.difference < 1e-3
 
 
 def test_every_size_is_compiled_for_itself(tmp_path):

@@ -4,15 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.bench_tiny import tiny_model
 
 from benchmarks.gate import cells as gate_cells
 from benchmarks.gate import jobs as gate_jobs
 from benchmarks.gate.jobs import Outcome
 from benchmarks.gate.summary import summary
 from benchmarks.kernels.bench import KernelRow
+from stepcache.bench import grid
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import Variant
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Cells measure a tiny pipeline instead of the demo."""
+    monkeypatch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
 
 
 @pytest.mark.parametrize("name", gate_cells.CELLS)
@@ -34,7 +42,7 @@ def test_no_row_is_measured_by_two_cells():
     assert len(set(rows)) == len(rows)
 
 
-def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tmp_path, monkeypatch):
+def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tiny, tmp_path, monkeypatch):
     what = gate_cells.GateCell(
         1, 1, "demo", 64, 1, ("stepcache-eager", "stepcache-graphs"), {"steps": 2, "repeats": 1, "device": "cpu"}
     )
@@ -55,7 +63,7 @@ def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tmp_path, monkeypatc
     assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3
 
 
-def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tmp_path, monkeypatch):
+def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tiny, tmp_path, monkeypatch):
     put_on = Variant.put_on
 
     def failing(self, pipe, backend):

@@ -1,4 +1,4 @@
-"""Counts of the code that Inductor generates for a GPU, on functions of which they are known, and on a small U-Net."""
+"""Counts of the code that Inductor generates for a GPU: of functions with known counts, and of a small U-Net."""
 
 import json
 import os
@@ -15,12 +15,18 @@ CASES = Path(__file__).parents[1] / "support" / "gpu_code_cases.py"
 HALF = 2  # bytes
 
 
-@pytest.fixture(scope="module")
-def counted():
+def counts_of(*names):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, str(CASES)], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, str(CASES), *names], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def counted():
+    convolutions = "convolution as loaded", "convolution channels_last"
+    graphs = (f"{kind} {what}" for kind in ("full", "partial") for what in ("channels_last", "on the ops"))
+    return counts_of(*convolutions, "transposed", "filled", "product", *graphs)
 
 
 def test_a_weight_in_another_layout_than_its_input_is_relaid(counted):
@@ -84,7 +90,10 @@ def test_no_graph_of_an_accelerated_pipe_relays_a_weight(counted, kind):
     assert case["unet is as it was"]
 
 
-def test_with_weights_as_loaded_some_are_relaid(counted):
+@pytest.mark.slow
+def test_with_weights_as_loaded_some_are_relaid():
+    """As for a single convolution above."""
+    counted = counts_of("partial as loaded", "partial channels_last")
     case = counted["partial as loaded"]
     count, size = case["relaid"]
     assert count >= 3 and size > 0

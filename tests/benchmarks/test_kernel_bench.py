@@ -242,9 +242,10 @@ def test_it_ends_when_its_seconds_are_over_and_is_continued(timed, tmp_path, mon
     assert len(made) == 42  # what another GPU measured is not kept
 
 
-def test_a_dry_run_ends_red_where_a_variant_is_wrong(capsys):
-    kernel_bench.main("op", fine, ["--dry-run"])
+def test_a_dry_run_ends_red_where_a_variant_is_wrong(tmp_path, capsys):
+    kernel_bench.main("op", fine, ["--dry-run", "--out", str(tmp_path / "rows.csv")])
     assert "op: 21 joins agree in all variants" in capsys.readouterr().out
+    assert not (tmp_path / "rows.csv").exists()
     with pytest.raises(SystemExit, match="21 wrong or failed"):
         kernel_bench.main("op", lambda join, dtype, device: case(join, dtype, off=0.5), ["--dry-run"])
     assert "joins agree" not in capsys.readouterr().out
