@@ -1,1 +1,1 @@
-"""What the engine costs: host time, cold start, code for a GPU, real U-Nets on a CPU."""
+"""The engine: host time, cold start, U-Nets on a CPU, steps on a GPU, and its code for a GPU without one."""

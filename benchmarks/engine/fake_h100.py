@@ -1,11 +1,11 @@
-"""An H100 that is not there: inside `fake_h100()`, torch compiles for one on a machine without any GPU.
+"""A simulated H100: inside `fake_h100()`, torch compiles for one on a machine without a GPU.
 
-Inductor only asks a GPU for its properties while it generates code. Tensors "on" it are fake ones: they have shape,
-strides, dtype and storage, but no memory. What is generated can be called on fake tensors too (`gpu_code_trace.py`);
-nothing is computed and nothing is timed.
+While Inductor generates code, it only asks a GPU for its properties. Tensors "on" it are fake: they have a shape,
+strides, a dtype and a storage, but no memory. The generated code can be called on fake tensors too
+(`gpu_code_trace.py`); nothing is computed and nothing is timed.
 
-All of it is private to torch 2.13 and Triton 3.9, and process-wide: every patch is undone at the end, but torch caches
-some answers ("is there a GPU?") for good. Use it in a process of its own.
+The patches are of private parts of torch 2.13 and Triton 3.9, and process-wide. All are undone at the end, but torch
+caches some answers ("is there a GPU?") for good, so use a separate process.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ PROPERTIES = SimpleNamespace(
     memory_clock_rate=2619000,
     memory_bus_width=5120,
 )
-"""What `torch.cuda.get_device_properties` says of an H100 SXM with 80 GB."""
+"""What `torch.cuda.get_device_properties` returns for an H100 SXM with 80 GB."""
 
 Product = tuple[tuple[int, ...], tuple[int, ...]]
 """Shapes (m, k) and (k, n) of a matrix product's operands."""
 
-_CUDA, _META, _DEVICE_TYPES = 1, 14, 21  # of c10::DeviceType
+_CUDA, _META, _DEVICE_TYPES = 1, 14, 21  # c10::DeviceType: two values, and how many there are
 
 
 class _Driver:
-    """What torch and Triton ask of Triton's driver when kernels are defined."""
+    """The part of Triton's driver that torch and Triton use when kernels are defined."""
 
     utils = SimpleNamespace(
         get_device_properties=lambda device: {
@@ -81,15 +81,15 @@ class _Driver:
 def fake_h100() -> Iterator[set[Product]]:
     """Inside, `torch.compile` on fake CUDA tensors takes Inductor's path for an H100.
 
-    Gives the set of matrix products that Inductor would have timed on the device while it compiled, with and without
-    padding to multiples of 8. They are left unpadded here.
+    Yields the set of matrix products that Inductor would have timed on the device while compiling, with and without
+    padding to multiples of 8. Here they stay unpadded.
     """
-    # Patterns of Inductor that it traces once a process, through autograd, which has no kernels for CUDA here.
+    # Inductor traces its patterns once per process, through autograd, which has no CUDA kernels here.
     joint_graph.lazy_init()
     to_pad: set[Product] = set()
 
     def should_pad(match: Any, a: Tensor, b: Tensor, op: Any, input: Tensor | None = None) -> bool:
-        if not inductor_config.deterministic:  # then it decides without timing
+        if not inductor_config.deterministic:  # otherwise it decides without timing
             to_pad.add((tuple(a.shape), tuple(b.shape)))
         return False
 
@@ -134,12 +134,12 @@ def fake_h100() -> Iterator[set[Product]]:
             get_device_properties=staticmethod(_always(PROPERTIES)),
         )
         patch(torch._subclasses.fake_tensor, init_gpu_context=_always(None))
-        # A build with cuDNN or FlashAttention takes other branches than one without, in these two alone.
+        # Only here does a build with cuDNN or FlashAttention take another branch than one without.
         patch(torch._C, _conv_determine_backend_memory_format=_cudnn_memory_format)
         patch(F, scaled_dot_product_attention=_flash_attention(F.scaled_dot_product_attention))
         patch(joint_graph, lazy_init=_always(None))
         patch(pad_mm, _should_pad=should_pad)
-        # Fake tensors have no address that could be misaligned.
+        # Fake tensors have no address, so alignment cannot be checked.
         patch(compile_fx, get_input_idxs_to_check=lambda *args: [])
         patch(
             torch._C,
@@ -156,10 +156,10 @@ def _always(value: Any) -> Callable[..., Any]:
 
 @contextmanager
 def _device_guard() -> Iterator[None]:
-    """Lets torch's C++ make "cuda" the current device.
+    """Inside, torch's C++ code can make "cuda" the current device.
 
-    Some functions (indexing, .contiguous()) do so before they come to the fake tensor. A build without CUDA has no
-    guard to do it with, and raises; the meta device's guard does nothing, and so does for this.
+    Some functions (indexing, .contiguous()) do so before they reach the fake tensor. A build without CUDA has no guard
+    for it and raises. The meta device's guard does nothing, so it can stand in.
     """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * _DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
@@ -183,13 +183,13 @@ def _triton_driver() -> Iterator[None]:
 
 
 def _cudnn_memory_format(input: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
-    """The layout of a convolution's output: ATen's `cudnn_conv_suggest_memory_format`. Without cuDNN it is NCHW."""
+    """The layout of a convolution's output, as ATen's `cudnn_conv_suggest_memory_format`; NCHW without cuDNN."""
     formats = (suggest_memory_format(input), suggest_memory_format(weight))
     return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
 
 
 def _flash_attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What `scaled_dot_product_attention` comes to on a GPU. A build without CUDA would trace plain matrix products."""
+    """What `scaled_dot_product_attention` becomes on a GPU. A build without CUDA traces plain matrix products."""
 
     def attention(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,

@@ -1,42 +1,39 @@
-"""What Inductor generates for an H100, counted without one: launches, configurations, copies, bytes.
+"""What Inductor generates for an H100, counted without a GPU: launches, configurations, copies, bytes.
 
-    python -m benchmarks.engine.gpu_code                                # all, about an hour on two cores
-    python -m benchmarks.engine.gpu_code --models sd15 --kinds partial  # a minute or two a graph
+    python -m benchmarks.engine.gpu_code                                # all graphs, about an hour on two cores
+    python -m benchmarks.engine.gpu_code --models sd15 --kinds partial  # a minute or two per graph
 
-No GPU is needed, and none is used: the U-Nets are on fake CUDA tensors, torch compiles for an H100's properties
-(`fake_h100.py`), and the code that comes out is called with every launch noted (`gpu_code_trace.py`). Nothing is
-computed and nothing timed. All cases run in this one process, one after the other; each row is written when it is
-there.
+The U-Nets are on fake CUDA tensors, torch compiles for an H100's properties (`fake_h100.py`), and the generated code is
+called with every launch recorded (`gpu_code_trace.py`). Nothing is computed and nothing is timed. All cases run in this
+process, one after the other, and each row is written at once.
 
-A case is one graph: a full or a partial step (branch 0), fp16, batch 2 (guidance), as `accelerate` has it compiled
-with its default options. `join` is how skips are joined: `reference` (torch) or `triton` (our kernels at every join).
+A case is one graph: a full or a partial step (branch 0), fp16, batch 2 (guidance), compiled with the default options of
+`accelerate`. `join` says how skips are joined: `reference` (torch) or `triton` (stepcache's kernels at every join).
 `weights` is the layout of the 4-d weights: `as loaded` (NCHW) or `channels_last`.
 
-- `launches` are Triton's, `kernels` the different ones among them. Our ops, to the compiler one call each, are counted
-  by what they launch. `externs` are the other calls, by kind.
-- `configs` are the configurations of those kernels that are compiled before the first step, with the package's default
-  options (`options`); `configs_torch` with torch's own defaults; `configs_descent` with coordinate descent in all
-  directions, an earlier default of the package. Without a search this is exact, but for reductions that turn out to
-  need too many registers, which get one more. With the search it is the fewest: what it tries around a first
-  configuration that nothing beats (a stand-in for the timer says that all are equally fast).
+- `launches` counts Triton launches, `kernels` the distinct kernels among them. To the compiler, stepcache's ops are one
+  call each; here they count as what they launch. `externs` are the other calls, by kind.
+- `configs` counts the configurations of these kernels that are compiled before the first step with the package's
+  default options (`options`); `configs_torch` with torch's own defaults; `configs_descent` with coordinate descent in
+  all directions, an earlier default of the package. Without a search the count is exact, except that a reduction that
+  needs too many registers gets one more. With the search it is the minimum: what is tried around a first configuration
+  that nothing beats (a stand-in for the timer reports equal times).
 - `relaid_weights` are launches that only write a weight in another layout, `copies` those that only copy something
-  else, `fills` those that read nothing. `join_launches` are those of our kernels. `join_copies` are buffers, beyond one
-  of the hidden state and one of the skip, that these are handed at a join (both empty for the reference). `_bytes`
-  beside them is what they write.
-- `read_bytes` and `written_bytes` are of the Triton launches: the whole of each different buffer that a launch takes as
-  an input or an output. A kernel that reads only a part of a buffer is counted for all of it; one that reads a buffer
-  twice, once. `extern_bytes` are inputs and outputs of the other calls, each once; what a library does inside
-  (workspaces, layouts of its own) is not in it.
+  else, `fills` those that read nothing. `join_launches` are those of stepcache's kernels. `join_copies` are buffers
+  that these get at a join besides one of the hidden state and one of the skip (both empty for the reference). The
+  `_bytes` columns count what is written.
+- `read_bytes` and `written_bytes` are of the Triton launches: the full size of each distinct buffer that a launch takes
+  as input or output, even if the kernel reads only a part of it, or reads it twice. `extern_bytes` are inputs and
+  outputs of the other calls, each once, without what a library does inside (workspaces, its own layouts).
 - `flops` are two for each multiply-accumulate of convolutions, matrix products and attention.
-- `bound_ms` is no time but a bound: the sum over all calls of max(bytes / 3.05 TB/s, FLOPs / 800 TFLOP/s). It takes
-  all bytes to come from memory: of what still is in the L2 cache (50 MB), a real GPU may be faster.
-- `to_pad` are the matrix products, by shape, that Inductor would time on the device while it compiles, to choose
+- `bound_ms` is a bound, not a time: the sum over all calls of max(bytes / 3.05 TB/s, FLOPs / 800 TFLOP/s). It assumes
+  that all bytes come from memory; a GPU may be faster where data is still in the L2 cache (50 MB).
+- `to_pad` counts the matrix products, by shape, that Inductor would time on the device while compiling, to decide
   whether to pad them. Here all stay unpadded.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
@@ -44,20 +41,20 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from benchmarks.console import columns, parser
 from benchmarks.engine import gpu_code_counts as counts
 from benchmarks.engine.gpu_code_trace import Code, graph_code
-from stepcache.bench.rows import RESULTS, write
-from stepcache.forwards.join import Join, fused_join, reference_join
+from stepcache.bench.rows import write
+from stepcache.commands.inspect import read_config
+from stepcache.forwards.join import JoinFunction, fused_join, reference_join
 from stepcache.forwards.macs import example_inputs, meta_unet
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 PIXELS = {"sd15": 512, "sd21": 512, "sdxl": 1024}
 KINDS = ("full", "partial")
@@ -73,7 +70,7 @@ DESCENT = {
 
 @dataclass(frozen=True)
 class Row:
-    """One graph. See the head of this file for what is counted and how."""
+    """One graph. The docstring of this file says what is counted."""
 
     model: str
     pixels: int  # height and width of the image
@@ -107,7 +104,7 @@ class Row:
 
 
 class Case(NamedTuple):
-    """Which graph."""
+    """Names one graph."""
 
     model: str
     kind: str
@@ -115,20 +112,19 @@ class Case(NamedTuple):
     weights: str
 
 
-def the_join(name: str) -> Join:
-    """The join of that name, of JOINS."""
+def the_join(name: str) -> JoinFunction:
+    """The join of this name, one of JOINS."""
     return fused_join(lambda *shape: True) if name == "triton" else reference_join
 
 
 def unet_of(model: str, weights: str) -> nn.Module:
-    """The model's U-Net in DTYPE, without memory, with its weights in that layout."""
-    config = json.loads((files("stepcache") / "assets" / "unets" / f"{model}.json").read_text())
-    unet = nn.Module.to(meta_unet(config), DTYPE)  # diffusers' own .to() warns of what a checkpoint might hold
+    """The model's U-Net on the meta device, in DTYPE, with its weights in this layout."""
+    unet = nn.Module.to(meta_unet(read_config(model)), DTYPE)  # diffusers' own .to() warns about checkpoints
     return unet.to(memory_format=torch.channels_last) if weights == "channels_last" else unet
 
 
 def inputs_of(unet: nn.Module, latent: int, dtype: torch.dtype = DTYPE) -> dict[str, object]:
-    """Inputs of one call with guidance, as a pipeline in `dtype` gives them: the timestep stays float32."""
+    """Inputs of one call with guidance, as a pipeline in `dtype` passes them: the timestep stays float32."""
     inputs = example_inputs(unet, latent, latent, BATCH)
     timestep = inputs.pop("timestep")
     cast = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
@@ -175,7 +171,7 @@ def row(case: Case, code: Code) -> Row:
 
 
 def measure(cases: Sequence[Case]) -> Iterator[Row]:
-    """One row a case, as each is done."""
+    """A row for each case, as it is counted."""
     for case in cases:
         unet = unet_of(case.model, case.weights)
         inputs = inputs_of(unet, PIXELS[case.model] // 8)
@@ -183,30 +179,32 @@ def measure(cases: Sequence[Case]) -> Iterator[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for people; GB are 10^9 bytes."""
-    head = f"{'graph':36}{'launches':>9}{'kernels':>8}{'configs':>8}{'re-laid':>8}{'copies':>7}{'at joins':>9}"
-    lines = [head + f"{'fills':>6}{'read GB':>8}{'written':>8}{'externs':>8}{'TFLOP':>7}{'bound ms':>9}"]
-    for r in rows:
-        name = f"{r.model} {r.kind} {r.join} {r.weights}"
-        joined = "-" if r.join_copies is None else f"{r.join_launches}, {r.join_copies}"
-        lines.append(
-            f"{name:36}{r.launches:9}{r.kernels:8}{r.configs:8}{r.relaid_weights:8}{r.copies:7}{joined:>9}{r.fills:6}"
-            f"{r.read_bytes / 1e9:8.3f}{r.written_bytes / 1e9:8.3f}{r.extern_bytes / 1e9:8.3f}{r.flops / 1e12:7.3f}"
-            f"{r.bound_ms:9.3f}"
+    """The rows as text; GB are 10^9 bytes."""
+    lines = [
+        (
+            f"{r.model} {r.kind} {r.join} {r.weights}", f"{r.launches}", f"{r.kernels}", f"{r.configs}",
+            f"{r.relaid_weights}", f"{r.copies}",
+            "-" if r.join_copies is None else f"{r.join_launches}, {r.join_copies}", f"{r.fills}",
+            f"{r.read_bytes / 1e9:.3f}", f"{r.written_bytes / 1e9:.3f}", f"{r.extern_bytes / 1e9:.3f}",
+            f"{r.flops / 1e12:.3f}", f"{r.bound_ms:.3f}",
         )
-    return "\n".join(lines)
+        for r in rows
+    ]  # fmt: skip
+    header = (
+        "graph", "launches", "kernels", "configs", "re-laid", "copies", "at joins", "fills", "read GB", "written GB",
+        "externs GB", "TFLOP", "bound ms",
+    )  # fmt: skip
+    return columns(header, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compile the cases one after the other, write each one's row as it comes, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=PIXELS, default=list(PIXELS))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--joins", nargs="+", choices=JOINS, default=JOINS)
-    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu_code.csv")
-    parser.add_argument("--append", action="store_true", help="add to the file instead of writing it anew")
-    args = parser.parse_args(argv)
+    """Compile the cases one after the other; write and print each row as it comes."""
+    arguments = parser(__doc__, "gpu_code.csv", append=True)
+    arguments.add_argument("--models", nargs="+", choices=PIXELS, default=list(PIXELS))
+    arguments.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    arguments.add_argument("--joins", nargs="+", choices=JOINS, default=JOINS)
+    arguments.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
+    args = arguments.parse_args(argv)
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
     torch.set_num_threads(1)
     gc.set_threshold(100_000, 50, 100)  # compiling makes millions of objects that live until the end

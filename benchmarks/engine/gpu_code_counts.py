@@ -17,52 +17,52 @@ PEAK = 800e12  # FLOPs a second
 
 
 class Copies(NamedTuple):
-    """How many copies, and the bytes that they write."""
+    """Number of copies, and the bytes they write."""
 
     count: int
     bytes: int
 
 
 def extent(tensor: Tensor) -> int:
-    """Bytes of a tensor's elements; of an expanded one, each is counted once."""
+    """Bytes of a tensor's elements; an expanded dimension counts once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in sizes if stride != 0) * tensor.element_size()
 
 
 def total(tensors: Sequence[Tensor]) -> int:
-    """Bytes of tensors; one that is there twice is counted once."""
+    """Bytes of the tensors; duplicates count once."""
     distinct = {(storage_of(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}
     return sum(extent(tensor) for tensor in distinct.values())
 
 
 def externs_by_kind(code: Code) -> str:
-    """Like "addmm 120; convolution 66"."""
+    """The library calls by kind: "addmm 120; convolution 66"."""
     counts = Counter(call.name for call in code.externs)
     return "; ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def relaid_weights(code: Code) -> Copies:
-    """Launches that do nothing but write a weight in another layout."""
+    """Launches that only write a weight in another layout."""
     return _copies(call for call in code.launches if _only_copies(call) and _reads_weights(call, code))
 
 
 def copies(code: Code) -> Copies:
-    """Calls that do nothing but write something that is no weight in another layout, or once more."""
+    """Calls that only copy a tensor other than a weight, in the same or another layout."""
     launched = _copies(call for call in code.launches if _only_copies(call) and not _reads_weights(call, code))
     called = _copies(call for call in code.externs if call.name in ("clone", "copy_", "_to_copy"))
     return Copies(launched.count + called.count, launched.bytes + called.bytes)
 
 
 def fills(code: Code) -> int:
-    """Launches that read no tensor: they write constants, ranges, "copies" of memory that nothing has written yet."""
+    """Launches that read no tensor: they write constants, ranges, or "copies" of uninitialised memory."""
     launches = sum(not call.read for call in code.launches)
     return launches + sum(call.name in ("fill_", "zero_", "full", "zeros", "ones") for call in code.externs)
 
 
 def join_copies(code: Code) -> Copies:
-    """Buffers, beyond one of the hidden state and one of the skip, that the kernels of a join are handed.
+    """Buffers that a join's kernels get in addition to one of the hidden state and one of the skip.
 
-    What is not in memory when the compiler comes to a join, it may write once for each kernel that takes it.
+    If an input of a join is not in memory yet, the compiler may write it once for each kernel that takes it.
     """
     found = []
     for held in _joins(code):
@@ -73,17 +73,17 @@ def join_copies(code: Code) -> Copies:
 
 
 def join_launches(code: Code) -> list[int]:
-    """How many launches of our kernels each join on them has."""
+    """The number of launches of stepcache's kernels at each join that uses them."""
     return [len(held) for held in _joins(code)]
 
 
 def _joins(code: Code) -> Iterator[list[Launch]]:
-    """The launches of each join on our kernels."""
+    """The launches of stepcache's kernels, join by join."""
     current: list[Launch] = []
     for call in code.launches:
         if not isinstance(call.kernel, OwnKernel):
             continue
-        # The shortcut's is a join's last; without one, the next join's first ends it.
+        # A join ends with its shortcut; one without a shortcut ends where the next one begins.
         begins = not call.kernel.name.startswith(("normalize", "dual_conv1x1"))
         if begins and current:
             yield current
@@ -94,19 +94,19 @@ def _joins(code: Code) -> Iterator[list[Launch]]:
 
 
 def traffic(code: Code) -> tuple[int, int, int]:
-    """Bytes: read by Triton launches, written by them, and both of all other calls."""
+    """Bytes that Triton launches read, bytes that they write, and bytes that all other calls read and write."""
     read = sum(total(call.read) for call in code.launches)
     written = sum(total(call.written) for call in code.launches)
     return read, written, sum(total(call.read) + total(call.written) for call in code.externs)
 
 
 def flops(code: Code) -> int:
-    """Of convolutions, matrix products and attention, two for each multiply-accumulate."""
+    """FLOPs of convolutions, matrix products and attention: two for each multiply-accumulate."""
     return sum(_flops(call) for call in code.calls)
 
 
 def bound_ms(code: Code) -> float:
-    """The sum over all calls of the longer of two times: its bytes at BANDWIDTH, its FLOPs at PEAK."""
+    """The sum over all calls of the longer of two times: bytes at BANDWIDTH, FLOPs at PEAK."""
     seconds = (max((total(call.read) + total(call.written)) / BANDWIDTH, _flops(call) / PEAK) for call in code.calls)
     return 1e3 * sum(seconds)
 

@@ -1,8 +1,8 @@
 """The calls that Inductor's code for an H100 makes, in order: Triton launches and library calls, with their tensors.
 
-A function is compiled by `torch.compile` with Dynamo, AOTAutograd and all of Inductor's passes, on fake tensors
-(`fake_h100.py`). The code that Inductor generates is then called on the same fake tensors. Library calls ("extern") run
-as usual and give fake outputs; a Triton kernel's launch is only noted. Nothing is computed.
+`torch.compile` compiles a function on fake tensors (`fake_h100.py`), with Dynamo, AOTAutograd and all of Inductor's
+passes. The generated code is then called on the same fake tensors. Library calls ("externs") run as usual and return
+fake outputs; launches of Triton kernels are only recorded. Nothing is computed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.engine.fake_h100 import Product, fake_h100
-from benchmarks.kernels import launches as kernel_launches
+from benchmarks.engine.launches import OwnLaunch, launches_go_to
 from stepcache.forwards import family_of, guidance
-from stepcache.forwards.join import Join
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.forwards.join import JoinFunction
+from stepcache.graphs.options import CUDA_OPTIONS
 
 HEURISTICS = (
     "pointwise",
@@ -46,25 +46,24 @@ HEURISTICS = (
     "user_autotune",
     "foreach",
 )
-"""What decorates a generated kernel and chooses its configurations: functions of Inductor's `triton_heuristics`."""
+"""Functions of Inductor's `triton_heuristics` that decorate a generated kernel and choose its configurations."""
 
 
 class Kernel:
-    """A Triton kernel of Inductor's, in the generated code."""
+    """A Triton kernel that Inductor generated."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source
         self._heuristic, self._arguments, autotuner = _load(name, source)
         self.function = autotuner.fn
-        # The first of them, which Inductor's heuristics believe in most.
+        # The first is the one that Inductor's heuristics prefer.
         self.config = autotuner.configs[0]
         self.signature: dict[str, str] = autotuner.triton_meta["signature"]
         self.constants: dict[str, Any] = dict(autotuner.triton_meta.get("constants", {}))
         self._stored = set(re.findall(r"tl\.store\((\w+)", source))
 
     def reads(self, argument: str) -> bool:
-        """Whether it reads what that pointer points to: in_ptr0, in_out_ptr0."""
-        return argument.startswith("in_")
+        return argument.startswith("in_")  # in_ptr0, in_out_ptr0
 
     def writes(self, argument: str) -> bool:
         """Whether it writes there."""
@@ -72,13 +71,13 @@ class Kernel:
 
     @cached_property
     def copies(self) -> bool:
-        """Whether it computes nothing: each value that it stores is one that it has loaded."""
+        """Whether it computes nothing: it stores only values that it has loaded."""
         return len(set(re.findall(r"\btmp\d+\b", self.source))) == 1 and "tl.load" in self.source
 
     def configs(self, options: Mapping[str, Any]) -> int:
-        """Configurations of it that are compiled with these options of Inductor, each of which is a compilation.
+        """How many configurations are compiled with these options of Inductor.
 
-        With coordinate descent, the fewest: those that the search looks at around a first one that nothing beats.
+        With coordinate descent it is the minimum: what the search tries around a first one that nothing beats.
         """
         given = copy.deepcopy(self._arguments)
         before = {k: v for k, v in given["inductor_meta"].items() if not k.startswith("coordinate_descent")}
@@ -112,7 +111,7 @@ def _load(name: str, source: str) -> tuple[Callable[..., Any], dict[str, Any], A
         for known in HEURISTICS:
             heuristic = getattr(triton_heuristics, known)
             stack.enter_context(mock.patch.object(triton_heuristics, known, noting(heuristic)))
-        # It looks for a driver of its own, of a GPU that is there.
+        # It would look for the driver of a real GPU.
         stack.enter_context(mock.patch("torch._inductor.runtime.triton_helpers.set_driver_to_gpu", lambda: None))
         autotuner = getattr(PyCodeCache.load(source), name)
     ((heuristic, arguments),) = calls
@@ -120,7 +119,7 @@ def _load(name: str, source: str) -> tuple[Callable[..., Any], dict[str, Any], A
 
 
 class OwnKernel:
-    """One of our kernels, with the constants that it is compiled for."""
+    """One of stepcache's kernels, with the constants it is compiled for."""
 
     copies = False
 
@@ -128,41 +127,38 @@ class OwnKernel:
         self.name, self._written = name, written
 
     def reads(self, argument: str) -> bool:
-        """Whether it reads what that pointer points to. Pointers that it would not read it is not given."""
-        return argument not in self._written
+        return argument not in self._written  # its launcher passes no pointer that it does not use
 
     def writes(self, argument: str) -> bool:
         """Whether it writes there."""
         return argument in self._written
 
     def configs(self, options: Mapping[str, Any]) -> int:
-        """It is compiled once: its launcher has chosen a tile."""
+        """Always one: its launcher has chosen a tile."""
         return 1
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a Triton kernel: the tensors that it gets, by the names of the kernel's pointers."""
+    """One launch of a Triton kernel, with its tensors by the names of the kernel's pointers."""
 
     kernel: Kernel | OwnKernel
     tensors: dict[str, Tensor]
     sizes: dict[str, int] = field(default_factory=dict)
-    """The integers that one of Inductor's kernels gets, by name: xnumel, r0_numel."""
+    """The integer arguments of Inductor's kernels, by name: xnumel, r0_numel."""
 
     @property
     def read(self) -> list[Tensor]:
-        """Those that it reads."""
         return [tensor for name, tensor in self.tensors.items() if self.kernel.reads(name)]
 
     @property
     def written(self) -> list[Tensor]:
-        """Those that it writes."""
         return [tensor for name, tensor in self.tensors.items() if self.kernel.writes(name)]
 
 
 @dataclass(frozen=True)
 class Extern:
-    """One call of an operator of torch: a library's kernels run."""
+    """One call of a torch operator, which runs a library's kernels."""
 
     op: Any  # OpOverload
     args: tuple[Any, ...]
@@ -171,29 +167,26 @@ class Extern:
 
     @property
     def name(self) -> str:
-        """Like "convolution"."""
         name: str = self.op._schema.name.rpartition("::")[2]
         return name
 
     @property
     def read(self) -> list[Tensor]:
-        """Its input tensors."""
         kwargs = {name: value for name, value in self.kwargs.items() if name != "out"}
         return [t for t in tree_leaves((self.args, kwargs)) if isinstance(t, Tensor)]
 
     @property
     def written(self) -> list[Tensor]:
-        """Its output tensors."""
         return [t for t in tree_leaves(self.output) if isinstance(t, Tensor)]
 
 
 @dataclass
 class Code:
-    """What one compiled graph does."""
+    """The calls of one compiled graph."""
 
     calls: list[Launch | Extern] = field(default_factory=list)
     kernels: dict[Hashable, Kernel | OwnKernel] = field(default_factory=dict)
-    """By name, to which Inductor gives one source. Ours by name and constants."""
+    """Inductor's by name, since one name has one source; stepcache's by name and constants."""
     weights: set[int] = field(default_factory=set)
     """Storages of the parameters (`storage_of`)."""
     to_pad: set[Product] = field(default_factory=set)
@@ -201,22 +194,20 @@ class Code:
 
     @property
     def launches(self) -> list[Launch]:
-        """The Triton kernels' launches, in order."""
         return [call for call in self.calls if isinstance(call, Launch)]
 
     @property
     def externs(self) -> list[Extern]:
-        """The other calls, in order."""
         return [call for call in self.calls if isinstance(call, Extern)]
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Names its storage; valid as long as a tensor of that storage lives."""
+    """Identifies the storage of a tensor, as long as a tensor of that storage lives."""
     return tensor.untyped_storage()._cdata
 
 
 class _Externs(TorchDispatchMode):
-    """Notes calls of operators. Views and allocations are none: nothing runs on the device for them."""
+    """Records calls of operators, except views and allocations, which run nothing on the device."""
 
     def __init__(self, code: Code) -> None:
         super().__init__()
@@ -225,9 +216,9 @@ class _Externs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "stepcache":
-            # To the compiler one call. What it consists of is noted by its own launcher, copies included.
+            # One call to the compiler; its launcher shows what it consists of, copies included.
             launcher = getattr(import_module(f"stepcache.kernels.{name}"), f"{name}_triton")
-            with self, kernel_launches.launches_go_to(self._own):
+            with self, launches_go_to(self._own):
                 return launcher(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         allocates = name in ("empty_strided", "empty", "empty_like", "detach")
@@ -236,10 +227,10 @@ class _Externs(TorchDispatchMode):
             self.code.calls.append(call)
         return output
 
-    def _own(self, launch: kernel_launches.Launch) -> None:
+    def _own(self, launch: OwnLaunch) -> None:
         tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
         constants = [(p.name, launch.arguments[p.name]) for p in launch.function.params if p.is_constexpr]
-        # Of a join's two launches the first writes partial statistics, which the second reads.
+        # If a join has two launches, the first writes partial statistics, which the second reads.
         written = {"out"} if "out" in tensors else {"means", "m2s"}
         kernel = self.code.kernels.setdefault((launch.kernel, *constants), OwnKernel(launch.kernel, written))
         self.code.calls.append(Launch(kernel, tensors))
@@ -247,17 +238,17 @@ class _Externs(TorchDispatchMode):
 
 @contextmanager
 def _noting(code: Code) -> Iterator[None]:
-    """Inside, generated code that is loaded and called notes its calls in `code`."""
+    """Inside, generated code records its calls in `code`."""
 
     class Noted:
-        """Stands for a compiled kernel in the generated code."""
+        """Replaces a compiled kernel in the generated code."""
 
         def __init__(self, kernel: Kernel) -> None:
             self.kernel = kernel
 
         def run(self, *args: Any, stream: int, **kwargs: Any) -> None:
             names = [name for name, kind in self.kernel.signature.items() if kind != "constexpr"]
-            # Behind the kernel's own arguments there may be the grid's.
+            # The grid's arguments may follow the kernel's own.
             given = dict(zip(names, args, strict=False))
             tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
             sizes = {name: value for name, value in given.items() if isinstance(value, int)}
@@ -295,8 +286,8 @@ def function_code(
 ) -> Code:
     """The code of `function(*args)`, which returns tensors.
 
-    args: tensors, or nested dicts, lists and tuples of them, on any device. Only their shapes, strides and dtypes are
-    looked at. weights: those of them that count as parameters. options: of Inductor.
+    args: tensors, or nested dicts, lists and tuples of them, on any device. Only their shapes, strides and dtypes
+    matter. weights: those that count as parameters. options: of Inductor.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(t): _fake(mode, t) for t in tree_leaves(list(args)) if isinstance(t, Tensor)}
@@ -308,15 +299,15 @@ def function_code(
 def graph_code(
     unet: nn.Module,
     kind: str,
-    join: Join,
+    join: JoinFunction,
     branch: int,
     inputs: Mapping[str, Any],
     options: Mapping[str, Any] = CUDA_OPTIONS,
 ) -> Code:
-    """The code of the "full" or the "partial" graph of `unet`, as `accelerate` has it compiled.
+    """The code of the "full" or the "partial" graph of `unet`, compiled as `accelerate` does.
 
-    unet: on any device; each parameter's shape, strides and dtype are taken over. inputs: of the family's `full`, the
-    timestep included. The feature that a partial step reads has the layout that the full step gives it.
+    unet: on any device; only its parameters' shapes, strides and dtypes matter. inputs: of the family's `full`, with
+    the timestep. The feature that a partial step reads has the layout that the full step gives it.
     """
     family = family_of(unet)
     cut = family.layout(unet).cut(branch)
@@ -334,7 +325,7 @@ def graph_code(
     with fake_h100() as to_pad, _reparametrize_module(unet, {**state, **buffers}):
         if kind == "full":
             return _compile(mode, full, [unet, faked], list(state.values()), options, to_pad)
-        # As the compiled full step leaves it, layout included.
+        # In the layout that the compiled full step gives it.
         with mode, torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", lambda: True):
             _, kept = full(unet, faked)
         return _compile(mode, partial, [unet, kept, faked], list(state.values()), options, to_pad)

@@ -1,37 +1,33 @@
-"""What stepcache costs the host: microseconds per U-Net call that session and attach add.
+"""What stepcache costs the host: the microseconds that session and attach add to a U-Net call.
 
     python -m benchmarks.engine.host_overhead
 
-On a GPU this is time in which the next kernels are not launched. Here the tensors are so small, and the layers so
-empty, that the host's time is all there is. Two methods, in the column `method`:
+On a GPU, the next kernels are not launched during this time. Here the tensors are so small and the layers so empty that
+only the host's time is left. The column `method` names one of two methods:
 
-- `no-op layers`: SD 1.5's U-Net whose layers (convolutions, ResNets, attentions, samplers, embeddings) return a fixed
-  tensor. diffusers' own forward and blocks run in the original and under DeepCache's helper, stepcache's `full` and
-  `partial` under stepcache. `added` is the call less the original's: what a user pays at full steps, in which there is
-  also what `full` costs more or less than diffusers' own forward. At partial steps fewer blocks are walked through, so
-  it is negative; the figure to compare with DeepCache's is `call`.
-- `no U-Net`: the original is a module that returns a fixed output; under stepcache `full` and `partial` return fixed
-  tensors. What is added is session + attach alone: interception of the call and of scheduler.step, binding of the
-  arguments, schedule, bucket, copy of the (tiny) feature, and a share of opening and closing the run. DeepCache has no
-  row here: its cost is at each block of the U-Net. `stepcache, captured` is the capture engine with SD 1.5's module
-  tree and graphs whose replay does nothing: copying inputs into their slots, cloning the output, and looking whether
-  weights or settings changed, at full steps in all 709 modules, at partial ones in those that they run.
+- `no-op layers`: SD 1.5's U-Net with layers (convolutions, ResNets, attentions, samplers, embeddings) that return a
+  fixed tensor. The original and DeepCache's helper run diffusers' own forward and blocks, stepcache its `full` and
+  `partial`. `added` is the call minus the original's. At full steps this is what a user pays, including the difference
+  between `full` and diffusers' forward. At partial steps it is negative, since fewer blocks run; there, compare `call`
+  with DeepCache's.
+- `no U-Net`: the original is a module that returns a fixed output; under stepcache, `full` and `partial` return fixed
+  tensors. What is added is session and attach alone: intercepting the call and scheduler.step, binding the arguments,
+  schedule, bucket, copying the (tiny) feature, and a share of opening and closing the run. DeepCache has no row here:
+  its cost is in each block of the U-Net. `stepcache, captured` is the capture engine with SD 1.5's module tree and
+  graphs whose replay does nothing: it copies inputs into their slots, clones the output, and checks whether weights or
+  settings changed, at full steps in all 709 modules, at partial steps in those that they run.
 
-A figure is one run's time, scheduler.step included, over its U-Net calls; `added` is paired within a repeat. It is CPU
-time of this one thread: on an idle machine the time on the wall, on a busy one still telling. Interval 1 is all full
-steps; an interval of as many as there are steps is one full step and the others partial.
+A figure is the time of one run, scheduler.step included, divided by its U-Net calls; `added` is a difference within a
+repeat. It is the CPU time of this one thread, so it is still useful on a busy machine. With interval 1 all steps are
+full; with as many as there are steps, one step is full and the others partial.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -41,8 +37,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
+from benchmarks.console import columns, parser, spread
 from stepcache import accelerate
-from stepcache.bench.rows import RESULTS, Spread, interleave, write
+from stepcache.bench.repeats import Spread, interleave
+from stepcache.bench.rows import write
+from stepcache.commands.inspect import read_config
 from stepcache.forwards import unet_2d_condition as family
 from stepcache.forwards.macs import meta_unet
 from stepcache.graphs.standin import StandInBackend
@@ -71,7 +70,7 @@ class Row:
 
 
 class Variant(NamedTuple):
-    """What is compared with what, and how."""
+    """A way of running the loop, and the method that measures it."""
 
     method: str
     name: str
@@ -81,35 +80,31 @@ class Variant(NamedTuple):
 class SilentGraph:
     """A captured graph that replays nothing."""
 
-    def replay(self) -> None:
-        """Nothing."""
+    def replay(self) -> None: ...
 
-    def reset(self) -> None:
-        """Nothing."""
+    def reset(self) -> None: ...
 
 
 class SilentBackend(StandInBackend):
-    """Captures nothing, so that what is left is the engine around it."""
+    """Captures nothing, so that only the engine around it is measured."""
 
     def record(self, function: Callable[[], None], pool: object, device: torch.device) -> Any:
-        """A graph that replays nothing."""
         return SilentGraph()
 
 
 class NoOp(nn.Module):
-    """A layer that returns `value`, whatever it is given."""
+    """A layer that always returns `value`."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`value`."""
         return self.value
 
 
 def no_op_unet() -> UNet2DConditionModel:
-    """SD 1.5's U-Net in its blocks and their order, with layers that do nothing, and tensors of a few numbers."""
+    """SD 1.5's U-Net with its blocks in their order, layers that do nothing, and tiny tensors."""
     unet = UNet2DConditionModel(
         block_out_channels=(4, 4, 4, 4), norm_num_groups=2, cross_attention_dim=4, attention_head_dim=2
     )
@@ -118,7 +113,7 @@ def no_op_unet() -> UNet2DConditionModel:
         for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
             layers = getattr(block, name, None)
             if layers is not None:
-                # A module of its own for each place: DeepCache's helper puts a wrapper on each.
+                # A separate module for each place: DeepCache's helper wraps each.
                 value = (hidden,) if name == "attentions" else hidden
                 setattr(block, name, nn.ModuleList(NoOp(value) for _ in layers))
     unet.time_proj, unet.time_embedding = NoOp(embedding), NoOp(embedding)
@@ -145,14 +140,13 @@ class Loop:
 
 
 class FixedOutput(nn.Module):
-    """A U-Net whose forward does nothing but wrap a fixed output, as the stock forward does at its end."""
+    """A U-Net whose forward only wraps a fixed output, as the stock forward does at its end."""
 
     def __init__(self) -> None:
         super().__init__()
         self.output = torch.zeros(2, 4, 8, 8)
 
     def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor) -> UNet2DConditionOutput:
-        """The fixed output, wrapped."""
         return UNet2DConditionOutput(sample=self.output)
 
 
@@ -166,19 +160,19 @@ def fixed_forwards() -> Iterator[None]:
         yield
 
 
-def job(variant: Variant, steps: int) -> Callable[[], float]:
-    """A job that returns microseconds per U-Net call of one run. Each has a pipe of its own."""
+def timed_run(variant: Variant, steps: int) -> Callable[[], float]:
+    """A function that runs a new pipe once and returns the microseconds per U-Net call."""
     direct = variant.method == "no U-Net"
     pipe = Loop(FixedOutput() if direct and variant.name == "original" else no_op_unet(), steps)
     pipe.scheduler.set_timesteps(steps)
     surroundings = fixed_forwards if direct else nullcontext
     if variant.name == CAPTURED:
-        pipe.unet = meta_unet(json.loads((files("stepcache") / "assets" / "unets" / "sd15.json").read_text())).eval()
+        pipe.unet = meta_unet(read_config("sd15"))
         with surroundings():
             accelerate(pipe, variant.interval, cuda_graphs=SilentBackend)
     elif variant.name == "stepcache":
         if direct:
-            pipe.unet.conv_in = None  # any forward but the fixed ones would fail
+            pipe.unet.conv_in = None  # makes every other forward fail
         with surroundings():
             accelerate(pipe, variant.interval)
     elif variant.name == "deepcache":
@@ -202,10 +196,10 @@ def measure(*, steps: int = STEPS, repeats: int = 300) -> list[Row]:
     variants = [Variant("no-op layers", "original", 1), Variant("no U-Net", "original", 1)]
     variants += [Variant(method, "stepcache", n) for method in ("no-op layers", "no U-Net") for n in intervals]
     variants += [Variant("no U-Net", CAPTURED, n) for n in intervals]
-    # The helper has most of its cost inside the U-Net, at each block: without one there is nothing to measure.
+    # The helper costs most inside the U-Net, in each block: without a U-Net there is nothing to measure.
     variants += [Variant("no-op layers", "deepcache", n) for n in intervals]
     variants.sort(key=lambda v: v.method, reverse=True)
-    taken = interleave({v: job(v, steps) for v in variants}, repeats, "host overhead")
+    taken = interleave({v: timed_run(v, steps) for v in variants}, repeats, "host overhead")
 
     def row(v: Variant) -> Row:
         base = taken[Variant(v.method, "original", 1)]
@@ -217,24 +211,25 @@ def measure(*, steps: int = STEPS, repeats: int = 300) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
-    lines = [f"µs per U-Net call{'':23} {'I':>2} {'full':>6} {'call (p20-p80)':>22} {'added (p20-p80)':>22}"]
-    for r in rows:
-        call = f"{r.call:.1f} ({r.call_p20:.1f}-{r.call_p80:.1f})"
-        added = f"{r.added:+.1f} ({r.added_p20:+.1f} - {r.added_p80:+.1f})"
-        over = f"  over {TARGET:.0f}" if r.variant == "stepcache" and r.added > TARGET else ""
-        full = f"{r.full_steps}/{r.steps}"
-        lines.append(f"{r.method:20} {r.variant:19} {r.interval:2} {full:>6} {call:>22} {added:>22}{over}")
-    return "\n".join(lines)
+    """The rows as text."""
+    lines = [
+        (
+            r.method, r.variant, f"{r.interval}", f"{r.full_steps}/{r.steps}",
+            spread(r.call, r.call_p20, r.call_p80, ".1f"), spread(r.added, r.added_p20, r.added_p80, "+.1f"),
+            f"over {TARGET:.0f}" if r.variant == "stepcache" and r.added > TARGET else "",
+        )
+        for r in rows
+    ]  # fmt: skip
+    header = ("µs per U-Net call", "", "interval", "full steps", "call (p20 to p80)", "added (p20 to p80)", "")
+    return columns(header, lines, left=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the CSV, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"U-Net calls of a run (default: {STEPS})")
-    parser.add_argument("--repeats", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=RESULTS / "host_overhead.csv")
-    args = parser.parse_args(argv)
+    """Measure, write and print."""
+    arguments = parser(__doc__, "host_overhead.csv")
+    arguments.add_argument("--steps", type=int, default=STEPS, help=f"U-Net calls of a run (default: {STEPS})")
+    arguments.add_argument("--repeats", type=int, default=300)
+    args = arguments.parse_args(argv)
     torch.set_num_threads(1)
     rows = measure(steps=args.steps, repeats=args.repeats)
     write(args.out, rows)

@@ -1,50 +1,52 @@
-"""Where the time of a step goes: on the device, and in the gaps in which it waits for the host.
+"""Where the time of a step goes: work on the device, and gaps in which it waits for the host.
 
     python -m benchmarks.engine.profile_steps                                     # SD 2.1 at 512 px, on a CUDA GPU
     python -m benchmarks.engine.profile_steps --model demo --latent 16 --steps 2  # anywhere
 
-One full and one partial step of a DDIM loop with guidance (scale_model_input, U-Net, guidance, scheduler.step), on the
-real architecture with random weights. Each figure is the mean over `--steps` steps of one kind in a row.
+Full and partial steps of a DDIM loop with guidance (scale_model_input, U-Net, guidance, scheduler.step), on the real
+architecture with random weights. Each figure is the mean over `--steps` consecutive steps of one kind.
 
-- `wall` is taken without a profiler. On a GPU, between two CUDA events around the steps, two steps of the same kind
-  being queued in front of them: the host runs ahead as it does in a pipeline, and what it takes to get there is in no
-  figure. A captured variant's steps are replays of its graph. Without a GPU, by the host's clock. Median of three.
-- `busy` is the time in which at least one kernel, copy or fill runs on the device, by torch.profiler. It slows the host
-  down, but not the kernels, which is why `gap`, what is left of `wall`, does not come from the profile alone.
-- `launches` are the host's calls that put work on the device; the replay of a CUDA graph is one of them, whatever is in
-  it. Copying a step's inputs into the graph's slots, guidance and the scheduler are outside of it.
+- `wall` is measured without a profiler, as the median of three runs. On a GPU it is the time between two CUDA events
+  around the steps. Two steps of the same kind are queued before them, so the host is ahead, as in a pipeline. The steps
+  of a captured variant are replays of its graph. Without a GPU it is the host's clock.
+- `busy` is the time during which at least one kernel, copy or fill runs on the device, from torch.profiler. The
+  profiler slows the host down but not the kernels; so `gap` is `wall` minus `busy`, and not read off the profile.
+- `launches` are the host's calls that put work on the device. Replaying a CUDA graph is one of them. Copying a step's
+  inputs into the graph's slots, guidance and the scheduler are not in the graph.
 
-Without a GPU there are no kernels. `unit` says "operators" then: `busy` and `count` are of torch's outermost operators,
-and there are neither launches nor gaps.
+Without a GPU there are no kernels: `unit` is "operators", `busy` and `count` are of torch's outermost operators, and
+there are no launches and gaps.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
-# Read by CUPTI when it is loaded: taken down after one profile, it breaks the replay of graphs in the next.
+# CUPTI reads these when it is loaded. Torn down after one profile, it breaks the replay of graphs in the next.
 os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
 os.environ.setdefault("TEARDOWN_CUPTI", "0")
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.console import columns, parser
+from benchmarks.engine.loop import GuidedLoop
+from benchmarks.gpu import event
 from stepcache import Schedule, accelerate, denoising, last_run, restore
-from stepcache.bench.rows import RESULTS, Spread, write
+from stepcache.bench.repeats import Spread
+from stepcache.bench.rows import write
 from stepcache.commands.inspect import BUNDLED, read_config
 from stepcache.forwards.macs import example_inputs
 
@@ -55,12 +57,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compiled + captured": {"compile": {"mode": "default"}},
 }
 """Name -> arguments of `accelerate`."""
-WARM_UP = 2  # steps before those that are measured, in every run
+WARM_UP = 2  # steps before the measured ones, in every run
 RUNS = 3
 TOP = 8
 
 LAUNCH = re.compile(r"(cu|cuda|hip)[A-Za-z]*(Launch|Memcpy|Memset)\w*")
-"""Names of the calls of CUDA's and HIP's runtimes and drivers that put work on the device."""
+"""Calls of CUDA's and HIP's runtimes and drivers that put work on the device."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ class Row:
     branch: int
     variant: str
     kind: str  # "full" or "partial"
-    steps: int  # that the figures are means of
-    unit: str  # what `busy` and `count` are of: "kernels", or "operators" where there is no GPU
+    steps: int  # each figure is a mean over so many
+    unit: str  # of `busy` and `count`: "kernels", or "operators" without a GPU
     wall_ms: float
     wall_ms_p20: float
     wall_ms_p80: float
     busy_ms: float
-    gap_ms: float | None  # None where there is no GPU
+    gap_ms: float | None  # None without a GPU
     gap_share: float | None  # of wall
     count: float  # kernels (or operators) a step
-    launches: float | None  # host calls a step; None where there is no GPU
+    launches: float | None  # host calls a step; None without a GPU
     top: str  # the longest by name: "7.12 ms in 38 of sm90_xmma...; ..."
 
 
@@ -97,30 +99,24 @@ class Span(NamedTuple):
     end: float
 
 
-class Loop:
-    """A pipeline without text encoder and VAE, with random weights: DDIM with guidance, one step at a time."""
+class Loop(GuidedLoop):
+    """The loop with a model's U-Net and random weights and inputs, one step at a time."""
 
     def __init__(self, model: str, latent: int, batch: int, device: str, dtype: torch.dtype) -> None:
         config = read_config(str(files("stepcache") / "assets" / "demo") if model == "demo" else model)
         torch.manual_seed(0)
         with torch.device(device):
             unet = UNet2DConditionModel.from_config(config)
-        self.unet = unet.to(dtype).eval().requires_grad_(False)
-        self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        super().__init__(unet.to(dtype).eval().requires_grad_(False))
         inputs = _random(example_inputs(self.unet, latent, latent, 2 * batch), dtype)
         self.latents: Tensor = inputs.pop("sample")[:batch]  # [batch, 4, latent, latent]
         del inputs["timestep"]
         self.conditions = inputs
 
     def __call__(self, steps: int) -> Iterator[None]:
-        """`steps` denoising steps, one each time that the iterator is advanced; it must be run to its end."""
-        latents = self.latents
-        self.scheduler.set_timesteps(steps, device=latents.device)
+        """Each `next` runs one of `steps` denoising steps. The iterator must be exhausted."""
         with denoising(self):
-            for t in self.scheduler.timesteps:
-                both = self.scheduler.scale_model_input(torch.cat([latents] * 2), t)
-                uncond, cond = self.unet(both, t, **self.conditions).sample.chunk(2)
-                latents = self.scheduler.step(uncond + 7.5 * (cond - uncond), t, latents).prev_sample
+            for _ in self.denoised(self.latents, steps, **self.conditions):
                 yield
 
 
@@ -132,7 +128,7 @@ def _random(value: Any, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def measure(loop: Loop, model: str, variant: str, branch: int, steps: int) -> list[Row]:
-    """The full and the partial step of one variant; the loop is left as it was."""
+    """A row for full and one for partial steps of a variant. Afterwards the loop is as it was."""
     run = WARM_UP + steps
     accelerate(loop, branch=branch, schedule=Schedule.explicit("F" * run + "P" * run), **VARIANTS[variant])
     try:
@@ -180,9 +176,9 @@ def measure(loop: Loop, model: str, variant: str, branch: int, steps: int) -> li
 def _walls(loop: Loop, steps: int) -> list[float]:
     """Seconds of `steps` full and of `steps` partial steps."""
     run, spans = loop(2 * (WARM_UP + steps)), []
-    now = _event if loop.latents.is_cuda else time.perf_counter
+    now: Callable[[], Any] = event if loop.latents.is_cuda else time.perf_counter
     for _ in range(2):
-        for _ in islice(run, WARM_UP):  # not waited for: the host stays ahead
+        for _ in islice(run, WARM_UP):  # without waiting, so that the host stays ahead
             pass
         start = now()
         for _ in islice(run, steps):
@@ -196,14 +192,8 @@ def _walls(loop: Loop, steps: int) -> list[float]:
     return [end - start for start, end in spans]
 
 
-def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
 def _profiles(loop: Loop, steps: int) -> list[tuple[list[Span], int]]:
-    """What ran on the device in `steps` full and in `steps` partial steps, and how many calls launched it."""
+    """For `steps` full and for `steps` partial steps: what ran on the device, and the number of launches."""
     run, found = loop(2 * (WARM_UP + steps)), []
     for _ in range(2):
         _take(run, WARM_UP, loop)
@@ -215,12 +205,12 @@ def _profiles(loop: Loop, steps: int) -> list[tuple[list[Span], int]]:
 
 
 def profiler(cuda: bool) -> AbstractContextManager[Any]:
-    """torch.profiler for the host and, if there is one, the GPU."""
+    """torch.profiler for the host and, if `cuda`, the GPU."""
     return profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda)
 
 
 def _take(run: Iterator[None], steps: int | None, loop: Loop) -> None:
-    """Run that many steps, or the rest, to the end on the device."""
+    """Run so many steps (None: the rest) and wait for the device."""
     for _ in islice(run, steps):
         pass
     _wait(loop)
@@ -232,20 +222,20 @@ def _wait(loop: Loop) -> None:
 
 
 def spans_of(events: Iterable[Any], cuda: bool) -> tuple[list[Span], int]:
-    """Of torch.profiler's events: what ran on the device (on the CPU: outermost operators), and launches."""
+    """From torch.profiler's events: what ran on the device (on a CPU the outermost operators), and the launches."""
     spans, launches = [], 0
-    for event in events:
-        if getattr(event, "is_user_annotation", False):
-            continue  # "Torch-Compiled Region" and the like, which span what is in them
-        on_device = event.device_type == DeviceType.CUDA
-        if on_device if cuda else event.cpu_parent is None and event.name.startswith("aten::"):
-            spans.append(Span(event.name, event.time_range.start, event.time_range.end))
-        launches += not on_device and LAUNCH.fullmatch(event.name) is not None
+    for one in events:
+        if getattr(one, "is_user_annotation", False):
+            continue  # "Torch-Compiled Region" and the like, which span other events
+        on_device = one.device_type == DeviceType.CUDA
+        if on_device if cuda else one.cpu_parent is None and one.name.startswith("aten::"):
+            spans.append(Span(one.name, one.time_range.start, one.time_range.end))
+        launches += not on_device and LAUNCH.fullmatch(one.name) is not None
     return spans, launches
 
 
 def union(spans: Iterable[Span]) -> float:
-    """Microseconds in which at least one of them runs."""
+    """Microseconds during which at least one of the spans runs."""
     total, done = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span.start):
         total += max(0.0, span.end - max(span.start, done))
@@ -254,7 +244,7 @@ def union(spans: Iterable[Span]) -> float:
 
 
 def longest(spans: Iterable[Span], steps: int, limit: int = TOP) -> str:
-    """The names that take the most time, with milliseconds and number a step."""
+    """The `limit` names that take the most time, with milliseconds and number per step."""
     times: dict[str, list[float]] = defaultdict(list)
     for span in spans:
         times[span.name].append(span.end - span.start)
@@ -266,31 +256,29 @@ def longest(spans: Iterable[Span], steps: int, limit: int = TOP) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, without their top kernels."""
-    unit = rows[0].unit
-    lines = [f"{'variant':21}{'step':9}{'wall ms':>9}{'busy ms':>9}{'gap':>7}{unit:>11}{'launches':>10}"]
-    for row in rows:
-        gap = "-" if row.gap_share is None else f"{row.gap_share:.1%}"
-        launches = "-" if row.launches is None else f"{row.launches:g}"
-        lines.append(
-            f"{row.variant:21}{row.kind:9}{row.wall_ms:9.3f}{row.busy_ms:9.3f}{gap:>7}{row.count:11g}{launches:>10}"
+    lines = [
+        (
+            r.variant, r.kind, f"{r.wall_ms:.3f}", f"{r.busy_ms:.3f}",
+            "-" if r.gap_share is None else f"{r.gap_share:.1%}", f"{r.count:g}",
+            "-" if r.launches is None else f"{r.launches:g}",
         )
-    return "\n".join(lines)
+        for r in rows
+    ]  # fmt: skip
+    return columns(("variant", "step", "wall ms", "busy ms", "gap", rows[0].unit, "launches"), lines, left=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the variants one after the other, write each one's rows as they come, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    """Measure the variants one after the other; write and print their rows as they come."""
+    arguments = parser(__doc__, "profile_steps.csv", append=True)
+    arguments.add_argument(
         "--model", default="sd21", help=f"demo, {', '.join(BUNDLED)}, or a U-Net's config.json (default sd21)"
     )
-    parser.add_argument("--latent", type=int, default=64, help="height and width of the latents (default 64: 512 px)")
-    parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
-    parser.add_argument("--branch", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=10, help="steps of each kind that a figure is the mean of")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["eager", "captured"])
-    parser.add_argument("--out", type=Path, default=RESULTS / "profile_steps.csv")
-    parser.add_argument("--append", action="store_true", help="add to the file instead of writing it anew")
-    args = parser.parse_args(argv)
+    arguments.add_argument("--latent", type=int, default=64, help="latents' height and width (default 64: 512 px)")
+    arguments.add_argument("--batch", type=int, default=1, help="images (default 1)")
+    arguments.add_argument("--branch", type=int, default=0)
+    arguments.add_argument("--steps", type=int, default=10, help="a figure is the mean of so many (default 10)")
+    arguments.add_argument("--variants", nargs="+", choices=VARIANTS, default=["eager", "captured"])
+    args = arguments.parse_args(argv)
     cuda = torch.cuda.is_available()
     loop = Loop(
         args.model, args.latent, args.batch, "cuda" if cuda else "cpu", torch.float16 if cuda else torch.float32
@@ -298,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for variant in args.variants:
         if not cuda and "captured" in variant:
-            print(f"{variant}: not here, since CUDA graphs need a CUDA GPU")
+            print(f"{variant}: not run, since CUDA graphs need a CUDA GPU")
             continue
         new = measure(loop, args.model, variant, args.branch, args.steps)
         write(args.out, new, append=args.append or bool(rows))
@@ -308,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rows:
         print("\n" + table(rows))
     if not cuda:
-        print("No CUDA GPU here: times are those of torch's operators on the CPU, there are no kernels to be seen.")
+        print("No CUDA GPU here: times are of torch's operators on the CPU, not of kernels.")
 
 
 if __name__ == "__main__":

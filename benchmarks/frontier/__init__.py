@@ -1,1 +1,1 @@
-"""Fidelity over cost."""
+"""Fidelity against cost: DeepCache's algorithm, stepcache's settings and calibrated plans."""

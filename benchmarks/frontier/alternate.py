@@ -1,8 +1,7 @@
-"""What `guidance="alternate"` would give, for frontier.py alone: a prototype of a mode that stepcache does not have.
+"""A prototype of `guidance="alternate"`, a mode that stepcache does not have, for measure.py.
 
-Every second full step runs its conditional half only, and the guidance difference is extrapolated in it as in partial
-steps. It is measured beside the modes that exist because the plan asked for it to be shipped if it pays; frontier.csv
-says that it does not (CHANGELOG).
+Every second full step runs only its conditional half, and extrapolates the guidance difference as partial steps do.
+frontier.csv shows that it does not pay (CHANGELOG), which is why it is not part of the package.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from stepcache.reuse.predict import Line
 
 
 class AlternateGuidance:
-    """A U-Net forward for one run of a pipeline whose batch is [unconditional, conditional], features extrapolated."""
+    """A U-Net forward for one run with the batch [unconditional, conditional] and extrapolated features."""
 
     def __init__(self, unet: Any, interval: int, branch: int) -> None:
         self.unet, self.interval, self.family = unet, interval, family_of(unet)
@@ -30,7 +29,6 @@ class AlternateGuidance:
         self._differences: list[tuple[int, Tensor]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One U-Net call, with the stock forward's arguments."""
         inputs, _, return_dict = self.family.bind(*args, **kwargs)
         step = len(self.letters)
         if step % self.interval == 0 and step // self.interval % 2 == 0:
@@ -52,7 +50,7 @@ class AlternateGuidance:
         return self.family.wrap(torch.cat([conditional - difference, conditional]), return_dict)
 
     def cost(self, share: float) -> float:
-        """Of the run, in full steps. share: MACs of a partial step with both halves over those of a full one."""
+        """The cost of the run in full steps. share: MACs of a partial step with both halves over a full step's."""
         price = {"F": 1.0, "C": 0.5, "P": share / 2}
         return sum(price[letter] for letter in self.letters)
 
@@ -64,7 +62,7 @@ def _on_line(known: list[tuple[int, Tensor]], step: int) -> Tensor:
 
 @contextmanager
 def alternating(pipe: Any, interval: int, branch: int) -> Iterator[AlternateGuidance]:
-    """One call of `pipe` in this mode; its U-Net is as it was afterwards."""
+    """Inside, one call of `pipe` runs in this mode. Afterwards its U-Net is as it was."""
     forward = AlternateGuidance(pipe.unet, interval, branch)
     pipe.unet.forward = forward
     try:

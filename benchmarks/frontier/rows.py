@@ -1,4 +1,4 @@
-"""The columns of frontier.csv, and what is read off them: fronts, and gains at one cost."""
+"""The columns of frontier.csv, and what is derived from them: fronts, and gains at equal cost."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LOW, HIGH = 2.0, 4.0  # the speed-ups, in MACs, that the project's aims are stated for
-AIMS = {50: 5.0, 20: 1.0}  # dB over DeepCache's algorithm at the same cost, by number of steps
+LOW, HIGH = 2.0, 4.0  # the project's aims are for this range of speed-ups in MACs
+AIMS = {50: 5.0, 20: 1.0}  # by number of steps: dB over DeepCache's algorithm at equal cost
 
 DEEPCACHE, ALTERNATE, CALIBRATED = "DeepCache", "linear + alternate (prototype)", "calibrated"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one cost in one setting. PSNR and SSIM are means over all held-out images."""
+    """One method at one cost in one setting. PSNR and SSIM are means over the held-out images."""
 
     model: str
     scheduler: str  # its name in `stepcache demo --scheduler`
@@ -24,8 +24,8 @@ class Row:
     predict: str  # hold, linear, a damping, or fitted
     guidance: str  # both, reuse
     branch: int
-    schedule: str  # the run's own record, "FPPFPP..."
-    budget: float | None  # asked of the calibration
+    schedule: str  # as recorded by the run: "FPPFPP..."
+    budget: float | None  # given to the calibration
     speedup_macs: float
     seconds: float
     speedup_seconds: float
@@ -38,7 +38,7 @@ class Row:
 
 
 class Setting(NamedTuple):
-    """What a frontier is of."""
+    """A model, scheduler, number of steps and guidance scale: what a frontier is drawn for."""
 
     model: str
     scheduler: str
@@ -63,12 +63,12 @@ def deepcache(rows: Iterable[Row]) -> list[Row]:
 
 
 def settings_of_accelerate(rows: Iterable[Row]) -> list[Row]:
-    """What `accelerate` gives without a plan."""
+    """Settings of `accelerate` without a plan."""
     return [row for row in rows if row not in deepcache([row]) and row.method not in (ALTERNATE, CALIBRATED)]
 
 
 def front(rows: Iterable[Row]) -> list[Row]:
-    """Those that no other one beats in cost and fidelity both, cheapest last."""
+    """The rows that no other row beats in both cost and fidelity, cheapest last."""
     best: list[Row] = []
     for row in sorted(rows, key=lambda row: (-row.speedup_macs, -row.psnr)):
         if not best or row.psnr > best[-1].psnr:
@@ -77,25 +77,24 @@ def front(rows: Iterable[Row]) -> list[Row]:
 
 
 def best_at(rows: Sequence[Row], speedup: float) -> Row | None:
-    """The most faithful of those that are at least this fast (half a percent less counts as the same)."""
+    """The most faithful row that is at least this fast; half a percent less is accepted."""
     fast = [row for row in rows if row.speedup_macs >= 0.995 * speedup]
     return max(fast, key=lambda row: row.psnr, default=None)
 
 
 class Gain(NamedTuple):
-    """At one point of DeepCache's front: its row, and the best of ours that costs no more."""
+    """A point of DeepCache's front, and stepcache's best row that costs no more."""
 
     theirs: Row
     ours: Row
 
     @property
     def decibel(self) -> float:
-        """How much closer to the original ours is."""
         return self.ours.psnr - self.theirs.psnr
 
 
 def gains(rows: Sequence[Row]) -> list[Gain]:
-    """The gain at each point of DeepCache's front from LOW to HIGH, of one setting's rows."""
+    """The gains in one setting, at each point of DeepCache's front from LOW to HIGH."""
     others = [row for row in rows if row.method != ALTERNATE and row not in deepcache([row])]
     points = [row for row in front(deepcache(rows)) if LOW <= row.speedup_macs <= HIGH]
     pairs = ((theirs, best_at(others, theirs.speedup_macs)) for theirs in points)

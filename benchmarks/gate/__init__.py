@@ -1,1 +1,1 @@
-"""What is run on a GPU machine, in which order, and what came of it."""
+"""The GPU gate: its jobs, their order, how they run, and the summary. gpu_gate.py is its command."""

@@ -1,4 +1,4 @@
-"""The cells of the seed grid that the gate measures on a GPU, most telling first."""
+"""The cells of the benchmark grid that the gate measures on a GPU, most important first."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate.jobs import OUT_OF_TIME
+from benchmarks import OUT_OF_TIME
 
 FILE = "bench_gpu.csv"
-"""All of the cells' rows, with the columns of `stepcache bench`."""
+"""The rows of all cells, with the columns of `stepcache bench`."""
 
 QUICK = ("eager", "deepcache", "stepcache-eager")
-"""Nothing of these is compiled."""
+"""Variants that compile nothing."""
 OURS, RIVAL, TREES, TRITON = ("stepcache-graphs",), ("compile",), ("stepcache-compiled",), ("stepcache-triton",)
-"""OURS is what `accelerate` does by itself on a GPU. TREES leaves the capture to torch, as RIVAL does."""
+"""OURS is what `accelerate` does by default on a GPU. TREES leaves the capture to torch, as RIVAL does."""
 GRAPHS = {"modes": ("reduce-overhead",)}
-"""Compiled and captured, of torch's modes: what OURS is fairest compared with."""
+"""The mode of torch.compile that also captures, and so the fairest comparison with OURS."""
 DEEPER = {"reuse": ((5, 0), (5, 1))}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A `GridSpec` in a process of its own: begun with `least` seconds left, given up after `most`.
+class GateCell:
+    """A `GridSpec` in its own process: started if `least` seconds are left, stopped after `most`.
 
-    Whatever is compiled has a cell for itself, so that minutes of compiling, or a hang in it, do not cost the others.
+    Each variant that compiles has a cell of its own, so that long compiling, or a hang in it, does not cost the others.
     """
 
     least: float
@@ -39,17 +39,17 @@ class Cell:
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """What runs too. Its rows are another cell's.
+        """Variants that run too, but whose rows belong to another cell.
 
-        Speed-ups are taken within a repeat, so eager and DeepCache are in each. And whether images are right is seen
-        beside the same schedule with nothing compiled: stepcache eager for what is ours, eager for the rest.
+        Speed-ups are taken within a repeat, so eager and DeepCache are in each cell. Images are checked against the
+        same schedule uncompiled: stepcache eager for stepcache's variants, eager for the others.
         """
         ours = any(key.startswith("stepcache") and key != "stepcache-eager" for key in self.variants)
         beside = ("eager", "deepcache", *(("stepcache-eager",) if ours else ()))
         return tuple(key for key in beside if key not in self.variants)
 
     def spec(self) -> Any:
-        """The `GridSpec`: 50 steps, guidance 7.5, interval 3, branch 0 and 3 repeats where `more` does not differ."""
+        """The `GridSpec`. Unless `more` says otherwise: 50 steps, guidance 7.5, interval 3, branch 0, 3 repeats."""
         from stepcache.bench.grid import GridSpec
 
         return GridSpec(
@@ -62,37 +62,37 @@ class Cell:
 
 
 CELLS = {
-    "sd21-512-b1": Cell(35, 80, "sd21", 512, 1, QUICK),
-    "sd21-512-b1-ours": Cell(60, 150, "sd21", 512, 1, OURS),
-    "sd21-768-b1": Cell(40, 90, "sd21", 768, 1, QUICK),
-    "sd21-768-b1-ours": Cell(70, 150, "sd21", 768, 1, OURS),
-    "sdxl-1024-b1": Cell(70, 140, "sdxl", 1024, 1, QUICK),
-    "sdxl-1024-b1-ours": Cell(100, 240, "sdxl", 1024, 1, OURS),
-    "sd21-512-b1-compile": Cell(60, 150, "sd21", 512, 1, RIVAL, GRAPHS),
-    "sdxl-1024-b1-compile": Cell(100, 240, "sdxl", 1024, 1, RIVAL, GRAPHS),
-    "sd21-512-b1-trees": Cell(60, 150, "sd21", 512, 1, TREES, GRAPHS),
-    "sd21-512-b1-triton": Cell(80, 180, "sd21", 512, 1, TRITON),
-    "sd21-512-b4": Cell(45, 100, "sd21", 512, 4, QUICK),
-    "sd21-512-b4-ours": Cell(80, 180, "sd21", 512, 4, OURS),
-    "sd21-768-b4": Cell(90, 160, "sd21", 768, 4, QUICK),
-    "sd21-768-b4-ours": Cell(110, 220, "sd21", 768, 4, OURS),
-    "sdxl-1024-b4": Cell(160, 260, "sdxl", 1024, 4, QUICK),
-    "sdxl-1024-b4-ours": Cell(220, 360, "sdxl", 1024, 4, OURS),
-    "sd21-512-b1-deeper": Cell(60, 120, "sd21", 512, 1, QUICK[1:], DEEPER),
-    "sdxl-1024-b1-deeper": Cell(100, 200, "sdxl", 1024, 1, QUICK[1:], DEEPER),
-    "sd21-512-b1-autotune": Cell(240, 480, "sd21", 512, 1, RIVAL + TREES, {"modes": ("max-autotune",)}),
+    "sd21-512-b1": GateCell(35, 80, "sd21", 512, 1, QUICK),
+    "sd21-512-b1-ours": GateCell(60, 150, "sd21", 512, 1, OURS),
+    "sd21-768-b1": GateCell(40, 90, "sd21", 768, 1, QUICK),
+    "sd21-768-b1-ours": GateCell(70, 150, "sd21", 768, 1, OURS),
+    "sdxl-1024-b1": GateCell(70, 140, "sdxl", 1024, 1, QUICK),
+    "sdxl-1024-b1-ours": GateCell(100, 240, "sdxl", 1024, 1, OURS),
+    "sd21-512-b1-compile": GateCell(60, 150, "sd21", 512, 1, RIVAL, GRAPHS),
+    "sdxl-1024-b1-compile": GateCell(100, 240, "sdxl", 1024, 1, RIVAL, GRAPHS),
+    "sd21-512-b1-trees": GateCell(60, 150, "sd21", 512, 1, TREES, GRAPHS),
+    "sd21-512-b1-triton": GateCell(80, 180, "sd21", 512, 1, TRITON),
+    "sd21-512-b4": GateCell(45, 100, "sd21", 512, 4, QUICK),
+    "sd21-512-b4-ours": GateCell(80, 180, "sd21", 512, 4, OURS),
+    "sd21-768-b4": GateCell(90, 160, "sd21", 768, 4, QUICK),
+    "sd21-768-b4-ours": GateCell(110, 220, "sd21", 768, 4, OURS),
+    "sdxl-1024-b4": GateCell(160, 260, "sdxl", 1024, 4, QUICK),
+    "sdxl-1024-b4-ours": GateCell(220, 360, "sdxl", 1024, 4, OURS),
+    "sd21-512-b1-deeper": GateCell(60, 120, "sd21", 512, 1, QUICK[1:], DEEPER),
+    "sdxl-1024-b1-deeper": GateCell(100, 200, "sdxl", 1024, 1, QUICK[1:], DEEPER),
+    "sd21-512-b1-autotune": GateCell(240, 480, "sd21", 512, 1, RIVAL + TREES, {"modes": ("max-autotune",)}),
 }
-"""In order of worth. The seconds are estimates that no GPU has confirmed yet: a cell that is cut short says so."""
+"""Most important first. The seconds are estimates that no GPU has confirmed yet: a cell that is cut short says so."""
 
-DRY = {"demo-64-b1": Cell(5, 90, "demo", 64, 1, QUICK, {"steps": 2, "repeats": 1})}
-"""What a dry run on a CPU measures: that the script works."""
+DRY = {"demo-64-b1": GateCell(5, 90, "demo", 64, 1, QUICK, {"steps": 2, "repeats": 1})}
+"""The cell of a dry run on a CPU, to check the script."""
 
 
 def run_cell(name: str, out: Path, seconds: float) -> None:
-    """Measure the cell of that name and add its rows to `out / FILE`.
+    """Measure the cell of this name and add its rows to `out / FILE`.
 
-    SystemExit names what failed, and variants whose images are not those of their reference: they are rows without
-    figures. Where only time was lacking, its status is OUT_OF_TIME.
+    SystemExit names what failed, and variants whose images differ from their reference's: their rows have no figures.
+    If only time was lacking, the exit status is OUT_OF_TIME.
     """
     from stepcache.bench.grid import run_grid
     from stepcache.bench.rows import read, write
@@ -107,7 +107,7 @@ def run_cell(name: str, out: Path, seconds: float) -> None:
         measured = Path(folder) / FILE
         try:
             run_grid(cell.spec(), measured, deadline=end)
-        finally:  # an interrupt too leaves the repeats that were done
+        finally:  # an interrupt keeps the finished repeats
             if measured.exists():
                 rows = [row for row in read(measured, BenchRow) if row.variant in own]
             write(out / FILE, [row for row in rows if not row.status.startswith("not run")], append=True)

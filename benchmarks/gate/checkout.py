@@ -1,8 +1,7 @@
-"""A bare checkout and a folder of wheels, made importable for the processes that the gate starts.
+"""Makes a checkout and a folder of wheels importable for the gate's processes, without installing anything.
 
-setuptools maps `stepcache.kernels` to a folder outside of src (package-dir in pyproject.toml), so that a PYTHONPATH of
-`src` does not find it. Here a folder of links stands in for the installed package: nothing is
-built or downloaded, and neither pip nor anything else beyond the standard library is needed.
+setuptools maps `stepcache.kernels` to a folder outside of src (package-dir in pyproject.toml), so PYTHONPATH=src does
+not find it. A folder of links replaces the installed package. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import ROOT
+
 ROOMS = {"kernels": "csrc_triton"}
-"""Subpackages of stepcache that do not lie in src/stepcache."""
+"""Subpackages of stepcache that are not in src/stepcache."""
 
 
 def environment(folder: Path, wheels: Path | None, root: Path = ROOT) -> dict[str, str]:
-    """The variables of a process that imports this checkout's stepcache and what is in `wheels`, before anything else.
+    """Environment variables with which a process imports this checkout's stepcache and the packages in `wheels` first.
 
-    `folder` is filled with links and unpacked wheels, and must outlive the process. Raises FileNotFoundError for a
-    `wheels` that is no folder or holds none, and ValueError for a wheel that cannot be unpacked.
+    `folder` is filled with links and unpacked wheels, and must outlive the process. Raises FileNotFoundError if
+    `wheels` holds no wheels, and ValueError for a wheel that cannot be unpacked.
     """
     paths = [folder / "checkout", *([] if wheels is None else [unpack(wheels, folder / "wheels")])]
     link(folder / "checkout", root)
@@ -30,12 +30,12 @@ def environment(folder: Path, wheels: Path | None, root: Path = ROOT) -> dict[st
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*map(str, paths), *([before] if before else [])]),
         "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",  # there is no network; waiting for it would cost minutes
+        "HF_HUB_OFFLINE": "1",  # nothing is downloaded; without a network, trying would cost minutes
     }
 
 
 def link(folder: Path, root: Path = ROOT) -> None:
-    """Make `folder/stepcache` a package of links into the checkout at `root`."""
+    """Make `folder/stepcache` a package of links to the checkout at `root`."""
     package = folder / "stepcache"
     package.mkdir(parents=True)
     for path in (root / "src" / "stepcache").iterdir():
@@ -46,7 +46,7 @@ def link(folder: Path, root: Path = ROOT) -> None:
 
 
 def unpack(wheels: Path, folder: Path) -> Path:
-    """Unpack all of the wheels in `wheels` into `folder`, which then goes on a PYTHONPATH; returns it."""
+    """Unpack all wheels in `wheels` into `folder`, and return it as an entry for PYTHONPATH."""
     found: Sequence[Path] = sorted(wheels.glob("*.whl"))
     if not found:
         raise FileNotFoundError(f"There are no wheels in {wheels}; see the top of benchmarks/gpu_gate.py.")
@@ -55,5 +55,5 @@ def unpack(wheels: Path, folder: Path) -> Path:
             with zipfile.ZipFile(path) as wheel:
                 wheel.extractall(folder)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is no wheel: {error}.") from error
+            raise ValueError(f"{path} is not a wheel: {error}.") from error
     return folder

@@ -1,7 +1,7 @@
-"""Jobs of the gate: processes with a share of the time that there is, one after the other.
+"""The gate's jobs: processes that run one after the other and share the time.
 
-A job that fails, crashes or hangs is named, and the next one has its turn. Only what failed holds up what needs it;
-what was cut short, or had no time to begin, holds up nothing.
+A job that fails, crashes or hangs is reported, and the next one starts. A failed job keeps jobs that need it from
+starting; one that was cut short, or had no time to start, does not.
 """
 
 from __future__ import annotations
@@ -16,27 +16,25 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import OUT_OF_TIME, ROOT
 
 MARK = "\n##### gate: "
-"""Begins what the gate itself writes to the log."""
+"""Starts everything that the gate itself writes to the log."""
 RED = "RED"
-"""Begins the line of a job that failed."""
+"""Starts the line of a failed job."""
 NOTE = "Note: "
-"""Begins a line of a job's output that is kept with its outcome although nothing failed."""
+"""Starts a line of a job's output that is kept with its outcome even if nothing failed."""
 GRACE = 10
-"""Seconds that an interrupted process has to say what it has done so far, before it is killed."""
-OUT_OF_TIME = 75
-"""Exit status (EX_TEMPFAIL) of a job that ended by itself with its seconds over: cut short, and nothing wrong."""
+"""Seconds between interrupting and killing a process, in which it can write what it has."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One process.
 
-    It is not begun with less than `least` seconds left, or where a job that it `needs` failed. It may take `most`
-    seconds, and beyond them what the jobs behind it leave. `check` looks for a failure in the output, given whether the
-    process came to its end: it returns what is wrong, "" where nothing is.
+    It does not start with less than `least` seconds left, or if a job that it `needs` failed. It may take `most`
+    seconds, and more if the jobs after it do not need them. `check` gets the output and whether the process ended by
+    itself, and returns what is wrong, or "".
     """
 
     name: str
@@ -44,26 +42,26 @@ class Job:
     least: float
     most: float
     needs: tuple[str, ...] = ()
-    told: bool = False  # the command takes --seconds, that it has until it should be done
+    told: bool = False  # the command takes --seconds, its time limit
     check: Callable[[str, bool], str] = lambda output, finished: ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. `status` is "done", "failed", "cut short" or "not begun"; `detail` says why."""
+    """How a job ended. `status` is "done", "failed", "cut short" or "not begun"; `detail` says why."""
 
     job: str
     status: str
     seconds: float
     detail: str = ""
-    commit: str = ""  # of the checkout that it ran in
+    commit: str = ""  # of its checkout
 
 
 class Runner:
-    """Runs jobs until `deadline`, a time of `clock` in seconds, and keeps log and outcomes in `out` as it goes.
+    """Runs jobs until `deadline` (a time of `clock`, in seconds), and writes the log and outcomes to `out` as it goes.
 
-    Jobs that are in `earlier`, done or failed, are not run again.
+    Jobs that are done or failed in `earlier` do not run again.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class Runner:
         self.outcomes = {outcome.job: outcome for outcome in earlier if outcome.status in ("done", "failed")}
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run them in this order."""
+        """Run the jobs in this order."""
         jobs = [job for job in jobs if job.name not in self.outcomes]
         for i, job in enumerate(jobs):
             outcome = self._outcome(job, later=sum(other.most for other in jobs[i + 1 :]))
@@ -90,13 +88,13 @@ class Runner:
             self.say(f"{RED} {told}" if outcome.status == "failed" else told)
 
     def output(self, name: str) -> str:
-        """What the job of that name printed, in this run of the gate."""
+        """What this job printed in this run of the gate."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         _, begun, rest = text.rpartition(_heading(name))
         return rest.partition(MARK)[0] if begun else ""
 
     def say(self, text: str) -> None:
-        """Print it with the seconds that are left, and keep it in the log."""
+        """Print and log a line, with the seconds that are left."""
         line = f"[{max(0, self.deadline - self.clock()):4.0f} s left] {text}"
         print(line, flush=True)
         with self.log.open("a") as log:
@@ -105,7 +103,7 @@ class Runner:
     def _outcome(self, job: Job, later: float) -> Outcome:
         failed = {name for name, outcome in self.outcomes.items() if outcome.status == "failed"}
         if wrong := [name for name in job.needs if name in failed]:
-            return Outcome(job.name, "not begun", 0.0, f"It needs what failed: {', '.join(wrong)}.")
+            return Outcome(job.name, "not begun", 0.0, f"It needs jobs that failed: {', '.join(wrong)}.")
         left = self.deadline - GRACE - self.clock()
         if left < job.least:
             return Outcome(job.name, "not begun", 0.0, f"It needs {job.least:.0f} s; {max(0, left):.0f} s were left.")
@@ -127,7 +125,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that its own children end with it
+                start_new_session=True,  # to end its children with it
                 preexec_fn=_interruptible,
             )
             try:
@@ -148,7 +146,7 @@ class Runner:
 
 
 def _interruptible() -> None:
-    # A shell starts what runs in its background with SIGINT ignored, and so would be everything below it.
+    # A shell starts background processes with SIGINT ignored, and their children inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -166,19 +164,19 @@ def _notes(text: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes], grace: float = 0) -> None:
-    """Kill the process and its children; with `grace`, interrupt them so many seconds before, so that they sum up."""
+    """Kill the process and its children. With `grace`, interrupt them that many seconds before."""
     if grace:
         os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(grace)
-    with suppress(ProcessLookupError):  # it left no children
+    with suppress(ProcessLookupError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):  # what hangs in the driver cannot be killed; the others have their turn
+    with suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver cannot be killed
         process.wait(5)
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """All outcomes so far, as a CSV; those of other commits that are in the file stay."""
+    """Write the outcomes as a CSV. Those of other commits in the file stay."""
     commits = {outcome.commit for outcome in outcomes}
     others = [outcome for outcome in read_outcomes(path) if outcome.commit not in commits]
     with path.open("w", newline="") as file:
@@ -188,7 +186,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """What `write_outcomes` wrote; nothing where there is no such file."""
+    """What `write_outcomes` wrote; [] if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

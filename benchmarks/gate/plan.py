@@ -1,4 +1,4 @@
-"""What the gate runs, in order of worth: on a GPU, or as a dry run on a CPU."""
+"""The gate's jobs, most important first: on a GPU, or as a dry run on a CPU."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.gate.cells import CELLS, DRY, Cell
-from benchmarks.gate.jobs import ROOT, Job
+from benchmarks import ROOT
+from benchmarks.gate.cells import CELLS, DRY, GateCell
+from benchmarks.gate.jobs import Job
 
 CORE = "tests/graphs/test_gpu.py", "tests/graphs/test_gpu_neighbours.py"
-"""Tests that are worth the first minutes, the first ones most: are images right, and does it live beside others?"""
+"""The first tests to run: are images right, and does stepcache get on with other users of the GPU?"""
 TESTS = "core tests", "kernel tests", "further tests"
-"""Red ones hold up no job. But the pages' tables leave out what a GPU measured at a commit with red tests."""
+"""The jobs of tests. If they fail, the others still run, but the pages leave out the commit's GPU figures."""
 KERNELS = "cat_group_norm_silu", "dual_conv1x1"
 PIXELS = {"sd21": 512, "sdxl": 1024}
-"""The architectures whose joins are measured both ways, and the image's height and width."""
+"""The architectures whose joins are tuned, with the height and width of the image."""
 DRY_TESTS = "tests/graphs/test_standin.py", "tests/reuse/test_cut.py"
-"""What a dry run has in the place of the tests that need a GPU."""
+"""Tests of a dry run, instead of those that need a GPU."""
 NEEDS = ("environment",)
-"""No other job holds up another: each one's figures stand on its own results."""
+"""The only job that others need: each checks its own results."""
 
-# "FAILED tests/..." of pytest's summary, and what it prints as it goes, with xdist and without.
+# "FAILED tests/..." in pytest's summary, and its lines while running, with and without xdist.
 FAILED = re.compile(r"(FAILED|ERROR) .*|\[gw\d+\].* (FAILED|ERROR) .*|.*::.* (FAILED|ERROR)( +\[ *\d+%\])?")
 
 
 def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
-    """The jobs on a GPU. They write to `out`, and keep in `scratch` what is only needed meanwhile.
+    """The jobs on a GPU. They write results to `out` and temporary files to `scratch`.
 
-    The seconds are estimates that no GPU has confirmed yet. What counts is that all before the first cell, whatever
-    becomes of it, ends within three minutes and a half.
+    The seconds are estimates that no GPU has confirmed yet. They ensure that the first cell starts within three and a
+    half minutes, even if the jobs before it hang.
     """
     cells = {name: _cell(name, cell, out, scratch) for name, cell in CELLS.items()}
     profile = Job("profile", _profile(out, "profile_steps.csv"), least=20, most=60, needs=NEEDS)
@@ -42,7 +43,7 @@ def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
         least=30,
         most=90,
         needs=NEEDS,
-        environment=_cache(scratch, "sd21-512-b1-ours"),  # kernels of the same U-Net
+        environment=_cache(scratch, "sd21-512-b1-ours"),  # which has the same U-Net's kernels
     )
     return [
         _environment(out),
@@ -61,7 +62,7 @@ def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
 
 
 def dry_jobs(out: Path, scratch: Path, tests: Sequence[str] = DRY_TESTS) -> list[Job]:
-    """The same on a CPU, in small sizes: that the gate works. `tests`: files of tests that need no GPU."""
+    """The same in small sizes on a CPU, to check the gate. `tests`: test files that need no GPU."""
     toy = "--model", "demo", "--latent", "16", "--steps", "1"
     return [
         _environment(out, "--dry-run"),
@@ -76,7 +77,7 @@ def dry_jobs(out: Path, scratch: Path, tests: Sequence[str] = DRY_TESTS) -> list
 
 
 def kernel_file(out: Path, name: str = KERNELS[0]) -> Path:
-    """Where the benchmark of that kernel writes to."""
+    """The CSV of this kernel's benchmark."""
     return out / f"bench_{name}.csv"
 
 
@@ -89,7 +90,7 @@ def _profile(out: Path, file: str, *options: str) -> list[str]:
 
 
 def _kernel(name: str, out: Path) -> Job:
-    """A kernel's benchmark, which goes on with the joins that its file does not have yet."""
+    """A kernel's benchmark, for the joins that its CSV does not have yet."""
     command = _module(f"kernels.{name}", "--continue", "--out", str(kernel_file(out, name)))
     return Job(name, command, least=25, most=60, needs=NEEDS, told=True)
 
@@ -99,11 +100,11 @@ def _module(name: str, *options: str) -> list[str]:
 
 
 def _own(out: Path, *options: str) -> list[str]:
-    """The gate's own script, for what must not run in its process."""
+    """The gate's own script, for work that needs a separate process."""
     return [sys.executable, str(ROOT / "benchmarks" / "gpu_gate.py"), *options, "--out", str(out)]
 
 
-def _cell(name: str, cell: Cell, out: Path, scratch: Path) -> Job:
+def _cell(name: str, cell: GateCell, out: Path, scratch: Path) -> Job:
     return Job(
         name,
         _own(out, "--cell", name),
@@ -116,12 +117,12 @@ def _cell(name: str, cell: Cell, out: Path, scratch: Path) -> Job:
 
 
 def _cache(scratch: Path, name: str) -> dict[str, str]:
-    """A cache of Inductor's and Triton's of a cell's own: what another one compiled must not shorten its compiling."""
+    """A separate compile cache for each cell, so that no cell benefits from another's compiling."""
     return {"TORCHINDUCTOR_CACHE_DIR": str(scratch / f"cache {name}")}
 
 
 def _tests(name: str, arguments: Sequence[str], most: float) -> Job:
-    """Tests as a job, in several processes where there are cores for them: then one that hangs stops only its own."""
+    """Tests as a job, in several processes if there are cores for them: a hang then stops only one."""
     workers = min(8, _cores() // 2) if find_spec("xdist") else 0
     options = ["-v", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
     return Job(
@@ -131,27 +132,27 @@ def _tests(name: str, arguments: Sequence[str], most: float) -> Job:
         most=most,
         needs=NEEDS,
         check=failures,
-        # Each process would compile with as many of its own as there are cores.
+        # By default, each would start as many compile processes as there are cores.
         environment={"TORCHINDUCTOR_COMPILE_THREADS": "2"} if workers > 1 else {},
     )
 
 
 def failures(output: str, finished: bool) -> str:
-    """What is wrong with tests that printed `output`; "" where nothing is."""
+    """What is wrong with tests that printed `output`, or ""."""
     if failed := red_lines(output):
         return failed[-1]
     return "No test passed." if finished and not re.search(r"\d+ passed", output) else ""
 
 
 def red_lines(output: str) -> list[str]:
-    """The lines of pytest's output that say that a test failed, each cut to 200 characters."""
+    """The lines of pytest's output that report a failed test, each cut to 200 characters."""
     lines = [line.strip() for line in output.splitlines() if FAILED.fullmatch(line.strip())]
     summed_up = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return [line[:200] for line in summed_up or lines]
 
 
 def _gpu_tests(kernels: bool) -> list[str]:
-    """The files with tests marked gpu beside CORE: those of the kernels, or all others."""
+    """The files with tests marked gpu, without CORE: those of the kernels, or all others."""
     paths = [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
     return [
         str(path)

@@ -1,4 +1,4 @@
-"""What a run of the gate found, as a short text: it stands at the end of a long output, where it is seen."""
+"""The summary that a run of the gate prints at its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.console import columns
 from benchmarks.gate.cells import FILE
 from benchmarks.gate.jobs import RED, Outcome
 
@@ -15,18 +16,18 @@ Line = dict[str, str]
 
 PROFILES = "profile_steps.csv", "profile_compiled.csv"
 OURS = {"cat_group_norm_silu": "triton + shortcut", "dual_conv1x1": "triton"}
-"""The variant of each kernel's benchmark that is compared with Inductor's."""
+"""The variant of each kernel's benchmark to compare with Inductor's."""
 
 
 def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
-    """Jobs and figures in `out`; figures are left out where there are none."""
+    """Tables of the jobs and of the figures in `out`, as far as there are any."""
     parts = [
-        _table(("job", "status", "s", ""), [(o.job, o.status, f"{o.seconds:.0f}", o.detail[:120]) for o in outcomes])
+        _text(("job", "status", "s", ""), [(o.job, o.status, f"{o.seconds:.0f}", o.detail[:120]) for o in outcomes])
     ]
     if lines := _read(out / FILE):
-        parts.append(_table(("cell", "variant", "call s", "U-Net", "over DC", "compile s", ""), map(_cell, lines)))
+        parts.append(_text(("cell", "variant", "call s", "U-Net", "over DC", "compile s", ""), map(_cell, lines)))
     if lines := [line for name in PROFILES for line in _read(out / name)]:
-        parts.append(_table(("step", "wall ms", "busy ms", "count", "launches"), map(_step, lines)))
+        parts.append(_text(("step", "wall ms", "busy ms", "count", "launches"), map(_step, lines)))
     for op, ours in OURS.items():
         if lines := _read(out / f"bench_{op}.csv"):
             parts.append(_kernel(op, ours, lines))
@@ -40,10 +41,8 @@ def _read(path: Path) -> list[Line]:
         return list(csv.DictReader(file))
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, *lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+def _text(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return columns(header, lines, left=len(header))
 
 
 def _cell(line: Line) -> Sequence[str]:
@@ -75,7 +74,7 @@ def _number(text: str, digits: int, unit: str = "") -> str:
 
 
 def _kernel(op: str, ours: str, lines: Sequence[Line]) -> str:
-    """Times of ours as a share of Inductor's better one, by dtype, and how many were wrong or failed."""
+    """stepcache's time as a share of Inductor's better one, by dtype, and which variants were wrong or failed."""
     joins: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for line in lines:
         if line["us"]:

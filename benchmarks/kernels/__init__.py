@@ -1,1 +1,1 @@
-"""The two Triton ops: timed on a GPU, and their code and a model of it without one."""
+"""The two Triton ops: timed on a GPU; the size of their code and modelled times without one."""

@@ -1,21 +1,19 @@
-"""What the kernel benchmarks share: the joins of the real U-Nets, whether results are right, the row, the order.
+"""What the two kernel benchmarks share: the joins of the real U-Nets, the check of results, the row, the order.
 
-A figure is the time of a call in a replayed CUDA graph, for all variants alike (stepcache.graphs.replays); all but the
-eager one are compiled by Inductor, ours included, with the options that a pipe's graphs have. The inputs rotate through
-as many copies as it takes to exceed twice the L2 cache, so that no call finds its inputs there. `share` compares with a
-`copy_` that moves as many bytes, read and written together, on the same device in the same process: a small copy does
-not reach the bandwidth of a large one either.
+A figure is the time of a call in a replayed CUDA graph (stepcache.graphs.replays). All variants but the eager one are
+compiled by Inductor, stepcache's included, with the options of a pipe's graphs. The inputs rotate through enough copies
+to exceed twice the L2 cache, so that no call finds its inputs there. `share` compares with a `copy_` that reads and
+writes as many bytes in total on the same device in the same process: a small copy does not reach a large one's
+bandwidth either.
 
-A variant has a figure at a join where its results there are right; where they are not, or it fails, its row says so,
-the others go on, and the exit status is 1. float16 comes first, and of a dtype the largest joins, where the time goes.
+A variant has a figure at a join only if its results there are right. If they are wrong, or it fails, its row says so,
+the others go on, and the exit status is 1. float16 comes first, and within a dtype the largest joins, which take the
+most time.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gate.jobs import OUT_OF_TIME
-from stepcache.bench.rows import RESULTS, ROOT, Rig, Spread, read, write
-from stepcache.graphs.compiled import cuda_options
+from benchmarks import OUT_OF_TIME
+from benchmarks.console import parser
+from benchmarks.gpu import driver_version
+from stepcache.bench.repeats import Spread
+from stepcache.bench.rows import Rig, read, write
+from stepcache.commands.inspect import read_config
+from stepcache.graphs.options import cuda_options
 from stepcache.graphs.replays import copies_beyond_l2, times_us
 
 MODELS = {"sd15": 64, "sdxl": 128}
@@ -36,8 +38,8 @@ DTYPES = torch.float16, torch.bfloat16
 
 
 @dataclass(frozen=True)
-class Join:
-    """One up-path ResNet's join; `index` counts from the output, as branches do."""
+class JoinCase:
+    """The sizes of one up-path ResNet's join; `index` counts from the output, as branches do."""
 
     model: str
     index: int
@@ -58,9 +60,9 @@ class Join:
         return f"{self.model} join {self.index}: {self.hidden}+{self.skip}->{self.out} at {self.height}x{self.width}"
 
 
-def joins(model: str) -> list[Join]:
-    """All joins of a U-Net at its usual resolution with CFG, from its configuration in stepcache's assets."""
-    config = json.loads((ROOT / "src" / "stepcache" / "assets" / "unets" / f"{model}.json").read_text())
+def joins(model: str) -> list[JoinCase]:
+    """All joins of a U-Net at its usual resolution with CFG, from its config in stepcache's assets."""
+    config = read_config(model)
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     size = MODELS[model]
     skips = [(channels[0], size)]
@@ -76,19 +78,19 @@ def joins(model: str) -> list[Join]:
             found.append((hidden, skip, channels[level], edge))
             hidden = channels[level]
     return [
-        Join(model, i, CFG_BATCH, hidden, skip, out, config["norm_num_groups"], edge, edge)
+        JoinCase(model, i, CFG_BATCH, hidden, skip, out, config["norm_num_groups"], edge, edge)
         for i, (hidden, skip, out, edge) in enumerate(reversed(found))
     ]
 
 
-def tiny(join: Join) -> Join:
-    """The join with its channels cut to a twentieth and 4 x 4 pixels: for a dry run on a CPU."""
-    return Join(join.model, join.index, 1, join.hidden // 20, join.skip // 20, join.out // 20, 4, 4, 4)
+def tiny(join: JoinCase) -> JoinCase:
+    """The join with a twentieth of its channels and 4 x 4 pixels, for a dry run on a CPU."""
+    return JoinCase(join.model, join.index, 1, join.hidden // 20, join.skip // 20, join.out // 20, 4, 4, 4)
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One way to compute one join's op. Times in microseconds."""
+    """One variant of an op at one join. Times in microseconds."""
 
     op: str
     model: str
@@ -103,14 +105,14 @@ class KernelRow:
     layout: str
     variant: str
     status: str  # "ok", or why there is no figure: "wrong: ...", "failed: ..."
-    us: float | None  # None where the variant is not ok, as what follows
+    us: float | None  # this and the next fields are None unless the status is ok
     us_p20: float | None
     us_p80: float | None
     gb_per_s: float | None
-    copy_us: float | None  # of a copy of as many bytes
+    copy_us: float | None  # a copy of as many bytes
     share: float | None  # copy_us / us
-    error: float | None  # largest distance from float64, on this row's own inputs
-    error_stock: float | None  # that of the stock operations in this dtype
+    error: float | None  # largest distance from float64, on this row's inputs
+    error_stock: float | None  # the same for the stock operations in this dtype
     cuda: str
     driver: str
 
@@ -119,25 +121,25 @@ Tensors = tuple[Tensor, ...]
 
 
 class Wrong(Exception):
-    """A result that is further from float64 than it may be."""
+    """A result is too far from float64."""
 
 
 def results_of(value: Tensor | Tensors) -> Tensors:
-    """What an op returned, one tensor or several, as several."""
+    """What an op returned, as a tuple."""
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
 def errors_of(results: Tensors, stock: Tensors, exact: Tensors) -> tuple[float, float]:
-    """The errors of `results` and of the stock operations in the same dtype: of the tensor that is furthest off.
+    """The largest errors of `results` and of the stock operations in the same dtype.
 
-    Wrong where ours is above twice the other. An op that makes fewer tensors is held to those that it makes.
+    Raises Wrong if an error is more than twice the stock operations'. Only the tensors that the op makes are compared.
     """
     worst = (0.0, 0.0)
     for ours, theirs, right in zip(results, stock, exact, strict=False):
         if ours.shape != right.shape:
             raise Wrong(f"shape {tuple(ours.shape)}, not {tuple(right.shape)}")
         error, error_stock = ((value.double() - right).abs().max().item() for value in (ours, theirs))
-        if not error <= 2 * error_stock + 1e-6:  # so that NaN is wrong
+        if not error <= 2 * error_stock + 1e-6:  # NaN is wrong too
             raise Wrong(f"error {error:.3g} against {error_stock:.3g} of the stock operations")
         worst = max(worst, (error, error_stock))
     return worst
@@ -145,7 +147,7 @@ def errors_of(results: Tensors, stock: Tensors, exact: Tensors) -> tuple[float, 
 
 @functools.cache
 def copy_us(nbytes: int) -> float:
-    """Microseconds of a copy that reads and writes so many bytes together."""
+    """Microseconds of a copy that reads and writes `nbytes` in total."""
     half = nbytes // 2
     pairs = [torch.empty(2, half, dtype=torch.uint8, device="cuda").unbind() for _ in range(copies_beyond_l2(half))]
     return time_us(lambda source, target: target.copy_(source), pairs).median
@@ -157,46 +159,59 @@ def time_us(call: Callable[..., object], inputs: Sequence[Tensors]) -> Spread:
 
 
 def compiled(function: Callable[..., Tensor | Tensors], device: str) -> Callable[..., Tensor | Tensors]:
-    """Compiled as a pipe's graphs are. A dry run on the CPU takes it as it is: Inductor would be slow."""
+    """`function` compiled as a pipe's graphs are; uncompiled on a CPU, where Inductor would be slow."""
     if device != "cuda":
         return function
     return torch.compile(function, fullgraph=True, dynamic=False, options=cuda_options())
 
 
-@functools.cache
-def driver_version() -> str:
-    """NVIDIA's driver, or "" where nvidia-smi does not say."""
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def activations(
+    join: JoinCase, channels: Sequence[int], dtype: torch.dtype, device: str
+) -> Callable[[], tuple[Tensor, ...]]:
+    """A function that makes random tensors of the join's size in channels_last, one for each of `channels`."""
+
+    def make() -> tuple[Tensor, ...]:
+        shapes = [(join.batch, c, join.height, join.width) for c in channels]
+        made = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+        return tuple(tensor.to(memory_format=torch.channels_last) for tensor in made)
+
+    return make
+
+
+def split_weight(weight: Tensor, join: JoinCase) -> list[Tensor]:
+    """A 1x1 convolution's weight in two: its channels of the hidden state, and those of the skip."""
+    parts = weight.split([join.hidden, join.skip], 1)
+    return [part.contiguous(memory_format=torch.channels_last) for part in parts]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One join's op, ready to run: several variants on the same inputs."""
+class OpCase:
+    """One op at one join, ready to run: several variants on the same inputs."""
 
-    join: Join
+    join: JoinCase
     dtype: torch.dtype
     inputs: Callable[[], Tensors]
     variants: dict[str, Callable[..., Tensor | Tensors]]
-    """Ours first."""
+    """stepcache's first."""
     stock: Callable[..., Tensor | Tensors]
-    """The stock operations, in the dtype of their inputs: in float64 they are what is right."""
+    """The stock operations, in the dtype of their inputs; in float64 they are the exact result."""
     bytes_needed: dict[str, int]
-    """What each variant's result takes at the least to read and write, when L2 holds nothing from before."""
+    """The bytes that each variant must read and write at least, if L2 is empty at first."""
+
+    def expected(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
+        """(stock, exact): results of the stock operations in the inputs' dtype and in float64."""
+        return results_of(self.stock(*inputs)), results_of(self.stock(*(t.double() for t in inputs)))
 
 
-def measure(op: str, case: Case) -> list[KernelRow]:
-    """A row for each variant: of those that are right, with their time."""
+def measure(op: str, case: OpCase) -> list[KernelRow]:
+    """A row for each variant, with a time if its results are right."""
     first = case.inputs()
-    exact, stock = results_of(case.stock(*(t.double() for t in first))), results_of(case.stock(*first))
+    stock, exact = case.expected(first)
     sets = [first] + [case.inputs() for _ in range(copies_beyond_l2(sum(t.nbytes for t in first)) - 1)]
     return [_row(op, case, name, sets, stock, exact) for name in case.variants]
 
 
-def _row(op: str, case: Case, name: str, sets: Sequence[Tensors], stock: Tensors, exact: Tensors) -> KernelRow:
+def _row(op: str, case: OpCase, name: str, sets: Sequence[Tensors], stock: Tensors, exact: Tensors) -> KernelRow:
     join, call = case.join, case.variants[name]
     status, us, errors = "ok", None, None
     try:
@@ -204,7 +219,7 @@ def _row(op: str, case: Case, name: str, sets: Sequence[Tensors], stock: Tensors
         us = time_us(call, sets)
     except Wrong as error:
         status = f"wrong: {error}"
-    except Exception as error:  # does not compile, cannot be captured, no memory: the others go on
+    except Exception as error:  # no compilation, no capture, no memory: the other variants go on
         status = _reason(error)
     nbytes = case.bytes_needed[name]
     copied = copy_us(nbytes) if us else None
@@ -239,23 +254,23 @@ def _reason(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-MakeCase = Callable[[Join, torch.dtype, str], Case]
+MakeCase = Callable[[JoinCase, torch.dtype, str], OpCase]
 
 
 class Benchmark:
-    """All joins of one op, those of most worth first, until `deadline` (of time.monotonic; None: no end)."""
+    """All joins of one op, the most important first, until `deadline` (of time.monotonic; None: no limit)."""
 
     def __init__(self, op: str, make_case: MakeCase, deadline: float | None) -> None:
         self.op, self.make_case, self.deadline = op, make_case, deadline
         self.red: list[str] = []
 
     @torch.inference_mode()
-    def dry(self, everything: Sequence[Join]) -> None:
-        """Small on the CPU: all variants are compared, nothing is timed."""
+    def dry(self, everything: Sequence[JoinCase]) -> None:
+        """Compare all variants on tiny joins on the CPU, without timing."""
         for join in everything:
             case = self.make_case(tiny(join), torch.float32, "cpu")
             inputs = case.inputs()
-            exact, stock = results_of(case.stock(*(t.double() for t in inputs))), results_of(case.stock(*inputs))
+            stock, exact = case.expected(inputs)
             for name, call in case.variants.items():
                 try:
                     errors_of(results_of(call(*inputs)), stock, exact)
@@ -263,8 +278,8 @@ class Benchmark:
                     self.say_red(f"{join}, {name}", f"wrong: {error}")
 
     @torch.inference_mode()
-    def run(self, everything: Sequence[Join], rows: list[KernelRow], out: Path) -> int:
-        """Measure what `rows` do not have and add to them, writing all to `out` as they come; returns what is left."""
+    def run(self, everything: Sequence[JoinCase], rows: list[KernelRow], out: Path) -> int:
+        """Measure what is not in `rows`, add to them and write all to `out` as they come; returns how many are left."""
         done = {(row.model, row.join, row.dtype) for row in rows}
         todo = [
             (join, dtype)
@@ -282,7 +297,7 @@ class Benchmark:
             name = f"{join}, {str(dtype).removeprefix('torch.')}"
             try:
                 new = measure(self.op, self.make_case(join, dtype, "cuda"))
-            except Exception as error:  # nothing to compare with: the next join has its turn
+            except Exception as error:  # the inputs or the stock operations failed: go on with the next join
                 self.say_red(name, _reason(error))
                 continue
             rows += new
@@ -294,13 +309,13 @@ class Benchmark:
         return 0
 
     def say_red(self, what: str, why: str) -> None:
-        """Print it, and keep it for the end."""
+        """Print it, and keep it for the summary at the end."""
         self.red.append(what)
         print(f"RED {what}: {why}", flush=True)
 
 
 def rows_so_far(out: Path) -> list[KernelRow]:
-    """Those in `out` that this commit measured on this GPU."""
+    """The rows in `out` that this commit measured on this GPU."""
     if not out.exists():
         return []
     now = Rig.now()
@@ -312,18 +327,18 @@ def rows_so_far(out: Path) -> list[KernelRow]:
 
 
 def main(op: str, make_case: MakeCase, argv: Sequence[str] | None = None) -> None:
-    """The command line of both benchmarks. Without a GPU it says so and exits with 0; --dry-run runs all but timing.
+    """The command line of both benchmarks. Without a GPU they say so and exit with 0; --dry-run does all but timing.
 
-    Exit status 1 where something was wrong or failed, and OUT_OF_TIME (gate_jobs.py) where --seconds were too few.
+    Exit status 1 if something was wrong or failed, OUT_OF_TIME if --seconds were too few.
     """
-    parser = argparse.ArgumentParser(description=f"Time {op} on every join of SD 1.5 at 512 px and SDXL at 1024 px.")
-    parser.add_argument("--dry-run", action="store_true", help="tiny joins on the CPU: run and compare, time nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"bench_{op}.csv")
-    parser.add_argument("--seconds", type=float, help="begin no join after them")
-    parser.add_argument(
-        "--continue", dest="more", action="store_true", help="keep what this commit and GPU have in --out, do the rest"
+    description = f"Time {op} on every join of SD 1.5 at 512 px and SDXL at 1024 px."
+    arguments = parser(description, f"bench_{op}.csv")
+    arguments.add_argument("--dry-run", action="store_true", help="compare all variants on tiny joins on the CPU")
+    arguments.add_argument("--seconds", type=float, help="start no join after this time")
+    arguments.add_argument(
+        "--continue", dest="more", action="store_true", help="keep the rows of this commit and GPU, and add the others"
     )
-    args = parser.parse_args(argv)
+    args = arguments.parse_args(argv)
     everything = [join for model in MODELS for join in joins(model)]
     benchmark = Benchmark(op, make_case, None if args.seconds is None else time.monotonic() + args.seconds)
     left = 0
@@ -332,7 +347,7 @@ def main(op: str, make_case: MakeCase, argv: Sequence[str] | None = None) -> Non
         if not benchmark.red:
             print(f"{op}: {len(everything)} joins agree in all variants; nothing was timed")
     elif not torch.cuda.is_available():
-        print(f"{op}: no CUDA GPU here, so there is nothing to measure; --dry-run checks the benchmark itself")
+        print(f"{op}: no CUDA GPU here, so nothing can be measured; --dry-run checks the benchmark itself")
     else:
         left = benchmark.run(everything, rows_so_far(args.out) if args.more else [], args.out)
     if benchmark.red:

@@ -1,14 +1,14 @@
-"""concat -> GroupNorm -> SiLU of every join: our one or two launches against what PyTorch makes of it.
+"""Times concat -> GroupNorm -> SiLU of every join: stepcache's one or two launches against PyTorch's ways.
 
     python -m benchmarks.kernels.cat_group_norm_silu             # on a machine with a CUDA GPU
     python -m benchmarks.kernels.cat_group_norm_silu --dry-run   # anywhere
 
-Variants: `triton`, ours; `eager`, the three stock operations; `inductor`, torch.compile of the stock join's part that
-reads the concat (norm and shortcut both, so the concat is materialised for the shortcut as in the ResNet);
-`inductor split`, the same with the shortcut split in two at the graph level, so that no concat is needed. For a fair
-comparison the time of the shortcut must be equal on all sides: the last two have `triton + shortcut` (ours followed
-by `dual_conv1x1`) as their counterpart. Aim: `triton` at 80 % or more of a copy of the same size, counting two reads
-and one write of the concat's elements, and `triton + shortcut` below both.
+Variants: `triton`, stepcache's kernels; `eager`, the three stock operations; `inductor`, torch.compile of the part of
+the stock join that reads the concat (norm and shortcut, so that the concat is materialised as in the ResNet);
+`inductor split`, the same with the shortcut split in two, so that no concat is needed. The last two include the
+shortcut, so they compare with `triton + shortcut` (`triton` followed by `dual_conv1x1`). Aim: `triton` reaches at least
+80 % of the speed of a copy of the same size, counting two reads and one write of the concat's elements, and
+`triton + shortcut` is faster than both.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1
 from torch import Tensor
 
-from benchmarks.kernels.bench import Case, Join, compiled, main
+from benchmarks.kernels.bench import JoinCase, OpCase, activations, compiled, main, split_weight
 
 EPS = 1e-5
 
 
-def make_case(join: Join, dtype: torch.dtype, device: str) -> Case:
+def make_case(join: JoinCase, dtype: torch.dtype, device: str) -> OpCase:
     """All variants of one join, in channels_last."""
     torch.manual_seed(join.index)
     channels = join.hidden + join.skip
     weight, bias = torch.randn(2, channels, device=device, dtype=dtype).unbind()
     shortcut = torch.randn(join.out, channels, 1, 1, device=device, dtype=dtype) / channels**0.5
     shortcut = shortcut.to(memory_format=torch.channels_last)
-    w1, w2 = (w.contiguous(memory_format=torch.channels_last) for w in shortcut.split([join.hidden, join.skip], 1))
-
-    def inputs() -> tuple[Tensor, ...]:
-        return tuple(
-            torch.randn(join.batch, c, join.height, join.width, device=device, dtype=dtype).to(
-                memory_format=torch.channels_last
-            )
-            for c in (join.hidden, join.skip)
-        )
+    w1, w2 = split_weight(shortcut, join)
 
     def eager(h: Tensor, skip: Tensor) -> Tensor:
         return F.silu(F.group_norm(torch.cat([h, skip], 1), join.groups, weight, bias, EPS))
@@ -61,10 +53,10 @@ def make_case(join: Join, dtype: torch.dtype, device: str) -> Case:
 
     norm_bytes = 3 * dtype.itemsize * join.concat_elements
     shortcut_bytes = dtype.itemsize * (join.batch * join.out * join.height * join.width + shortcut.numel())
-    return Case(
+    return OpCase(
         join=join,
         dtype=dtype,
-        inputs=inputs,
+        inputs=activations(join, (join.hidden, join.skip), dtype, device),
         variants={
             "triton": compiled(ours, device),
             "eager": eager,
@@ -73,7 +65,7 @@ def make_case(join: Join, dtype: torch.dtype, device: str) -> Case:
             "inductor split": compiled(split, device),
         },
         stock=with_shortcut,
-        # The concat's elements are read twice and written once; the shortcut reads them together with the norm.
+        # The concat's elements are read twice and written once; the shortcut reads them with the norm.
         bytes_needed={"triton": norm_bytes, "eager": norm_bytes}
         | dict.fromkeys(("triton + shortcut", "inductor", "inductor split"), norm_bytes + shortcut_bytes),
     )

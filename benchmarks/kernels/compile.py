@@ -1,4 +1,4 @@
-"""Compile a kernel for GPUs that are not there, from the very arguments of a launch, and read what came out."""
+"""Compiles a kernel for GPUs that are not present, from the arguments of a launch, and reads the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes of shared memory that one program may have: CUDA C++ programming guide, table "Technical specifications per
+# Bytes of shared memory that one program may use: CUDA C++ programming guide, table "Technical specifications per
 # compute capability", and the 64 KiB of LDS of CDNA 3.
 SHARED_LIMIT = {
     "sm_80": 163 * 1024,
@@ -34,7 +34,7 @@ SHARED_LIMIT = {
 }
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 OPTIONS = ("num_warps", "num_stages")
-ENDS = re.compile(r"EXIT|s_endpgm")  # what ends the program, without a condition
+ENDS = re.compile(r"EXIT|s_endpgm")  # ends the program unconditionally
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Compiled:
     asm: str
     """PTX, or AMDGCN assembly."""
     cubin: bytes | None
-    """The machine code (NVIDIA)."""
+    """Machine code (NVIDIA only)."""
     registers: int
     spilled: int
     """Bytes of local memory (NVIDIA) or spilled registers (AMD)."""
@@ -54,7 +54,7 @@ class Compiled:
 
 
 def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) -> Compiled:
-    """Specialise `kernel` as Triton's launcher would for `arguments` (divisibility by 16, ones), then compile it."""
+    """Compile `kernel`, specialised as Triton's launcher does for `arguments` (divisibility by 16, ones)."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -65,7 +65,7 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) 
             constants[parameter.name] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = f"*{DTYPE_NAMES[value.dtype]}"
-            attributes[(i,)] = [["tt.divisibility", 16]]  # what PyTorch's allocator gives
+            attributes[(i,)] = [["tt.divisibility", 16]]  # PyTorch's allocator guarantees it
         elif isinstance(value, int):
             signature[parameter.name] = "i32"
             if value % 16 == 0:
@@ -81,7 +81,7 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], target: str) 
 
 
 _compiled: dict[tuple[object, ...], Compiled] = {}
-"""Launches of different sizes are often the same code."""
+"""Launches of different sizes often have the same code."""
 
 
 def _compile(source: ASTSource, options: dict[str, int], target: str) -> Compiled:
@@ -109,7 +109,7 @@ def _compile(source: ASTSource, options: dict[str, int], target: str) -> Compile
 
 
 def nvidia_tool(name: str, *options: str, cubin: bytes) -> str:
-    """What one of the tools that come with Triton prints of a cubin."""
+    """The output of a tool that comes with Triton, for a cubin."""
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -118,17 +118,17 @@ def nvidia_tool(name: str, *options: str, cubin: bytes) -> str:
 
 
 def instruction_counts(code: Compiled) -> tuple[int, list[int]]:
-    """Instructions of the whole kernel, and of each of its loops in the order of the code."""
+    """The number of instructions of the whole kernel, and of each loop in the order of the code."""
     instructions, loops = instructions_and_loops(code)
     return len(instructions), [len(loop) for loop in loops]
 
 
 @functools.cache
 def instructions_and_loops(code: Compiled) -> tuple[list[str], list[range]]:
-    """The instructions of the whole kernel, and where each of its loops is, in the order of the code.
+    """The instructions of the whole kernel, and the range of each loop, in the order of the code.
 
-    A loop is what lies between a label and the last branch back to it, so an outer loop counts its inner ones too.
-    Compilers also put a branch behind the end of the program, to code before that end: this is no loop.
+    A loop reaches from a label to the last branch back to it, so an outer loop includes its inner ones. Compilers also
+    place code after the end of the program that branches back to before that end; this is not a loop.
     """
     instructions: list[str] = []
     labels: dict[str, int] = {}
@@ -145,7 +145,7 @@ def instructions_and_loops(code: Compiled) -> tuple[list[str], list[range]]:
 
 
 def _sass(cubin: bytes) -> list[str]:
-    """Instructions and labels of the machine code, without the endless loop and the padding after its end."""
+    """Instructions and labels of the machine code, without the endless loop and padding after its end."""
     text = nvidia_tool("nvdisasm", "-c", cubin=cubin)
     body = text[text.index("\n.text.") :]
     lines = [line.strip() for line in re.sub(r"/\*[0-9a-f]+\*/", "", body).splitlines()]

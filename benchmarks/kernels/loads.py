@@ -1,4 +1,4 @@
-"""What the loops of a kernel's machine code (NVIDIA) load from global memory and store there."""
+"""Loads and stores of global memory in the loops of a kernel's machine code (NVIDIA)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
 def loads(instructions: Sequence[str], loop: range) -> list[int]:
-    """Bytes of each load of a thread in one round of the loop."""
+    """The bytes of each load of a thread in one round of the loop."""
     found = [LOAD.search(instructions[i]) for i in loop]
     return [_width(match[1]) for match in found if match]
 
 
 def loaded(instructions: Sequence[str], loop: range) -> int:
-    """Bytes that a thread loads in one round of the loop."""
+    """The bytes that a thread loads in one round of the loop."""
     return sum(loads(instructions, loop))
 
 
 def streaming(instructions: Sequence[str], loops: Sequence[range], storing: bool) -> list[range]:
-    """The innermost loops that load, and of them, if `storing`, those that store too."""
+    """The innermost loops that load; with `storing`, only those that also store."""
     inner = [a for a in loops if not any(b != a and b.start >= a.start and b.stop <= a.stop for b in loops)]
     return [
         loop
@@ -32,5 +32,5 @@ def streaming(instructions: Sequence[str], loops: Sequence[range], storing: bool
 
 
 def _width(modifiers: str) -> int:
-    """Of a load with these modifiers: ".E.128"."""
+    """The bytes of a load with these modifiers: ".E.128"."""
     return next((WIDTHS[part] for part in modifiers.split(".") if part in WIDTHS), 4)

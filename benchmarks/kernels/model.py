@@ -1,38 +1,37 @@
-"""Modelled times of every join on an H100: our ops beside Inductor's code. No GPU: nothing is run, nothing is measured.
+"""Modelled times of every join on an H100: stepcache's ops and Inductor's code. Nothing is run or measured.
 
     python -m benchmarks.kernels.model
 
-Each launch of both sides goes through one formula (`kernel_times.py`, which has its constants and what it leaves out).
-What it takes is counted, not guessed, in fp16, channels_last, with guidance:
+Each launch of both sides goes through one formula (`times.py` has its constants and what it leaves out). Its inputs are
+counted, for fp16, channels_last and guidance:
 
-- Ours: the launches on fake tensors (`kernel_launches.py`), their tensors' bytes, and the machine code for sm_90.
-- Inductor's: its code for an H100 (`gpu_code_trace.py`, the package's options) of concat, norm and SiLU, the 3x3
-  convolution that reads them, the shortcut and the residual add. Its Triton kernels are compiled for sm_90 just so,
-  with the first configuration of its heuristics. The 3x3 convolution is there for the layout that it asks for. Its time
-  is left out.
-- Instructions: those outside of loops count once. A loop over the activations counts as often as it takes to load
-  them, by the widths of its loads. A program of our two norm kernels takes one of two branches, one for each input:
-  half of the code. Their loops that merge partials count once, which is what they take at most joins.
-- The shortcut's matrix product, on both sides: cycles as our launcher estimates them (`dual_conv1x1/launch.py`), with
-  the best of our tiles. What the library really runs is not known here. Its instructions are left out on both sides.
-- Norm and shortcut are chains of their own, since convolutions run between them: each finds nothing in L2 at first.
-  The concat that Inductor writes belongs to the norm's chain, as a part of its own.
+- stepcache: the launches on fake tensors (`engine/launches.py`), their tensors' bytes, the machine code for sm_90.
+- Inductor: its code for an H100 (`engine/gpu_code_trace.py`, with the package's options) of concat, norm and SiLU, the
+  3x3 convolution that reads them, the shortcut and the residual add. Its Triton kernels are compiled for sm_90 too,
+  with the first configuration of its heuristics. The 3x3 convolution is included for the layout that it asks for; its
+  time is not.
+- Instructions outside of loops count once. A loop over the activations counts as often as it must run to load them,
+  given the widths of its loads. A program of stepcache's two norm kernels takes one of two branches, one for each
+  input, so half of the code counts. Their loops that merge partials count once, which is right at most joins.
+- The shortcut's matrix product, on both sides: cycles as stepcache's launcher estimates them
+  (`dual_conv1x1/launch.py`), with the best of its tiles. What the library really runs is unknown. The product's
+  instructions are left out on both sides.
+- Norm and shortcut are separate chains, since convolutions run between them: each starts with nothing in L2. The concat
+  that Inductor writes is a part of the norm's chain.
 
-`copy` moves what the part must at least: for the norm each element of the concat in and out once, for the shortcut both
-inputs, the weight and the residual in, and the sum out. `bytes` are read and written, of tensors as a whole.
-Inductor's kernels read some of them in strides, which costs more than the model says.
+`copy` moves the minimum: for the norm each element of the concat in and out once; for the shortcut both inputs, the
+weight and the residual in, and the sum out. `bytes` are read and written, for whole tensors. Inductor's kernels read
+some of them in strides, which costs more than the model says.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,24 +40,24 @@ from stepcache.kernels.dual_conv1x1.launch import cycles, programs, tile
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from benchmarks.console import parser
 from benchmarks.engine.gpu_code_counts import extent
-from benchmarks.engine.gpu_code_trace import Extern, Kernel, function_code, storage_of
-from benchmarks.engine.gpu_code_trace import Launch as InductorLaunch
-from benchmarks.kernels.bench import MODELS, Join, joins
-from benchmarks.kernels.code import Case, launches_of
+from benchmarks.engine.gpu_code_trace import Extern, Kernel, Launch, function_code, storage_of
+from benchmarks.engine.launches import OwnLaunch
+from benchmarks.kernels.bench import MODELS, JoinCase, joins
+from benchmarks.kernels.code import OpCall, launches_of
 from benchmarks.kernels.compile import compile_launch, instructions_and_loops
-from benchmarks.kernels.launches import Launch
 from benchmarks.kernels.loads import loaded, streaming
 from benchmarks.kernels.times import MULTIPROCESSORS, Work, chain_us, copy_us
-from stepcache.bench.rows import RESULTS, write
+from stepcache.bench.rows import write
 
-OUT = RESULTS / "kernel_model.csv"
+OUT = "kernel_model.csv"
 TARGET = "sm_90"
 DTYPE = torch.float16
 BRANCHES = {"channel_statistics_kernel": 2, "normalize_silu_kernel": 2}
-"""Ways through a kernel, each with one pass over its input. Kernels that are not here have one way."""
+"""Branches of a kernel, each with one pass over its input. Other kernels have one."""
 MERGING = {"normalize_silu_kernel"}
-"""Kernels that have other loops, which load partials. Those over the activations store."""
+"""Kernels with further loops, which load partials. Their loops over the activations are those that store."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Row:
     """One part of one join, on one side. Times are modelled."""
 
     model: str
-    joins: int  # of the U-Net that are of this size
+    joins: int  # of the U-Net with this size
     batch: int
     hidden: int
     skip: int
@@ -78,12 +77,12 @@ class Row:
     side: str  # stepcache, inductor, copy
     launches: int
     bytes: int
-    instructions: int  # that all warps issue; of matrix products none
+    instructions: int  # issued by all warps; none of matrix products
     us: float
 
 
-def the_joins() -> Iterator[tuple[Join, int]]:
-    """Every size of join, and how many of its model's joins are of this size."""
+def the_joins() -> Iterator[tuple[JoinCase, int]]:
+    """Every size of join of each model, and how many of the model's joins have it."""
     for model in MODELS:
         every = joins(model)
         sizes = Counter((j.hidden, j.skip, j.out, j.height) for j in every)
@@ -93,7 +92,7 @@ def the_joins() -> Iterator[tuple[Join, int]]:
 
 
 def tensors(*which: Tensor) -> dict[int, int]:
-    """What names each, and its bytes."""
+    """The bytes of each tensor, by its storage."""
     return {storage_of(t): extent(t) for t in which}
 
 
@@ -105,7 +104,7 @@ def kernel_work(
     programs: int,
     streamed: float,
 ) -> Work:
-    """A launch of a Triton kernel whose loops load `streamed` bytes for a program."""
+    """A launch of a Triton kernel whose loops load `streamed` bytes per program."""
     name = function.fn.__name__
     code = compile_launch(function, arguments, TARGET)
     instructions, every = instructions_and_loops(code)
@@ -120,13 +119,13 @@ def kernel_work(
         warps=code.num_warps,
         registers=code.registers,
         instructions=(straight + looped) / branches,
-        # A second loop finds in L1 what the first one has loaded, or is the other branch's.
+        # A second loop finds in L1 what the first one loaded, or belongs to the other branch.
         waits=max(sum(rounds) / len(rounds), 1) if rounds else 1,
         name=name,
     )
 
 
-def our_norm(launch: Launch) -> Work:
+def our_norm(launch: OwnLaunch) -> Work:
     """A launch of cat_group_norm_silu."""
     arguments, grid = launch.arguments, prod(launch.grid)
     given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -134,7 +133,7 @@ def our_norm(launch: Launch) -> Work:
     read = tensors(*(value for name, value in given.items() if name not in written))
     streamed = (extent(given["h"]) + extent(given["skip"])) / grid
     if launch.kernel not in BRANCHES:
-        # Its tile is as wide as a group and more, and it loads from both inputs where a group has channels of both.
+        # Its tile is wider than a group, and it loads from both inputs where a group has channels of both.
         streamed *= arguments["BLOCK_C"] / arguments["GROUP_SIZE"] * (2 if arguments["SEAM"] else 1)
     return kernel_work(launch.function, arguments, read, tensors(*(given[name] for name in written)), grid, streamed)
 
@@ -154,19 +153,19 @@ def product(read: Sequence[Tensor], written: Sequence[Tensor], pixels: int, c1: 
     )
 
 
-def ours(join: Join) -> dict[str, list[Work]]:
-    """Our launches, by part."""
-    (launch,) = launches_of(Case("dual_conv1x1", join, DTYPE))
+def ours(join: JoinCase) -> dict[str, list[Work]]:
+    """stepcache's launches, by part."""
+    (launch,) = launches_of(OpCall("dual_conv1x1", join, DTYPE))
     given = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
     out = given.pop("out")
     pixels = join.batch * join.height * join.width
     return {
-        "norm": [our_norm(launch) for launch in launches_of(Case("cat_group_norm_silu", join, DTYPE))],
+        "norm": [our_norm(launch) for launch in launches_of(OpCall("cat_group_norm_silu", join, DTYPE))],
         "shortcut": [product(list(given.values()), [out], pixels, join.hidden, join.skip, join.out)],
     }
 
 
-def inductor_kernel(launch: InductorLaunch) -> Work:
+def inductor_kernel(launch: Launch) -> Work:
     """A launch of one of Inductor's Triton kernels."""
     kernel = launch.kernel
     assert isinstance(kernel, Kernel)
@@ -179,8 +178,8 @@ def inductor_kernel(launch: InductorLaunch) -> Work:
     return kernel_work(kernel.function, arguments, read, tensors(*launch.written), grid, sum(read.values()) / grid)
 
 
-def inductor(join: Join) -> dict[str, list[Work]]:
-    """What Inductor launches instead, by part."""
+def inductor(join: JoinCase) -> dict[str, list[Work]]:
+    """Inductor's launches, by part."""
 
     def activation(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=DTYPE, device="meta").to(memory_format=torch.channels_last)
@@ -213,8 +212,8 @@ def inductor(join: Join) -> dict[str, list[Work]]:
     return parts
 
 
-def rows_of(join: Join, count: int) -> Iterator[Row]:
-    """All parts of one join."""
+def rows_of(join: JoinCase, count: int) -> Iterator[Row]:
+    """A row for each part of one join on each side."""
 
     def row(part: str, side: str, launches: int, nbytes: int, instructions: float, us: float) -> Row:
         return Row(
@@ -240,10 +239,8 @@ def rows_of(join: Join, count: int) -> Iterator[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Model all joins, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args(argv)
+    """Model all joins, print and write."""
+    args = parser(__doc__, OUT).parse_args(argv)
     warnings.simplefilter("ignore")
     start, rows = time.perf_counter(), []
     for join, count in the_joins():

@@ -1,32 +1,32 @@
-"""Microseconds of kernel launches on an H100, from what they move and issue: a model. Nothing is run.
+"""A model of the microseconds that kernel launches take on an H100, from what they move and issue. Nothing is run.
 
 A launch takes
 
     the gap before it + its start + one wait for memory + the longest of five times:
-        DRAM: bytes that it writes, and those that it reads and L2 does not have
+        DRAM: bytes that it writes, and bytes that it reads and that are not in L2
         L2: bytes that it reads and writes
         the busiest multiprocessor: instructions that its warps issue
         or clock cycles of its matrix products
-        or further waits for memory, one for each round of a loop and each program that begins when another has ended
+        or further waits for memory, one for each round of a loop and for each program that starts when another ends
 
 The constants describe an H100 SXM and are the same for every kernel:
 
-- `MULTIPROCESSORS`, and what one of them holds and issues (registers, warps, programs; an instruction of a warp a cycle
-  from each of 4 schedulers): NVIDIA's H100 whitepaper. `CLOCK`: below its boost clock, as under load; assumed.
-- `DRAM`: what a large copy reaches of the 3.35 TB/s of the data sheet, as in `gpu_code.py`. `L2`: assumed.
-- `L2_HELD`: half of the 50 MB. L2 is two halves, and each keeps a copy of what its multiprocessors read.
+- `MULTIPROCESSORS`, and what one of them holds and issues (registers, warps, programs; one warp instruction per cycle
+  from each of 4 schedulers): NVIDIA's H100 whitepaper. `CLOCK`: below the boost clock, as under load; assumed.
+- `DRAM`: what a large copy reaches of the data sheet's 3.35 TB/s, as in `engine/gpu_code.py`. `L2`: assumed.
+- `L2_HELD`: half of the 50 MB. L2 has two halves, and each keeps a copy of what its multiprocessors read.
 - `GAP_US`: between two kernels of a CUDA graph. `START_CYCLES`, `DRAM_CYCLES` and `L2_CYCLES`: until a program runs,
   and the latency of a load. Assumed.
-- `ISSUED`: of the 4 instructions a cycle, the 80 % that code with many warps reaches. `WARP_CYCLES`: a warp waits so
-  long between two instructions, so few warps issue fewer. Assumed.
+- `ISSUED`: code with many warps issues 80 % of the 4 instructions per cycle. `WARP_CYCLES`: how long a warp waits
+  between two instructions, so that few warps issue less. Assumed.
 
-A tensor that an earlier launch of the chain has read or written is found in L2 as if L2 replaced at random: of it
-`L2_HELD` / (bytes that were moved since, that launch included), at most all. Anything else comes from DRAM.
+If an earlier launch of the chain has read or written a tensor, L2 still has a share of it, as if it replaced at random:
+`L2_HELD` / (bytes moved since, including that launch), at most 1. Everything else comes from DRAM.
 
 Left out: waits of threads for each other, instructions that cannot overlap with loads, sectors read in part or twice,
-what programs read in common more than once, conflicts in shared memory, the special function units, clocks that drop
-under load. This should be good to 25 or 30 %, and for small joins less. No constant was fitted to a measurement of
-these kernels.
+repeated reads of what programs share, conflicts in shared memory, the special function units, clocks that drop under
+load. The model should be good to 25 or 30 %, and less for small joins. No constant was fitted to a measurement of these
+kernels.
 """
 
 from __future__ import annotations
@@ -46,53 +46,52 @@ GAP_US = 1.2
 START_CYCLES = 200
 DRAM_CYCLES = 1000
 L2_CYCLES = 350
-ISSUED = 0.8 * 4  # instructions of warps, a cycle and multiprocessor
+ISSUED = 0.8 * 4  # warp instructions per cycle and multiprocessor
 WARP_CYCLES = 3.6
-REGISTERS = 65536  # of a multiprocessor
-WARPS, PROGRAMS = 64, 32  # that a multiprocessor holds
+REGISTERS = 65536  # per multiprocessor
+WARPS, PROGRAMS = 64, 32  # per multiprocessor
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the model knows of one launch."""
+    """What the model knows about one launch."""
 
     read: Mapping[Hashable, int]
-    """Bytes of each tensor that it reads. Whatever names a tensor, it is the same in all launches of a chain."""
+    """Bytes of each tensor that it reads. A tensor has the same key in all launches of a chain."""
     written: Mapping[Hashable, int]
     programs: int = 1
     warps: int = 4
-    """Of a program."""
+    """Per program."""
     registers: int = 32
-    """Of a thread."""
+    """Per thread."""
     instructions: float = 0.0
-    """That each warp of a program issues."""
+    """Issued by each warp of a program."""
     waits: float = 1.0
-    """Of a program for memory, one after the other."""
+    """Successive waits of a program for memory."""
     product_cycles: float = 0.0
-    """Of matrix products, on the busiest multiprocessor."""
+    """Cycles of matrix products on the busiest multiprocessor."""
     name: str = field(default="", compare=False)
 
     @property
     def bytes(self) -> int:
-        """Read and written."""
         return sum(self.read.values()) + sum(self.written.values())
 
 
 def most_programs(work: Work) -> tuple[int, int]:
-    """How many programs the multiprocessor with the most of them has, and how many of these it holds at once."""
+    """The number of programs of the busiest multiprocessor, and how many of them it holds at once."""
     most = math.ceil(work.programs / MULTIPROCESSORS)
     fitting = min(WARPS // work.warps, REGISTERS // (32 * work.warps * work.registers), PROGRAMS)
     return most, min(max(fitting, 1), most)
 
 
 def issue_cycles(work: Work) -> float:
-    """Cycles in which the multiprocessor with the most programs issues all of their instructions."""
+    """Cycles in which the busiest multiprocessor issues the instructions of all its programs."""
     most, at_once = most_programs(work)
     return most * work.warps * work.instructions / min(at_once * work.warps / WARP_CYCLES, ISSUED)
 
 
 def launch_us(work: Work, missed: float) -> float:
-    """One launch, of which L2 does not have `missed` bytes."""
+    """The time of one launch that reads `missed` bytes from DRAM."""
     most, at_once = most_programs(work)
     wait = DRAM_CYCLES if missed else L2_CYCLES
     waits = (math.ceil(most / at_once) * work.waits - 1) * wait
@@ -102,7 +101,7 @@ def launch_us(work: Work, missed: float) -> float:
 
 
 def chain_us(works: Sequence[Work]) -> list[float]:
-    """Launches that follow each other, the first of which finds nothing in L2."""
+    """The times of successive launches. The first finds nothing in L2."""
     times = []
     for i, work in enumerate(works):
         missed = sum(size * (1 - _found(name, works[:i])) for name, size in work.read.items())
@@ -111,12 +110,12 @@ def chain_us(works: Sequence[Work]) -> list[float]:
 
 
 def copy_us(nbytes: float) -> float:
-    """A copy that reads half of so many bytes and writes the other half."""
+    """The time of a copy that reads and writes `nbytes` in total."""
     return launch_us(Work({}, {"to": int(nbytes / 2)}), nbytes / 2)
 
 
 def _found(name: Hashable, before: Sequence[Work]) -> float:
-    """The share of a tensor that L2 has after the launches `before`."""
+    """The share of a tensor that is in L2 after the launches `before`."""
     moved = 0
     for work in reversed(before):
         moved += work.bytes

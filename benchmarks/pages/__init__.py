@@ -1,1 +1,1 @@
-"""Tables and figures of the documentation, from benchmarks/results."""
+"""The pages' tables and figures, made from benchmarks/results."""

@@ -1,4 +1,4 @@
-"""Tables of what `stepcache bench` measured: one line for each setting, and all of the ladder."""
+"""Tables of `stepcache bench`: a headline with one line for each setting, and the whole ladder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.pages.ladder import (
     DEEPCACHE,
     STEPCACHE,
     STOCK,
-    Cell,
+    CellKey,
     cells,
     fastest,
     kind,
@@ -26,16 +26,16 @@ from benchmarks.pages.trusted import trusted
 from stepcache.bench.schema import BenchRow
 
 SHOWN = (
-    "Seconds of a whole call and its speed-up over eager; of torch.compile, DeepCache 0.1.1 (with torch.compile too) "
-    "and stepcache each the fastest variant that was measured."
+    "Seconds of a whole call and its speed-up over eager. For torch.compile, DeepCache 0.1.1 (with or without "
+    "torch.compile) and stepcache, the fastest variant is shown."
 )
-BOUND = "Skipping work alone can reach 100% of the FLOP bound; what is above that is compiling's."
-RANDOM = "Random weights: the real architecture and its real time; its images, and so PSNR and SSIM, mean nothing."
-HEADLINE = (3, 0), (5, 0), (5, 1)  # (interval, branch): those of diffusers' page on DeepCache
+BOUND = "Skipping work alone reaches at most 100% of the FLOP bound; compiling can exceed it."
+RANDOM = "Random weights: architecture and times are real; images, and so PSNR and SSIM, mean nothing."
+HEADLINE = (3, 0), (5, 0), (5, 1)  # (interval, branch), as on diffusers' page about DeepCache
 
 
 def headline_table(path: Path) -> str:
-    """One line for each cell and each (interval, branch) of HEADLINE: eager, and the fastest rung of each kind."""
+    """A line for each cell and each (interval, branch) of HEADLINE: eager, and the fastest rung of each kind."""
     lines, found, (_, rigs, left_out) = [], cells(path), trusted(path)
     if not found:
         return left_out
@@ -62,12 +62,12 @@ def headline_table(path: Path) -> str:
     if left_out:
         notes.append(left_out)
     if all(cell.device == "cpu" for cell in found):
-        notes.append("**GPU figures are pending**: none of this has run on one yet, so nothing is claimed for one.")
+        notes.append("**GPU figures are pending**: nothing here has run on a GPU yet, so nothing is claimed for one.")
     return _without_empty(header, lines) + "\n\n" + " ".join(notes) + "\n" + caption(rigs)
 
 
 def ladder_tables(path: Path) -> str:
-    """A table for each cell, with all of its rungs."""
+    """A table for each cell, with all its rungs."""
     parts = []
     _, rigs, left_out = trusted(path)
     for cell, rows in cells(path).items():
@@ -91,7 +91,7 @@ def ladder_tables(path: Path) -> str:
 
 
 def _call(row: BenchRow | None, over: bool = True) -> str:
-    """Seconds and speed-up of the headline, or why there are none."""
+    """Seconds and speed-up for the headline, or why there are none."""
     if row is None:
         return "not measured"
     if not ran(row):
@@ -106,8 +106,8 @@ def _seconds_of_call(row: BenchRow) -> str:
     return seconds(row.pipeline_s) + (f" ({seconds(spread[0])} to {seconds(spread[1])})" if None not in spread else "")
 
 
-def _fidelity(cell: Cell, row: BenchRow | None) -> tuple[str, str]:
-    """PSNR and SSIM, where the images mean something."""
+def _fidelity(cell: CellKey, row: BenchRow | None) -> tuple[str, str]:
+    """PSNR and SSIM; empty for random weights, whose images mean nothing."""
     if row is None or cell.random:
         return "", ""
     psnr = _number(row.psnr, lambda value: "identical" if math.isinf(value) else f"{value:.1f}")
@@ -119,12 +119,12 @@ def _times(value: float | None) -> str:
 
 
 def _share(row: BenchRow | None) -> str:
-    """Of the FLOP bound, where work is skipped."""
+    """The share of the FLOP bound; empty if no work is skipped."""
     return "" if row is None or row.share is None or row.interval is None else f"{row.share:.0%}"
 
 
 def _compile(row: BenchRow) -> str:
-    """Seconds of compiling; warm where some of it was on disk already."""
+    """Seconds of compiling, marked warm if some of it was on disk already."""
     return _number(row.compile_s, seconds) + (" (warm)" if row.graphs_cached and row.compile_s is not None else "")
 
 
@@ -133,6 +133,6 @@ def _number(value: float | None, form: Callable[[float], str]) -> str:
 
 
 def _without_empty(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of those columns in which something stands."""
+    """A table without its empty columns."""
     shown = [n for n in range(len(header)) if any(line[n] for line in lines)]
     return table([header[n] for n in shown], [[line[n] for n in shown] for line in lines])

@@ -1,4 +1,4 @@
-"""What all figures share: a light and a dark theme on transparent ground, and how a page shows the pair."""
+"""What all figures share: a light and a dark theme on a transparent background, and the HTML that shows the pair."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
-FONTS = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"  # GitHub's, those of the page around it
-WIDTH = 830  # pixels, of a README's column on GitHub
+FONTS = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"  # those of GitHub's pages
+WIDTH = 830  # pixels: the width of a README on GitHub
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours, as in CSS. Only what is stepcache's own has the accent."""
+    """CSS colours. The accent marks stepcache's own data."""
 
     name: str
-    ground: str  # the page's: for text on a mark
+    ground: str  # the page's background, for text on a mark
     ink: str
-    muted: str  # text of less weight
+    muted: str  # secondary text
     faint: str  # lines behind the data
-    other: str  # marks of the others
+    other: str  # marks of other methods
     accent: str
-    tint: str  # the accent as a surface behind ink
+    tint: str  # a surface in the accent's colour, behind ink
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#59636e", "#d1d9e0", "#8c959f", "#0969da", "#ddf0ff")
@@ -31,18 +31,18 @@ THEMES = (LIGHT, DARK)
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing in both themes. `draw` returns an SVG's text, the same one for the same theme."""
+    """A drawing in both themes. `draw` returns the text of an SVG, always the same for a theme."""
 
     name: str
     alt: str
     draw: Callable[[Theme], str]
 
     def files(self) -> dict[str, str]:
-        """File names and what is in them."""
+        """The text of each SVG, by file name."""
         return {f"{self.name}-{theme.name}.svg": self.draw(theme) for theme in THEMES}
 
     def picture(self, folder: str) -> str:
-        """HTML that shows the one that fits the reader's theme; `folder` as the page sees it, "" or with a slash."""
+        """HTML that shows the SVG of the reader's theme. folder: relative to the page, "" or ending in a slash."""
         light, dark = (f"{folder}{self.name}-{theme.name}.svg" for theme in THEMES)
         return (
             f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'

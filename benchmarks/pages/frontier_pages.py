@@ -1,4 +1,4 @@
-"""Table and figures of frontier.csv."""
+"""The tables and figures of frontier.csv."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from benchmarks.frontier.rows import (
     HIGH,
     LOW,
     Row,
-    Setting,
     best_at,
     by_setting,
     deepcache,
@@ -24,11 +23,11 @@ from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import Point, draw_points
 from stepcache.bench.rows import Rig, read
 
-SHOWN = (("dpm++", 50, 7.5), ("dpm++", 20, 7.5))  # on the first page; all settings are in the table
+SHOWN = (("dpm++", 50, 7.5), ("dpm++", 20, 7.5))  # as figures; the table has all settings
 
 
 def frontier_table(path: Path) -> str:
-    """In each setting, DeepCache's best and ours at the costs of DeepCache's front."""
+    """A line for each setting: DeepCache's and stepcache's best at the costs of DeepCache's front."""
     lines = []
     for setting, rows in by_setting(read(path, Row)).items():
         found = gains(rows)
@@ -45,7 +44,7 @@ def frontier_table(path: Path) -> str:
 
 
 def frontier_headline(path: Path) -> str:
-    """Means over the settings with one number of steps, at the costs at which DeepCache has a point in all of them."""
+    """Means over the settings with equal steps, at the costs where DeepCache's front has a point in all of them."""
     settings = by_setting(read(path, Row))
     lines = []
     for steps in sorted({setting.steps for setting in settings}, reverse=True):
@@ -71,7 +70,7 @@ def _calibrated(rows: list[Row]) -> list[Row]:
 
 
 def frontier_figures(path: Path) -> list[Figure]:
-    """Fidelity against cost in the settings that are SHOWN."""
+    """Fidelity against cost for the settings in SHOWN."""
     figures = []
     for setting, rows in by_setting(read(path, Row)).items():
         if setting[1:] in SHOWN:
@@ -96,6 +95,3 @@ def _points(rows: list[Row]) -> list[Point]:
         for row in front(group)
         if 0.9 * LOW <= row.speedup_macs <= 1.1 * HIGH
     ]
-
-
-__all__ = ["Setting", "frontier_figures", "frontier_headline", "frontier_table"]

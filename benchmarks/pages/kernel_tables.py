@@ -1,4 +1,4 @@
-"""The tables of `csrc_triton/README.md`: the kernels' code before and after, modelled times, measured times."""
+"""The tables of `csrc_triton/README.md`: size of the kernels' code, modelled times, measured times."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROLES = {
     "normalize_silu_kernel": "normalise, SiLU",
     "dual_conv1x1_kernel": "shortcut",
 }
-"""By kernel. One that is not here is the norm's one launch."""
+"""What each kernel does. One that is not here is the norm in one launch."""
 ONE_LAUNCH = "all in one launch"
 SHORT = 8
-"""Loops of so many instructions or fewer are not shown: most wait for a barrier."""
+"""Loops of at most this many instructions are not shown: most wait for a barrier."""
 
 
 def kernel_code_table(path: Path) -> str:
-    """Registers and loops of each kernel at a large and a small join: of the first kernels, and now."""
+    """Registers and loops of each kernel at a large and a small join: the first kernels' and today's."""
     then = path.with_name(BEFORE)
     before, after = (_code(read(p, kernel_code.Row) if p.exists() else []) for p in (then, path))
     lines = []
@@ -38,9 +38,9 @@ def kernel_code_table(path: Path) -> str:
             if any(cell != "none" for pair in cells for cell in pair):
                 lines.append((_size(*size), role, *(" → ".join(pair) for pair in cells)))
     notes = (
-        "bf16, channels_last. Registers of a thread: instructions of each loop, before → after. Loops of "
-        f"{SHORT} instructions or fewer, mostly waits for a barrier, are left out. Where a program takes one of two "
-        "branches, one for each input, the loops of both are listed."
+        "bf16, channels_last. Registers per thread: instructions of each loop, before → after. Loops of up to "
+        f"{SHORT} instructions are left out; most wait for a barrier. If a program takes one of two branches, one for "
+        "each input, the loops of both are listed."
     )
     return (
         table(("join", "kernel", *TARGETS), lines)
@@ -50,7 +50,7 @@ def kernel_code_table(path: Path) -> str:
 
 
 def _code(rows: Iterable[kernel_code.Row]) -> dict[tuple[tuple[int, ...], str, str], str]:
-    """By join, role and target."""
+    """Registers and loops by join, role and target."""
     return {
         ((r.hidden, r.skip, r.out, r.height), ROLES.get(r.kernel, ONE_LAUNCH), r.target): _loops(r)
         for r in rows
@@ -68,7 +68,7 @@ def _size(hidden: int, skip: int, out: int, height: int) -> str:
 
 
 def kernel_model_table(path: Path) -> str:
-    """Modelled microseconds of each join: norm, concat, shortcut and their sum, ours beside Inductor's."""
+    """Modelled microseconds of each join, stepcache's and Inductor's: norm, concat, shortcut and their sum."""
     joins: dict[tuple[str, int, int, int, int, int], dict[tuple[str, str], kernel_model.Row]] = {}
     for row in read(path, kernel_model.Row):
         join = row.model, row.joins, row.hidden, row.skip, row.out, row.height
@@ -95,18 +95,18 @@ def kernel_model_table(path: Path) -> str:
         "Inductor", "copy", "all: ours", "Inductor",
     )  # fmt: skip
     notes = (
-        "**A model, not a measurement**: microseconds on an H100, and launches in brackets; fp16, channels_last, batch "
-        "2. Nothing was run. All launches of both sides go through one formula, from their bytes, their waits for "
-        "memory and the instructions of their machine code (`benchmarks/kernels/times.py` says what it leaves out). It "
-        "may be off by 25 to 30 %, and more at small joins. The shortcut's matrix product is modelled alike on both "
-        "sides, with our tiles and without its instructions: what the library runs may be faster or slower. `copy` "
-        "reads and writes once what must be read and written."
+        "**A model, not a measurement**: microseconds on an H100, with the number of launches in brackets; fp16, "
+        "channels_last, batch 2. Nothing was run. All launches of both sides go through one formula, from their bytes, "
+        "their waits for memory and the instructions of their machine code (`benchmarks/kernels/times.py` says what it "
+        "leaves out). It may be off by 25 to 30 %, and more at small joins. The shortcut's matrix product is modelled "
+        "alike on both sides, with stepcache's tiles and without its instructions: the library may be faster or "
+        "slower. `copy` reads and writes what is needed once."
     )
     return table(header, lines) + f"\n\n{notes}\n" + caption(read(path, Rig)[:1])
 
 
 def kernel_measured_table(results: Path) -> str | None:
-    """Measured microseconds of each variant of both ops, join by join; None where no GPU has measured any."""
+    """Measured microseconds of each variant of both ops, join by join; None if nothing was measured."""
     there = [results / name for name in MEASURED if (results / name).exists()]
     return "\n\n".join(_measured(path) for path in there) or None
 

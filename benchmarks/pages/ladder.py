@@ -1,4 +1,4 @@
-"""A CSV of `stepcache bench` as tables and plots show it: its cells, the kinds of variants in them, their names."""
+"""What tables and plots of `stepcache bench` share: the cells of a CSV, the kinds of variants, names and numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"
 Reuse = tuple[int | None, int | None]  # (interval, branch); (None, None) where nothing is reused
 
 
-class Cell(NamedTuple):
-    """What all rows of one ladder have in common: fields of `BenchRow`."""
+class CellKey(NamedTuple):
+    """The fields of `BenchRow` that all rows of a cell share."""
 
     model: str
     weights: str
@@ -31,36 +31,33 @@ class Cell(NamedTuple):
 
     @property
     def size(self) -> str:
-        """Model, pixels and batch."""
         return f"{MODELS.get(self.model, self.model)}, {self.height} x {self.width}, batch {self.batch}"
 
     @property
     def settings(self) -> str:
-        """The rest of it."""
         guidance = f"guidance {self.guidance:g}" if self.guidance > 1 else "no guidance"
         weights = ", random weights" * self.random
         return f"{self.steps} {self.scheduler.removesuffix('Scheduler')} steps, {guidance}, {self.dtype}{weights}"
 
     @property
     def title(self) -> str:
-        """All of it in words."""
         return f"{self.size}, {self.settings}"
 
     @property
     def random(self) -> bool:
-        """Whether the weights are random: seconds are those of the real model, images mean nothing."""
+        """Whether the weights are random: times are real, images mean nothing."""
         return self.weights == "random"
 
 
-def cells(path: Path) -> dict[Cell, list[BenchRow]]:
-    """The ladders of a CSV: cells in the file's order, in each first what reuses nothing, rungs from eager upwards.
+def cells(path: Path) -> dict[CellKey, list[BenchRow]]:
+    """The rows of each cell of a CSV: without reuse first, then from eager up the ladder. Cells as in the file.
 
-    What a cell has more than once is shown once: of the rows that ran the one with the most repeats, of those the
-    first. Rows that are not to be trusted (trusted.py) are left out.
+    Of several rows for one variant, those that ran come first, then those with more repeats, then the earlier one.
+    Rows that are not trusted (trusted.py) are left out.
     """
-    found: dict[Cell, dict[Hashable, BenchRow]] = {}
+    found: dict[CellKey, dict[Hashable, BenchRow]] = {}
     for row in trusted(path).rows:
-        rungs = found.setdefault(Cell(*(getattr(row, name) for name in Cell._fields)), {})
+        rungs = found.setdefault(CellKey(*(getattr(row, name) for name in CellKey._fields)), {})
         there = rungs.get((label(row), reuse(row)))
         if there is None or (ran(row), row.repeats) > (ran(there), there.repeats):
             rungs[label(row), reuse(row)] = row
@@ -68,7 +65,7 @@ def cells(path: Path) -> dict[Cell, list[BenchRow]]:
 
 
 def _place(row: BenchRow) -> tuple[int, ...]:
-    """Of a row among those of its cell; a rung that the ladder of today does not have comes last."""
+    """The sort key of a row in its cell. A rung that today's ladder does not have comes last."""
     rung, mode = (
         known.index(name) if name in known else len(known)
         for known, name in ((list(LADDER.values()), row.variant), (["", *MODES], row.mode))
@@ -83,17 +80,17 @@ def kind(row: BenchRow) -> str:
 
 
 def reuse(row: BenchRow) -> Reuse:
-    """Interval and branch."""
+    """(interval, branch); (None, None) without reuse."""
     return row.interval, row.branch
 
 
 def reuses(rows: Iterable[BenchRow]) -> list[Reuse]:
-    """The distinct (interval, branch) of a ladder in its order, without rows that reuse nothing."""
+    """The distinct (interval, branch) pairs, in order, without (None, None)."""
     return [pair for pair in dict.fromkeys(map(reuse, rows)) if pair != (None, None)]
 
 
 def label(row: BenchRow) -> str:
-    """The variant with its mode of torch.compile."""
+    """The variant and its mode of torch.compile."""
     return f"{row.variant}, {row.mode}" if row.mode else row.variant
 
 
@@ -103,18 +100,18 @@ def ran(row: BenchRow) -> bool:
 
 
 def fastest(rows: Sequence[BenchRow]) -> BenchRow | None:
-    """Of those that ran, by the median of whole calls; without any the first, whose status says why; None of none."""
+    """The row with the fastest whole call. If none ran, the first one; None if there are no rows."""
     return min((row for row in rows if ran(row)), key=lambda row: row.pipeline_s, default=rows[0] if rows else None)
 
 
 def seconds(value: float) -> str:
-    """Three digits, without the unit: 0.123, 1.23, 12.3, 123; 0 as it is."""
+    """Three digits, without the unit: 0.123, 1.23, 12.3, 123; or 0."""
     if value == 0:
         return "0"
     return f"{value:.{3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def reason(row: BenchRow, longest: int = 72) -> str:
-    """Why there is no time: the first line of the status, cut."""
+    """Why there is no time: the first line of the status, shortened."""
     first = row.status.splitlines()[0] if row.status else "not measured"
     return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"

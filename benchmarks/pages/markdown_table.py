@@ -1,4 +1,4 @@
-"""A markdown table, and the line below it that says where its figures come from."""
+"""A markdown table, and the caption that says where its figures come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def caption(rigs: Iterable[Rig]) -> str:
-    """Where the figures come from: a paragraph for each rig, day and commit, with the commands that were run there."""
+    """Where the figures come from: a paragraph for each rig, day and commit, with the commands."""
     commands: dict[str, dict[str, None]] = {}
     for rig in rigs:
         threads = f"{rig.threads} thread" + "s" * (rig.threads > 1)

@@ -1,7 +1,7 @@
-"""Plots of what `stepcache bench` measured, as SVG for the README: a bar for each rung, and speed against fidelity.
+"""Plots of `stepcache bench` as SVGs for the pages: a bar for each rung, and speed against fidelity.
 
-The same rows give the same bytes with the same matplotlib. Text stays text in the font of the page around it, so places
-are counted in pixels and never measured from glyphs, which differ from reader to reader.
+With one version of matplotlib, the same rows give the same bytes. Text stays text, in the font of the surrounding page,
+so positions are in pixels and do not depend on glyphs, which differ between readers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
 from benchmarks.pages.ladder import (
     DEEPCACHE,
     STEPCACHE,
-    Cell,
+    CellKey,
     cells,
     fastest,
     kind,
@@ -36,14 +36,14 @@ from benchmarks.pages.ladder import (
 )
 from stepcache.bench.schema import BenchRow
 
-POINT = 0.75  # of a pixel: matplotlib's unit for type and lines
+POINT = 0.75  # a pixel in points, matplotlib's unit for text and lines
 SMALL, NORMAL, TITLE = 11.5 * POINT, 13 * POINT, 15 * POINT
-LETTER = 6.7  # pixels, at NORMAL, on the wide side
+LETTER = 6.7  # pixels: a generous width of a letter at NORMAL
 MARKS = "osD^v"
 SETTINGS = {
     "svg.hashsalt": "stepcache",
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # comes with matplotlib; its name is replaced by FONTS at the end
+    "font.family": "DejaVu Sans",  # comes with matplotlib; replaced by FONTS in the SVG
     "font.size": NORMAL,
     "figure.dpi": 72,  # a dot is a point
     "axes.linewidth": 1 * POINT,
@@ -54,17 +54,17 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One measured setting. Points of one method are joined by a line, in order of x."""
+    """One measured setting. A line joins the points of a method in the order of x."""
 
     method: str
     x: float
     y: float
-    label: str  # one or two characters, stand on the point
-    ours: bool  # drawn in the accent
+    label: str  # one or two characters, on the point
+    ours: bool  # in the accent's colour
 
 
 def ladder_figures(path: Path) -> list[Figure]:
-    """A ladder for each cell of a CSV of `stepcache bench`."""
+    """A figure for each cell of a CSV of `stepcache bench`."""
     return [
         Figure(
             f"{path.stem}_ladder_{n}",
@@ -76,7 +76,7 @@ def ladder_figures(path: Path) -> list[Figure]:
 
 
 def fidelity_figures(path: Path) -> list[Figure]:
-    """Speed-up against PSNR for each cell of such a CSV in which something lossy ran and images mean something."""
+    """Speed-up against PSNR for each cell of such a CSV with trained weights and lossy variants that ran."""
     figures = []
     for n, (cell, rows) in enumerate(cells(path).items(), 1):
         points = [] if cell.random else fidelity_points(rows)
@@ -90,7 +90,7 @@ def fidelity_figures(path: Path) -> list[Figure]:
 
 
 def fidelity_points(rows: Sequence[BenchRow]) -> list[Point]:
-    """The fastest variant of DeepCache's and of stepcache's at each (interval, branch); no identical images."""
+    """The fastest variant of DeepCache and of stepcache at each (interval, branch), unless its images are identical."""
     points = []
     for pair in reuses(rows):
         for method in (DEEPCACHE, STEPCACHE):
@@ -102,7 +102,7 @@ def fidelity_points(rows: Sequence[BenchRow]) -> list[Point]:
 
 
 def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y: str) -> str:
-    """An SVG of two measures, a line for each method with its name where it begins. `x` and `y` name the axes."""
+    """An SVG of two measures, with a named line for each method. `x` and `y` name the axes."""
     methods: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda p: p.x):
         methods.setdefault(point.method, []).append(point)
@@ -115,7 +115,7 @@ def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y:
         axes.grid(color=theme.faint, linewidth=1 * POINT)
         axes.set_xlabel(x, color=theme.muted, labelpad=6)
         _title(canvas, theme, height, title, y)
-        seen = Counter[bool]()  # lines of one colour are told apart by their marks
+        seen = Counter[bool]()  # marks distinguish lines of one colour
         for line in methods.values():
             ours = line[0].ours
             style = {"color": theme.accent if ours else theme.other, "marker": MARKS[seen[ours] % len(MARKS)]}
@@ -129,8 +129,8 @@ def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y:
 
 
 def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
-    """The methods' names in a column left of all points, each with a line to where its method begins."""
-    apart, gap = 19, 34  # pixels, from name to name and from names to points
+    """The methods' names in a column left of all points, each with a line to its method's first point."""
+    apart, gap = 19, 34  # pixels between names, and between names and points
     wide, tall = axes.bbox.size / POINT
     room = gap + LETTER * max(len(start.method) for start in starts)
     axes.margins(0.05, 0.1)
@@ -140,7 +140,7 @@ def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
     axes.set(xlim=(west, east), ylim=(south, north))
     column, place = min(start.x for start in starts) - gap * (east - west) / wide, -math.inf
     line = apart * (north - south) / tall
-    # Of points at one height the farther has the upper name, so that its line passes over the nearer point.
+    # Of points at one height, the farther one has the upper name, so that its line passes above the nearer point.
     for start in sorted(starts, key=lambda p: (round(p.y / line), p.x)):
         place = max(start.y, place + line)
         colour, weight = (theme.accent, "bold") if start.ours else (theme.muted, "normal")
@@ -149,10 +149,10 @@ def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
         axes.plot([column, start.x], [place, start.y], color=theme.other, linewidth=1 * POINT, zorder=2)
 
 
-def draw_ladder(cell: Cell, rows: Sequence[BenchRow], theme: Theme) -> str:
-    """An SVG of one cell's whole calls, in the ladder's order, under a heading for each (interval, branch).
+def draw_ladder(cell: CellKey, rows: Sequence[BenchRow], theme: Theme) -> str:
+    """An SVG of a cell's whole calls in the ladder's order, with a heading for each (interval, branch).
 
-    Bars are medians, whiskers reach from the 20th to the 80th percentile. What did not run says why.
+    Bars are medians, whiskers reach from the 20th to the 80th percentile. A variant that did not run says why.
     """
     left = 24 + LETTER * max(len(label(row)) for row in rows)
     right, top, bottom, bar = 120, 62, 12, 24
@@ -178,7 +178,7 @@ def draw_ladder(cell: Cell, rows: Sequence[BenchRow], theme: Theme) -> str:
 
 
 def _rung(axes: Axes, theme: Theme, place: int, row: BenchRow) -> None:
-    """One bar with its name and its figures, or why there is none."""
+    """A bar with its name and figures, or why there is none."""
     ours = kind(row) == STEPCACHE
     _note(axes, theme, label(row), (0, place), xytext=(-8, -4.5), ha="right", color=theme.ink)
     if not ran(row):
@@ -200,7 +200,7 @@ def _rung(axes: Axes, theme: Theme, place: int, row: BenchRow) -> None:
 def _note(
     axes: Axes, theme: Theme, text: str, at: tuple[float, float], xytext: tuple[float, float], **style: Any
 ) -> None:
-    """Text at a place in the data, moved by pixels; muted unless told otherwise. Its baseline is what is placed."""
+    """Text whose baseline is at a point of the data, offset by pixels; muted by default."""
     offset = tuple(POINT * pixels for pixels in xytext)
     style = {"color": theme.muted, "va": "baseline", "annotation_clip": False, "zorder": 5, **style}
     axes.annotate(text, at, xytext=offset, textcoords="offset points", **style)
@@ -225,7 +225,7 @@ def _inches(pixels: float) -> float:
 
 
 def _place(left: float, bottom: float, width: float, height: float, of: float) -> tuple[float, float, float, float]:
-    """Pixels as matplotlib wants them, in parts of the whole."""
+    """Pixels as fractions of the figure, as matplotlib needs them."""
     return left / WIDTH, bottom / of, width / WIDTH, height / of
 
 

@@ -1,4 +1,4 @@
-"""What works: the README's support matrix, made from the tables that the tests run.
+"""The README's support matrix, made from the tables that the tests check.
 
 tests/support/ways.py and tests/support/cases hold one row for each way of running and each pipeline, and what comes of
 it; tests/pipelines/test_ways.py and tests/pipelines/test_cases.py check every row.
@@ -12,34 +12,34 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.pages.markdown_table import table
-from stepcache.bench.rows import ROOT
 
 TESTS = ROOT / "tests"
 OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 NOTE = (
-    "Each cell is a row of the tests' own tables ([ways of running](tests/support/ways.py), "
-    "[pipelines](tests/support/cases)), checked by `make test` on a CPU: compiled by Dynamo alone, captured by a "
-    "stand-in for CUDA graphs. *Runs eager* and *not captured*: right, but without compiled graphs or CUDA graphs, as "
-    "a warning says. *Nothing reused*: all U-Net calls of that pipeline run whole, as it needs them. *Refused*: by an "
-    "error that says why, before the run. torchao's rows run where it is installed; with 0.18.0 they passed."
+    "Each cell is a row of the tests' tables ([ways of running](tests/support/ways.py), "
+    "[pipelines](tests/support/cases)), which `make test` checks on a CPU: compiled by Dynamo alone, captured by "
+    "a stand-in for CUDA graphs. *Runs eager* and *not captured*: correct, but without compiled graphs or CUDA graphs, "
+    "as a warning says. *Nothing reused*: the pipeline needs the whole U-Net in every call. *Refused*: an error before "
+    "the run says why. torchao's rows run if it is installed; with 0.18.0 they passed."
 )
 
 
 def support_table(results: Path) -> str:
-    """Both tables, of what the tests hold; `results` has nothing to do with it."""
+    """Both tables. They come from the tests; `results` is not used."""
     ways, cases = _of_tests("support.ways"), _of_tests("support.cases").CASES
     return f"{running_table(ways.WAYS, ways.ENGINES)}\n\n{pipelines_table(cases)}\n\n{NOTE}"
 
 
 def running_table(ways: Iterable[Any], engines: Sequence[str]) -> str:
-    """A line for each way of running (`feature`, `status(engine)`), a column for each engine."""
+    """A line for each way of running (`feature`, `status(engine)`) with a column for each engine."""
     lines = [(way.feature, *(way.status(engine) for engine in engines)) for way in ways]
     return table(("way of running", *engines), lines)
 
 
 def pipelines_table(cases: Iterable[Any]) -> str:
-    """How many pipelines of each class of U-Net work or are refused; and, folded, a line for each pipeline.
+    """The number of pipelines that work or are refused for each class of U-Net; and, folded, a line for each pipeline.
 
     cases: rows with `pipeline`, `family`, `feature`, `status` ("works" or "refused") and `reuses`.
     """
@@ -48,7 +48,7 @@ def pipelines_table(cases: Iterable[Any]) -> str:
         found = pipelines.setdefault((case.pipeline, case.family), {outcome: [] for outcome in OUTCOMES})
         outcome = REFUSED if case.status == "refused" else WORKS if case.reuses else IDLE
         found[outcome].append(case.feature or outcome)
-    # A pipeline counts as what the best of its rows is.
+    # A pipeline counts with the best of its rows.
     best = [(family, next(filter(found.get, OUTCOMES))) for (_, family), found in pipelines.items()]
     counts = [
         (family, *(str(best.count((family, outcome)) or "") for outcome in OUTCOMES))

@@ -1,11 +1,9 @@
-"""The tables and figures of the pages, made from the CSVs in `results/`.
+"""Writes the tables and figures of the pages from the CSVs in `results/`: `make tables`.
 
-    make tables
-
-What stands between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` is never edited by hand, and
-tests/benchmarks/test_tables.py fails where it is not what the CSVs say. What a missing CSV would show is left empty.
-The support matrix is not made from a CSV but from the tests' tables (support_matrix.py).
-A figure is two SVGs in `results/`, light and dark, written anew together with the pages.
+Never edit what is between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` by hand:
+tests/benchmarks/test_tables.py fails if it differs from the CSVs. Without its CSV, a table is empty. The support matrix
+comes from the tests' tables instead of a CSV (support_matrix.py). A figure is two SVGs in `results/`, light and dark,
+which are written together with the pages.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.engine import cold_start, cpu_ratio, gpu_code, host_overhead, rest_of_loop
 from benchmarks.pages import two_graphs
 from benchmarks.pages.bench_tables import headline_table, ladder_tables
@@ -26,20 +25,20 @@ from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_ta
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.support_matrix import support_table
-from stepcache.bench.rows import RESULTS, ROOT, Rig, read
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.bench.rows import Rig, read
+from stepcache.graphs.options import CUDA_OPTIONS
 
 Made = TypeVar("Made")
 PAGES = ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md"
 
 
 def cpu_ratio_table(path: Path) -> str:
-    """Speed-up against the original and the FLOP bound, for stepcache and DeepCache's helper."""
+    """Speed-ups of stepcache and DeepCache's helper over the original, with the FLOP bound."""
     rows, rigs = read(path, cpu_ratio.Row), read(path, Rig)
     lines = []
     settings = dict.fromkeys((rig.threads, r.heads, r.interval, r.branch) for r, rig in zip(rows, rigs, strict=True))
     for threads, heads, interval, branch in settings:
-        if branch is None or threads > 1:  # more of the same: the CSV has them
+        if branch is None or threads > 1:  # these are in the CSV only
             continue
         found = {
             r.variant: r
@@ -58,7 +57,7 @@ def cpu_ratio_table(path: Path) -> str:
 
 
 def host_overhead_table(path: Path) -> str:
-    """Microseconds a U-Net call."""
+    """Microseconds per U-Net call."""
     lines = [
         (row.method, row.variant, f"{row.interval}", f"{row.call:.0f}", f"{row.added:+.0f}")
         for row in read(path, host_overhead.Row)
@@ -82,7 +81,7 @@ def cold_start_table(path: Path) -> str:
 
 
 def gpu_code_table(path: Path) -> str:
-    """What Inductor makes of the U-Nets for an H100: each graph with weights as loaded, and in channels_last."""
+    """Inductor's code for an H100: each graph with weights as loaded, and in channels_last."""
     found: dict[tuple[str, str, str], dict[str, gpu_code.Row]] = {}
     for row in read(path, gpu_code.Row):
         found.setdefault((row.model, row.kind, row.join), {})[row.weights] = row
@@ -98,7 +97,7 @@ def gpu_code_table(path: Path) -> str:
             (f"{before.bound_ms:.2f}", f"{after.bound_ms:.2f}"),
         )
         joined = "" if after.join_launches is None else f"{after.join_launches}, {after.join_copies}"
-        # A row that was counted with other options than today's does not say what they make.
+        # The row may have been counted with other options than today's.
         ours = f"{after.configs}" if json.loads(after.options) == CUDA_OPTIONS else "?"
         configs = ours, f"{after.configs_torch}", f"{after.configs_descent}"
         lines.append(
@@ -129,7 +128,7 @@ def rest_of_loop_table(path: Path) -> str:
 
 
 def csv(make: Callable[[Path], Made], *names: str) -> Callable[[Path], Made | None]:
-    """A maker that takes a folder, and of it the first of these files that is there; None where there is none."""
+    """`make` for the first of these files that exists in a folder; None if there is none."""
 
     def made(results: Path) -> Made | None:
         there = [results / name for name in names if (results / name).exists()]
@@ -168,9 +167,9 @@ FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
 
 
 def fill(text: str, results: Path = RESULTS, page: Path = ROOT) -> str:
-    """`text`, of a page in the folder `page`, with what is between its markers made anew.
+    """`text`, of a page in the folder `page`, with new contents between its markers.
 
-    KeyError for a table or figure that nobody here makes.
+    KeyError for an unknown table or figure.
     """
     folder = f"{os.path.relpath(results, page)}/" if page != results else ""
 
@@ -186,7 +185,7 @@ def fill(text: str, results: Path = RESULTS, page: Path = ROOT) -> str:
 
 
 def figure_files(results: Path = RESULTS) -> dict[str, str]:
-    """The SVGs of all figures: file names and what is in them."""
+    """The text of all SVGs, by file name."""
     made = [figure for figures in FIGURES.values() for figure in figures(results) or []]
     return {name: text for figure in made for name, text in figure.files().items()}
 

@@ -1,7 +1,7 @@
-"""Rows that the pages may show: not what a GPU measured at a commit whose tests were red on one.
+"""The rows that pages may show: not GPU figures of a commit whose tests failed on a GPU.
 
-The gate measures all the same where its tests are red: its minutes are scarce, and each figure has a check of its own.
-But a page stands for the commit. What became of the tests is in gate.csv, beside the figures.
+The gate measures even if its tests fail, since GPU time is scarce and each figure has its own check. But a page speaks
+for the whole commit. gate.csv says how the tests ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OUTCOMES = "gate.csv"
 
 
 class Trusted(NamedTuple):
-    """Rows of a CSV with their rigs, and a sentence that names what was left out; "" where nothing was."""
+    """Rows of a CSV with their rigs, and a sentence about what was left out, or ""."""
 
     rows: list[BenchRow]
     rigs: list[Rig]
@@ -26,7 +26,7 @@ class Trusted(NamedTuple):
 
 
 def red_commits(results: Path) -> dict[str, str]:
-    """Commit -> the jobs of tests that were red there, with the first failure of each."""
+    """Commit -> its failed test jobs, each with its first failure."""
     red: dict[str, list[str]] = {}
     for outcome in read_outcomes(results / OUTCOMES):
         if outcome.job in TESTS and outcome.status == "failed":
@@ -35,12 +35,12 @@ def red_commits(results: Path) -> dict[str, str]:
 
 
 def trusted(path: Path) -> Trusted:
-    """The rows of a CSV of `stepcache bench`, by the gate.csv in its folder."""
+    """The trusted rows of a CSV of `stepcache bench`, according to the gate.csv in its folder."""
     return Trusted(*sifted(path, BenchRow))
 
 
 def sifted(path: Path, kind: type[Row]) -> tuple[list[Row], list[Rig], str]:
-    """The same of a CSV with rows of any kind."""
+    """The same for rows of any kind."""
     red = red_commits(path.parent)
     rows, rigs, left_out = [], [], dict.fromkeys(red, 0)
     for row, rig in zip(read(path, kind), read(path, Rig), strict=True):
@@ -58,5 +58,5 @@ def sifted(path: Path, kind: type[Row]) -> tuple[list[Row], list[Rig], str]:
 
 
 def _bare(commit: str) -> str:
-    # Files written in between make the same checkout "-dirty".
+    # Results written by a run may have made its checkout "-dirty".
     return commit.removesuffix("-dirty")

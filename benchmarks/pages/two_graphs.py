@@ -1,10 +1,10 @@
-"""The figure of the two graphs, a full step's and a partial one's, with the feature's buffer between them."""
+"""The figure of the two graphs, of a full and a partial step, and the feature's buffer between them."""
 
 from __future__ import annotations
 
 from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
 
-# All lengths are pixels. A panel is a graph: a down path on its left, an up path on its right.
+# All lengths are pixels. A panel shows a graph: the down path on its left, the up path on its right.
 HEIGHT = 448
 PANEL = 330, 432  # width, height
 LEFT, RIGHT, TOP = 8, WIDTH - 8 - PANEL[0], 8
@@ -12,7 +12,7 @@ BOX = 112, 36
 DOWN, UP = 24, PANEL[0] - 24 - BOX[0]  # of the boxes' left edges in a panel
 ROWS = 112, 172, 256, 316  # of the boxes' upper edges
 MIDDLE = 380
-FEATURE = 232  # the line on which the feature leaves one graph and enters the other
+FEATURE = 232  # the height at which the feature leaves one graph and enters the other
 BRANCH = 1
 
 
@@ -36,7 +36,7 @@ def draw(theme: Theme) -> str:
 
 
 def _panel(theme: Theme, x: int, title: str, when: str, shown: int) -> list[str]:
-    """One graph at `x`, of which the first `shown` rows run."""
+    """A graph at `x` whose first `shown` rows run."""
     width, height = BOX
     down, up = x + DOWN, x + UP
     marks = [
@@ -60,7 +60,7 @@ def _panel(theme: Theme, x: int, title: str, when: str, shown: int) -> list[str]
             below, deeper = ROWS[row + 1], row + 1 < shown
             marks.append(_arrow(theme, f"M{down + width / 2} {y + height}V{below - 2}", deeper))
             marks += _note(theme, (down + width + up) / 2, y + height / 2 - 6, f"skip {row}")
-            if row != BRANCH:  # there the feature passes
+            if row != BRANCH:  # the feature's arrow is here
                 marks.append(_arrow(theme, f"M{up + width / 2} {below}V{y + height + 2}", deeper))
     middle, runs = x + PANEL[0] / 2, shown == len(ROWS)
     marks += [
@@ -72,7 +72,7 @@ def _panel(theme: Theme, x: int, title: str, when: str, shown: int) -> list[str]
 
 
 def _feature(theme: Theme) -> list[str]:
-    """The feature's way: from below join `BRANCH` of the full step through the buffer to that of the partial one."""
+    """The feature's path from below join `BRANCH` of the full step through the buffer to that of the partial step."""
     height = BOX[1]
     out, back = LEFT + UP + BOX[0] / 2, RIGHT + UP + BOX[0] / 2
     into, below = ROWS[BRANCH] + height + 2, ROWS[BRANCH + 1]
@@ -102,7 +102,7 @@ def _text(x: float, y: float, text: str, style: str = "") -> str:
 
 
 def _note(theme: Theme, x: float, y: float, *lines: str) -> list[str]:
-    """Small text, line below line."""
+    """Lines of small text."""
     return [_text(x, y + 16 * n, line, f'fill="{theme.muted}" font-size="11.5"') for n, line in enumerate(lines)]
 
 

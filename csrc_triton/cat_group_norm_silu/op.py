@@ -22,7 +22,8 @@ from .launch import THREADS, group_tile, groups_of_block, launch_parameters, mer
 from .reference import cat_group_norm_silu_reference
 
 if HAS_TRITON:
-    from .kernel import cat_group_norm_silu_kernel, channel_statistics_kernel, normalize_silu_kernel
+    from .kernel import cat_group_norm_silu_kernel
+    from .two_launches import channel_statistics_kernel, normalize_silu_kernel
 
 
 def _check(

@@ -11,7 +11,8 @@ from .graphs import artifacts
 from .plans.plan import Plan
 from .reuse.schedule import Schedule, positive_int
 from .run.attach import attach, detach, require, scheduled_steps
-from .run.session import RunRecord, Session
+from .run.record import RunRecord
+from .run.session import Session
 from .settings import Settings
 
 Pipe = TypeVar("Pipe")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.small import demo_pipe, generate
 
-from benchmarks.frontier import frontier
+from benchmarks.frontier import measure as frontier
 from benchmarks.frontier import rows as frontier_rows
 from benchmarks.frontier.alternate import alternating
 from benchmarks.frontier.rows import Row

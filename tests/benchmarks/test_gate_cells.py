@@ -35,7 +35,7 @@ def test_no_row_is_measured_by_two_cells():
 
 
 def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tmp_path, monkeypatch):
-    what = gate_cells.Cell(
+    what = gate_cells.GateCell(
         1, 1, "demo", 64, 1, ("stepcache-eager", "stepcache-graphs"), {"steps": 2, "repeats": 1, "device": "cpu"}
     )
     monkeypatch.setitem(gate_cells.CELLS, "mine", what)
@@ -69,7 +69,7 @@ def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tmp_pat
     monkeypatch.setattr(Variant, "put_on", failing)
     more = {"steps": 2, "repeats": 1, "device": "cpu", "backend": "eager", "modes": ("default",)}
     variants = ("eager", "deepcache", "stepcache-compiled")
-    monkeypatch.setitem(gate_cells.CELLS, "mine", gate_cells.Cell(1, 1, "demo", 64, 1, variants, more))
+    monkeypatch.setitem(gate_cells.CELLS, "mine", gate_cells.GateCell(1, 1, "demo", 64, 1, variants, more))
     with pytest.raises(SystemExit) as ended:
         gate_cells.run_cell("mine", tmp_path, seconds=100)
     assert "DeepCache 0.1.1: out of memory" in ended.value.code

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 from support.gate_simulated import python, runner_in, statuses
 
-from benchmarks import gpu_gate
+from benchmarks import ROOT, gpu_gate
 from benchmarks.gate import cells as gate_cells
 from benchmarks.gate import jobs as gate_jobs
 from benchmarks.gate import plan as gate_plan
 from benchmarks.gate.plan import failures, red_lines
-from stepcache.bench.rows import ROOT
 
 
 @pytest.fixture

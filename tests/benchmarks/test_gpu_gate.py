@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_gate
+from benchmarks import ROOT, gpu_gate
 from benchmarks.engine.profile_steps import Row as ProfileRow
 from benchmarks.gate import cells as gate_cells
 from benchmarks.gate import checkout as gate_checkout
@@ -17,7 +17,7 @@ from benchmarks.gate import jobs as gate_jobs
 from benchmarks.gate import plan as gate_plan
 from benchmarks.gate.jobs import Outcome, read_outcomes, write_outcomes
 from stepcache.bench.commit import commit_of
-from stepcache.bench.rows import ROOT, read
+from stepcache.bench.rows import read
 from stepcache.bench.schema import BenchRow
 
 
@@ -114,7 +114,7 @@ def bare(code, environment):
 
 
 def test_a_checkout_is_importable_without_being_installed(tmp_path):
-    code = "import stepcache.kernels.dual_conv1x1, stepcache.bench.rows as r; print(stepcache.__file__, r.ROOT)"
+    code = "import stepcache.kernels.dual_conv1x1, stepcache.bench.commit as c; print(stepcache.__file__, c.CHECKOUT)"
     where, root = bare(code, gate_checkout.environment(tmp_path, None))
     assert where == str(tmp_path / "checkout" / "stepcache" / "__init__.py")
     assert root == str(ROOT)
@@ -138,15 +138,13 @@ def test_wheels_beside_the_checkout_are_found(tmp_path):
     code = "import carried; from importlib.metadata import version; print(carried.answer, version('carried'))"
     assert bare(code, gate_checkout.environment(tmp_path / "b", wheels)) == ["42", "1.2"]
     (wheels / "broken-1-py3-none-any.whl").write_text("not a zip")
-    with pytest.raises(ValueError, match=r"broken-1-py3-none-any\.whl is no wheel"):
+    with pytest.raises(ValueError, match=r"broken-1-py3-none-any\.whl is not a wheel"):
         gate_checkout.environment(tmp_path / "c", wheels)
 
 
 def test_what_cannot_be_imported_is_named(monkeypatch):
     monkeypatch.setattr(gpu_gate, "NEEDED", ("torch", "no_such_package"))
-    with pytest.raises(
-        SystemExit, match=r"No module named 'no_such_package'\. Put what is missing beside it as wheels"
-    ):
+    with pytest.raises(SystemExit, match=r"No module named 'no_such_package'\. Install it, or put it into wheels/"):
         gpu_gate.report_environment(dry=True)
 
 

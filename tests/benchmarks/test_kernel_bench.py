@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gate.jobs import OUT_OF_TIME
+from benchmarks import OUT_OF_TIME
 from benchmarks.kernels import bench as kernel_bench
-from benchmarks.kernels.bench import Case, KernelRow, Wrong, errors_of, joins
-from stepcache.bench.rows import Spread, read
+from benchmarks.kernels.bench import KernelRow, OpCase, Wrong, errors_of, joins
+from stepcache.bench.repeats import Spread
+from stepcache.bench.rows import read
 from stepcache.graphs import backends, replays
 from stepcache.graphs.replays import CALLS, REPLAYS, calls_in_graph, copies_beyond_l2, times_us
 
@@ -164,7 +165,7 @@ RED_JOIN = "sdxl join 2: 640+320->320 at 128x128"
 
 
 def case(join, dtype, off=0.0, rival=lambda x: (x * 2, x + 1)):
-    return Case(
+    return OpCase(
         join=join,
         dtype=dtype,
         inputs=lambda: (torch.ones(4, dtype=dtype),),

@@ -5,8 +5,9 @@ import importlib.metadata
 import pytest
 import torch
 
+from benchmarks import RESULTS
 from benchmarks.kernels import code as kernel_code
-from benchmarks.kernels.code import OUT, Case, Row, cases, launches_of, row
+from benchmarks.kernels.code import OUT, OpCall, Row, launches_of, op_calls, row
 from benchmarks.kernels.compile import Compiled, instruction_counts
 from stepcache.bench.rows import Rig, read
 
@@ -29,24 +30,24 @@ def largest(rows):
     return [r for _, _, r in found.values()]
 
 
-def case_of(r):
+def call_of(r):
     """The call that a row is of."""
-    (join,) = {c.join for c in cases() if (c.join.hidden, c.join.skip, c.join.out, c.join.height) == key(r)[4:8]}
-    return Case(r.op, join, torch.bfloat16, r.mix)
+    (join,) = {c.join for c in op_calls() if (c.join.hidden, c.join.skip, c.join.out, c.join.height) == key(r)[4:8]}
+    return OpCall(r.op, join, torch.bfloat16, r.mix)
 
 
 @pytest.fixture
 def same_triton():
-    here, there = importlib.metadata.version("triton"), {rig.triton for rig in read(OUT, Rig)}
+    here, there = importlib.metadata.version("triton"), {rig.triton for rig in read(RESULTS / OUT, Rig)}
     if there != {here}:
         pytest.skip(f"the rows were compiled with Triton {there}, here is {here}")
 
 
-@pytest.mark.parametrize("there", largest(read(OUT, Row)), ids=lambda r: f"{r.kernel}-{r.target}")
+@pytest.mark.parametrize("there", largest(read(RESULTS / OUT, Row)), ids=lambda r: f"{r.kernel}-{r.target}")
 def test_they_do_not_grow_unseen(same_triton, there):
-    launches = [one for one in launches_of(case_of(there), there.target) if one.kernel == there.kernel]
+    launches = [one for one in launches_of(call_of(there), there.target) if one.kernel == there.kernel]
     assert launches, f"no longer launched. {REWRITE}"
-    here = row(case_of(there), launches[0], there.target)
+    here = row(call_of(there), launches[0], there.target)
     grown = [
         f"{name}: {now}, not {before}"
         for name, now, before in (
@@ -64,12 +65,12 @@ def in_loops(r):
 
 
 def test_there_are_rows_of_all_kernels_that_the_joins_launch():
-    launched = {(case.op, launch.kernel) for case in cases() for launch in launches_of(case)}
-    assert {(r.op, r.kernel) for r in read(OUT, Row)} == launched, REWRITE
+    launched = {(call.op, launch.kernel) for call in op_calls() for launch in launches_of(call)}
+    assert {(r.op, r.kernel) for r in read(RESULTS / OUT, Row)} == launched, REWRITE
 
 
 def test_a_line_for_people():
-    r = read(OUT, Row)[0]
+    r = read(RESULTS / OUT, Row)[0]
     assert f"{r.registers} registers" in kernel_code.line(r)
 
 

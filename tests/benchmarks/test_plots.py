@@ -8,10 +8,11 @@ import matplotlib
 import pytest
 from support.bench_rows import ladder, row
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.pages import plots, tables, two_graphs
 from benchmarks.pages.figures import DARK, LIGHT, THEMES
 from benchmarks.pages.ladder import cells
-from stepcache.bench.rows import RESULTS, ROOT, write
+from stepcache.bench.rows import write
 
 PINNED = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 

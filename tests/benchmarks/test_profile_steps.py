@@ -72,7 +72,7 @@ def test_a_small_run(name, tmp_path, capsys, monkeypatch):
     full, partial = rows
     assert 0 < partial.count < full.count
     printed = capsys.readouterr().out
-    assert "captured: not here, since CUDA graphs need a CUDA GPU" in printed
+    assert "captured: not run, since CUDA graphs need a CUDA GPU" in printed
     assert "No CUDA GPU here" in printed
     profile_steps.main([*options, "--variants", "eager", "--append"])
     assert len(read(path, profile_steps.Row)) == 4

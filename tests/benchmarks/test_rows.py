@@ -2,7 +2,8 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from stepcache.bench.rows import Rig, Spread, interleave, read, write
+from stepcache.bench.repeats import Spread, interleave
+from stepcache.bench.rows import Rig, read, write
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def test_interleave_rotates_and_drops_the_warm_up():
 def test_the_commit_without_a_repository_is_the_one_told(monkeypatch, tmp_path):
     from stepcache.bench import rows
 
-    monkeypatch.setattr(rows, "ROOT", tmp_path)
+    monkeypatch.setattr(rows, "CHECKOUT", tmp_path)
     monkeypatch.delenv("STEPCACHE_COMMIT", raising=False)
     assert Rig.now().commit == ""
     monkeypatch.setenv("STEPCACHE_COMMIT", "0123456789ab")

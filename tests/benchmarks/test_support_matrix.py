@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
+from benchmarks import RESULTS
 from benchmarks.pages import support_matrix
-from stepcache.bench.rows import RESULTS
 
 
 def cells_of(text):

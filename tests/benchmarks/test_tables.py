@@ -6,14 +6,15 @@ import shutil
 import pytest
 from support.bench_rows import ladder, row
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.engine import gpu_code
 from benchmarks.kernels import code as kernel_code
 from benchmarks.kernels import model as kernel_model
 from benchmarks.kernels.bench import KernelRow
 from benchmarks.pages import kernel_tables, tables
-from stepcache.bench.rows import RESULTS, ROOT, read, write
+from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 SHARE = "U-Net's share of FLOP bound"
 

@@ -1,7 +1,7 @@
-"""A batch job with two actors of Ray Data, on CPUs. Ray alone takes its time to start."""
+"""A batch with two actors of Ray Data on CPUs. Ray itself starts slowly."""
 
 import pytest
-from support.batch_checks import HERE, images, job, prompts_file, run
+from support.batch_checks import HERE, command_line, images, prompts_file, run
 
 pytest.importorskip("ray.data")
 
@@ -12,7 +12,7 @@ WORKERS = ["--workers", "2", "--cpu", "--compile", "off"]
 def test_an_actor_whose_pipeline_failed_ends(monkeypatch, raises):
     import batch_ray
 
-    def work(pipe, job, tasks, worker):
+    def work(pipe, batch, tasks, worker):
         if raises:
             raise RuntimeError("CUDA error")
         return tasks
@@ -23,7 +23,7 @@ def test_an_actor_whose_pipeline_failed_ends(monkeypatch, raises):
     monkeypatch.setattr("batch_ray.work", work)
     monkeypatch.setattr("batch_ray.os._exit", end)
     worker = object.__new__(batch_ray.Worker)
-    worker.job, worker.pipe, worker.tasks = None, None, {"000001": "a task"}
+    worker.batch, worker.pipe, worker.tasks = None, None, {"000001": "a task"}
     done = {"id": ["000000"]}
     if not raises:
         assert worker(done) is done
@@ -34,7 +34,7 @@ def test_an_actor_whose_pipeline_failed_ends(monkeypatch, raises):
 @pytest.mark.slow
 def test_a_killed_actor_loses_nothing_and_nothing_is_done_twice(single, tmp_path):
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
-    start = [HERE / "batch_killed_ray.py", *job(prompts, out, *WORKERS)]
+    start = [HERE / "batch_killed_ray.py", *command_line(prompts, out, *WORKERS)]
     run(start, FOLDER=str(tmp_path))
     assert (tmp_path / "died").exists()
     assert images(out) == single
@@ -46,7 +46,7 @@ def test_a_killed_actor_loses_nothing_and_nothing_is_done_twice(single, tmp_path
 def test_a_task_that_kills_its_actors_is_given_up_and_the_others_are_made(single, tmp_path):
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
     (tmp_path / "died").touch()  # that one lives
-    start = [HERE / "batch_killed_ray.py", *job(prompts, out, *WORKERS)]
+    start = [HERE / "batch_killed_ray.py", *command_line(prompts, out, *WORKERS)]
     output = run(start, status=1, FOLDER=str(tmp_path), POISON="000003")
     assert (tmp_path / "poisoned").read_text() == "xxxx"  # once and three retries
     assert "1 images are missing: 000003" in output

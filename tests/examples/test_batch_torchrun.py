@@ -1,16 +1,16 @@
-"""A batch job in two processes of torchrun, on CPUs."""
+"""A batch in two processes of torchrun on CPUs."""
 
 import json
 import re
 
 import pytest
-from support.batch_checks import HERE, JOBS, NAMES, TORCHRUN, images, job, prompts_file, run
+from support.batch_checks import HERE, NAMES, RECIPES, TORCHRUN, command_line, images, prompts_file, run
 from support.small import demo_pipe, make_unet
 
 
 def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_path):
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
-    start = [*TORCHRUN, "--max-restarts", 1, HERE / "batch_killed.py", *job(prompts, out)]
+    start = [*TORCHRUN, "--max-restarts", 1, HERE / "batch_killed.py", *command_line(prompts, out)]
     output = run(start, FOLDER=str(tmp_path), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     assert (tmp_path / "died").exists() and "exitcode: -9" in output
     assert images(out) == single and len(single) == len(NAMES)
@@ -28,24 +28,26 @@ def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_pa
 
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     (out / "000004.png").unlink()
-    again = run([JOBS / "batch_torchrun.py", *job(prompts, out)])
+    again = run([RECIPES / "batch_torchrun.py", *command_line(prompts, out)])
     assert re.findall(r"process 0: (\d+) in", again) == ["000004"]
     assert images(out) == single
-    third = run([JOBS / "batch_torchrun.py", *job(prompts, out)])
-    assert " in " not in third and "misses 0 images" in third
+    third = run([RECIPES / "batch_torchrun.py", *command_line(prompts, out)])
+    assert " in " not in third and "0 images are missing" in third
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert {name for name in before if after[name] != before[name]} == {"000004.png"}
 
 
 @pytest.mark.slow
 def test_the_second_process_compiles_nothing(tmp_path):
-    """Each with a compile cache of its own, as on two machines: what the first one compiled is in the job's folder."""
+    """Each has its own compile cache, as on two machines: what the first one compiled is in the output folder."""
     pipe = demo_pipe()
     one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
     width = pipe.text_encoder.config.hidden_size
     unet = make_unet("least", block_out_channels=(8,), cross_attention_dim=width, **one_level)
     demo_pipe(unet=unet).save_pretrained(tmp_path / "pipeline")
-    arguments = job(prompts_file(tmp_path), tmp_path / "out", "--compile", "on", pipeline=tmp_path / "pipeline")
+    arguments = command_line(
+        prompts_file(tmp_path), tmp_path / "out", "--compile", "on", pipeline=tmp_path / "pipeline"
+    )
     output = run([*TORCHRUN, HERE / "batch_compiled.py", *arguments], FOLDER=str(tmp_path))
     found = {
         rank: (int(misses), int(hits)) for rank, misses, hits in re.findall(r"rank (.) misses (\d+) hits (\d+)", output)

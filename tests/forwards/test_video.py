@@ -188,7 +188,7 @@ def test_costs_are_counted_without_weights(name):
     with torch.no_grad():
         for macs in (shallow, deep):
             _, feature = family.full(unet, layout.cut(macs.branch), **inputs)
-            assert macs.feature == feature.shape
+            assert macs.feature_shape == feature.shape
 
 
 def test_unknown_blocks_and_joins_are_named():

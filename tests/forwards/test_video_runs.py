@@ -15,8 +15,9 @@ from support.video_unets import ONE_EACH, UNETS, check_all_branches, make_inputs
 
 from stepcache import accelerate, last_run, restore
 from stepcache.forwards import family_of
+from stepcache.forwards.blend import Blend
 from stepcache.forwards.guidance import conditional_half
-from stepcache.forwards.join import Blend, fused_join
+from stepcache.forwards.join import fused_join
 
 # One level with attention: what compiles soonest. SDXL's conditions are in AnimateDiff's.
 LEAST = {"layers_per_block": 1, "num_attention_heads": 2}

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from stepcache.graphs.buffers import Bucket, Buckets, Kept
+from stepcache.graphs.bucket import Bucket, Buckets
+from stepcache.graphs.kept import Kept
 from stepcache.reuse.predict import HOLD, Line
 
 

@@ -10,8 +10,8 @@ from support.small import (
     BETAS,
     LoopPipe,
     captured,
-    core_of,
     demo_pipe,
+    engine_of,
     generate,
     graphs_of,
     loop_pipe,
@@ -21,8 +21,8 @@ from support.small import (
 )
 
 from stepcache import accelerate, denoising, last_run, restore
-from stepcache.graphs import captured as engine
-from stepcache.graphs import recorder
+from stepcache.forwards.nested import tensors_of
+from stepcache.graphs import capture as engine
 from stepcache.run.attach import attachment_of
 
 
@@ -109,11 +109,11 @@ def test_a_unet_that_changes_at_every_call_is_given_up(caplog):
     for _ in range(2):
         assert torch.equal(pipe(12), want)
     assert last_run(pipe).captures == 0
-    assert "its modules change at every call" in caplog.text
+    assert "settings of the U-Net change again and again" in caplog.text
 
 
 def test_an_input_that_cannot_be_compared():
-    from stepcache.graphs import signature
+    from stepcache.graphs.bucket import signature
 
     class Odd:
         __hash__ = None
@@ -156,7 +156,7 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
     """A call in between that was not captured may write other strides, to another address than the graph has."""
     pipe = captured(loop_pipe("least"), 3)
     want = pipe(6)
-    kept = next(iter(core_of(pipe).buckets.held.values())).slots[0]
+    kept = next(iter(engine_of(pipe).unet.buckets.held.values())).slots[0]
     (old,) = kept.values[0].tensors
     kept.write([old.to(memory_format=torch.channels_last)])
     assert kept.values[0].tensors[0] is not old
@@ -187,7 +187,7 @@ def test_addresses_are_stable_and_memory_is_stated():
     (graphs,) = graphs_of(pipe)
 
     def addresses(graphs):
-        return [tensor.data_ptr() for tensor in (*recorder.tensors_of(graphs._static.inputs), graphs._output)]
+        return [tensor.data_ptr() for tensor in (*tensors_of(graphs._inputs), graphs._output)]
 
     before = addresses(graphs)
     for _ in range(2):
@@ -205,7 +205,7 @@ def test_the_least_recently_used_bucket_is_freed():
     first, second = graphs_of(pipe)
     pipe(4, batch=1)
     pipe(4, batch=3)
-    assert second.backend.released == 1 and not second._graphs and second._static is None
+    assert second.backend.released == 1 and not second._graphs and second._inputs is None
     assert all(graph.is_reset for graph in second.backend.graphs)
     assert first.backend.released == 0
     assert len(graphs_of(pipe)) == 2
@@ -356,7 +356,7 @@ def test_two_threads_on_one_pipe_are_captured_once_each():
     for thread in threads:
         thread.join()
     cores = attachment_of(pipe)._idle
-    captures = [core.plan.costs.captures for core in cores]
+    captures = [core.unet.costs.captures for core in cores]
     assert captures == [2, 2]
 
 

@@ -25,8 +25,8 @@ from support.small import (
 
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.errors import GraphCompileError, InvalidSetting
-from stepcache.graphs import GraphSettings
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
 

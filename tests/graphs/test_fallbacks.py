@@ -72,7 +72,7 @@ def test_offloading_hooks_on_layers_are_not_captured(caplog):
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     add_hook_to_module(pipe.unet.conv_in, ModelHook())
-    check_fallback(pipe, want, caplog, "on the U-Net's layers")
+    check_fallback(pipe, want, caplog, "on the layers of the U-Net")
 
 
 def test_training_mode_is_not_captured(caplog):

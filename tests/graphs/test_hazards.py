@@ -14,10 +14,11 @@ from support.vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
 
 from stepcache import StepCacheError, accelerate, denoising, last_run, restore
-from stepcache.graphs import GraphSettings, standin
 from stepcache.graphs import compiled as compiling
+from stepcache.graphs import standin
 from stepcache.graphs.backends import CudaBackend, capture
 from stepcache.graphs.hosttensor import HostTensor, on_host
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend, StandInGraph
 
 CPU = torch.device("cpu")

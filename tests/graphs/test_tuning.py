@@ -7,13 +7,15 @@ from unittest import mock
 
 import pytest
 import torch
-from support.small import NO_ATTENTION, core_of, demo_pipe, generate, loop_pipe, tiny_pipe
+from support.small import NO_ATTENTION, demo_pipe, engine_of, generate, loop_pipe, tiny_pipe
 
 from stepcache import accelerate, last_run, restore, warmup
-from stepcache.graphs import GraphSettings, tuning
+from stepcache.graphs import tuning
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
+from stepcache.graphs.verdict_file import COLUMNS, Setup, from_csv
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"
@@ -123,7 +125,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     want = generate(pipe)
-    before = core_of(pipe).buckets.held
+    before = engine_of(pipe).unet.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
     record = warmup(pipe, 64, 64, progress=False)
     assert record.joins_measured > 0 and record.captures == 2  # anew, on the ops
@@ -215,7 +217,7 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
     def no_memory(*args):
         raise torch.OutOfMemoryError("20 GiB")
 
-    monkeypatch.setattr("stepcache.graphs.sites_of", no_memory)
+    monkeypatch.setattr("stepcache.graphs.unet.calls_of_joins", no_memory)
     record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
     assert record.joins_measured == 0 and record.captures == 2
     assert "There is no memory to look for the joins" in caplog.text

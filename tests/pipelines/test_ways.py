@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from support.small import core_of, generate, graphs_of, state_of
+from support.small import engine_of, generate, graphs_of, state_of
 from support.ways import ENGINES, NOT_CAPTURED, PARTS, REFUSED, RUNS_EAGER, WAYS, WORKS, Way, make_pipe
 
 from stepcache import accelerate, last_run, restore
@@ -82,7 +82,7 @@ def check_run(pipe, way, engine, want, caplog):
     if engine == "captured":
         assert (replays(pipe) != before) == (status == WORKS)
     if engine == "compiled":
-        assert bool(core_of(pipe).plan.costs.compile_seconds) == (status == WORKS)
+        assert bool(engine_of(pipe).unet.costs.compile_seconds) == (status == WORKS)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "stepcache"]
     assert [way.warning in message for message in warnings] == [True] * (status in (NOT_CAPTURED, RUNS_EAGER))
 

@@ -8,7 +8,7 @@ from diffusers import (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
-from support.small import BETAS, LoopPipe, core_of, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
+from support.small import BETAS, LoopPipe, engine_of, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
 
 from stepcache import Schedule, accelerate, denoising, last_run, restore
 from stepcache.run.session import MAX_SLOTS
@@ -275,7 +275,7 @@ def test_one_feature_a_slot_at_one_address():
 
 
 def only_feature(pipe):
-    (bucket,) = core_of(pipe).buckets.held.values()
+    (bucket,) = engine_of(pipe).unet.buckets.held.values()
     (kept,) = bucket.slots
     return kept.values[0].tensors[0]
 

@@ -1,4 +1,4 @@
-"""Jobs of the demo pipeline in processes of their own, as a user starts them."""
+"""Batches of the demo pipeline in separate processes, as a user starts them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from support.small import DEMO
 
 HERE = Path(__file__).parent
-JOBS = HERE.parents[1] / "examples" / "batch"
+RECIPES = HERE.parents[1] / "examples" / "batch"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NAMES = ["fox face", "cherry blossom", "hamburger", "red apple", "tiger face", "pineapple", "mushroom"]
 SETTINGS = ["--dtype", "float32", "--steps", "4", "--guidance", "3"]
@@ -24,8 +24,8 @@ def prompts_file(folder: Path) -> Path:
 
 
 def run(command, timeout=240, status=0, **environment) -> str:
-    """What `python command...` prints. All of its processes end with it."""
-    paths = os.pathsep.join(map(str, [JOBS, HERE, HERE.parent]))
+    """What `python command...` prints. Its children end with it."""
+    paths = os.pathsep.join(map(str, [RECIPES, HERE, HERE.parent]))
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -44,7 +44,7 @@ def run(command, timeout=240, status=0, **environment) -> str:
     return output
 
 
-def job(prompts: Path, out: Path, *more: object, pipeline: object = DEMO) -> list:
+def command_line(prompts: Path, out: Path, *more: object, pipeline: object = DEMO) -> list:
     return [prompts, out, "--pipeline", pipeline, *SETTINGS, *more]
 
 

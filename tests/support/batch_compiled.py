@@ -1,4 +1,4 @@
-"""The torchrun job with a compile cache for each process, as on machines of their own; says what each one compiled."""
+"""The torchrun recipe with a compile cache for each process, as on two machines; prints what each one compiled."""
 
 from __future__ import annotations
 

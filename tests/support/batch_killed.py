@@ -1,4 +1,4 @@
-"""Workers that SIGKILL themselves, and a log of what was made. To be run as a script, or imported by one."""
+"""Workers that SIGKILL themselves, and a log of what was made. Run as a script, or imported by one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import batch_job
+import batch
 
 
 def mortal(folder: Path, images: int) -> None:
-    """Let the first worker that comes to its image of that number die, with the image written but not in its place."""
+    """Kill the first worker that reaches its image number `images`, when that is written but not in its place."""
     written = 0
 
     def fsync(file: int) -> None:
@@ -25,19 +25,19 @@ def mortal(folder: Path, images: int) -> None:
                 return
             os.kill(os.getpid(), signal.SIGKILL)
 
-    batch_job.os = SimpleNamespace(**{**vars(os), "fsync": fsync})
+    batch.os = SimpleNamespace(**{**vars(os), "fsync": fsync})
 
 
 def log_writes(folder: Path) -> None:
     """A line in folder/log for each image that was put in its place."""
-    write = batch_job.write
+    write = batch.write
 
-    def logged(job: batch_job.Job, task: batch_job.Task, image: object) -> None:
-        write(job, task, image)
+    def logged(whole: batch.Batch, task: batch.Task, image: object) -> None:
+        write(whole, task, image)
         with (folder / "log").open("a") as file:
             file.write(f"{task.id}\n")
 
-    batch_job.write = logged
+    batch.write = logged
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Ray job with actors that are killed: one of them once, and each that is given the task POISON."""
+"""The Ray recipe with actors that are killed: one of them once, and each that gets the task POISON."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import signal
 import sys
 from pathlib import Path
 
-import batch_job
+import batch
 import batch_ray
 import ray
 from support.batch_killed import log_writes, mortal
 
 
 class Mortal(batch_ray.Worker):
-    def __init__(self, job: batch_job.Job, device: str) -> None:
+    def __init__(self, whole: batch.Batch, device: str) -> None:
         mortal(Path(os.environ["FOLDER"]), images=2)
         log_writes(Path(os.environ["FOLDER"]))
-        super().__init__(job, device)
+        super().__init__(whole, device)
 
     def __call__(self, block):
         if os.environ.get("POISON") in block["id"]:

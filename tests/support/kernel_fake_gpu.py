@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.kernels.launches import Launch, noted_launches
+from benchmarks.engine.launches import OwnLaunch, noted_launches
 
 
 class _Others(TorchDispatchMode):
@@ -24,7 +24,7 @@ class _Others(TorchDispatchMode):
 
 def launches(
     launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any, dtype: torch.dtype = torch.bfloat16
-) -> tuple[list[Launch], list[str]]:
+) -> tuple[list[OwnLaunch], list[str]]:
     """`launcher(*tensors of those shapes, *rest)`: its launches, and its calls of torch's operators.
 
     The tensors are on "cuda", 4-d ones in channels_last.

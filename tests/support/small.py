@@ -274,15 +274,15 @@ def generate_any(pipe, steps: int = 8, **options) -> torch.Tensor:
     return generate(pipe, steps, **options)
 
 
-def core_of(pipe):
+def engine_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
-    (core,) = attachment_of(pipe)._idle
-    return core
+    (engine,) = attachment_of(pipe)._idle
+    return engine
 
 
 def graphs_of(pipe):
     """The captured graphs of all buckets, oldest first."""
-    return [bucket.graphs.captured for bucket in core_of(pipe).buckets.held.values()]
+    return [bucket.capture for bucket in engine_of(pipe).unet.buckets.held.values()]
 
 
 def captured(pipe, *args, **options):

@@ -1,1 +1,1 @@
-"""`stepcache bench` and what all benchmarks share; installed as `stepcache.bench`."""
+"""`stepcache bench`: variants measured side by side on one grid, and the CSVs, spreads and rigs of all benchmarks."""

@@ -1,13 +1,13 @@
-"""Whether a variant's images are those of the variant that computes the same with nothing compiled or captured.
+"""Checks a variant's images against a variant that computes the same with nothing compiled or captured.
 
-A speed is worth nothing where the images are wrong, and fidelity to the original does not show that: reuse changes the
-images itself. So each variant has a reference that does the same work at the same steps:
+A speed means nothing if the images are wrong, and fidelity to the original cannot show that, since reuse itself changes
+the images. So each variant has a reference that does the same work at the same steps:
 
 - stepcache compiled, captured or with its kernels: stepcache eager at the same interval and branch;
-- stepcache eager: DeepCache, the published implementation, where the two count steps and branches alike;
-- torch.compile with DeepCache: DeepCache; torch.compile, and all that reuses nothing (an interval of 1): eager.
+- stepcache eager: DeepCache, the published implementation, if both count steps and branches alike;
+- torch.compile with DeepCache: DeepCache; torch.compile, and variants without reuse (interval 1): eager.
 
-Eager has none, nor has DeepCache. A variant whose reference is wrong is wrong too.
+Eager and DeepCache have no reference. A variant whose reference is wrong is wrong too.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from stepcache import Schedule
 from .entries import Entry
 
 TOLERANCE = {"float32": 0.05, "float16": 0.05, "bfloat16": 0.2}
-"""By dtype, the most that `difference` may be.
+"""The largest `difference` that is accepted, by dtype.
 
-Compiled code rounds elsewhere, and steps with guidance enlarge that. Rounding all of a run moved the demo's images by
-0.003 of their contrast in float16 and 0.03 in bfloat16 (50 steps), and by 0.04 in bfloat16 those of SD 2.1 with random
-weights (20 steps). float32's convolutions on a GPU are TF32, with float16's digits. The rest is room for models that
-enlarge it more: reuse itself, at interval 3, moved those of SD 2.1 by 0.07, and a graph that reads memory which is not
-its own moves them by much more.
+Compiled code rounds differently, and steps with guidance amplify that. Rounding everything in a run changed the demo's
+images by 0.003 of their contrast in float16 and 0.03 in bfloat16 (50 steps), and SD 2.1's with random weights by 0.04
+in bfloat16 (20 steps). On a GPU, float32's convolutions are TF32, which has float16's digits. The rest is room for
+models that amplify more. Reuse at interval 3 changed SD 2.1's images by 0.07; a graph that reads memory of others
+changes them far more.
 """
 
 
 class Agreement(NamedTuple):
-    """reference: name of the variant that computes the same, "" where none ran. wrong: what is wrong, "" if nothing."""
+    """reference: name of the variant that computes the same, or "" if none ran. wrong: what is wrong, or ""."""
 
     reference: str = ""
     difference: float | None = None
@@ -41,9 +41,9 @@ class Agreement(NamedTuple):
 
 
 def difference(images: np.ndarray, reference: np.ndarray) -> float:
-    """RMS of the difference over the standard deviation of the reference's pixels: 0 the same, 1.4 unrelated images.
+    """RMS of the difference over the standard deviation of the reference's pixels: 0 if equal, 1.4 if unrelated.
 
-    Relative to the contrast, since random weights make images of nearly one gray, all of them alike in PSNR.
+    It is relative to the contrast because random weights make nearly gray images, which are all alike in PSNR.
     """
     rms = float(np.sqrt(np.mean(np.square(images.astype(np.float64) - reference))))
     contrast = float(reference.std(dtype=np.float64))
@@ -51,12 +51,12 @@ def difference(images: np.ndarray, reference: np.ndarray) -> float:
 
 
 def agreements(entries: Sequence[Entry], dtype: str) -> dict[int, Agreement]:
-    """By `id` of the entry, for those that were measured."""
+    """The agreement of each measured entry, by its `id`."""
     found: dict[int, Agreement] = {}
 
     def judge(entry: Entry) -> Agreement:
         if id(entry) not in found:
-            found[id(entry)] = Agreement()  # what is its own reference has none
+            found[id(entry)] = Agreement()  # ends the recursion for an entry that is its own reference
             other = _reference(entry, entries)
             if other is not None:
                 found[id(entry)] = _compare(entry, other, judge(other), TOLERANCE[dtype])
@@ -71,7 +71,7 @@ def agreements(entries: Sequence[Entry], dtype: str) -> dict[int, Agreement]:
 def _compare(entry: Entry, other: Entry, of_other: Agreement, tolerance: float) -> Agreement:
     name = other.variant.name
     if not np.isfinite(other.images).all():
-        return Agreement(name)  # nothing can be said; that images are not finite is in their own row
+        return Agreement(name)  # nothing to compare with; the reference's own row says so
     if not np.isfinite(entry.images).all():
         return Agreement(name, None, f"images are wrong: not finite, while those of {name} are")
     off = difference(entry.images, other.images)
@@ -83,7 +83,7 @@ def _compare(entry: Entry, other: Entry, of_other: Agreement, tolerance: float) 
 
 
 def _reference(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """The entry whose images those of `entry` must be; None where there is none, or it was not measured."""
+    """The measured entry whose images `entry` must reproduce; None if there is none."""
     variant = entry.variant
     key = {"eager": "", "deepcache": "", "compile+deepcache": "deepcache", "stepcache-eager": "deepcache"}.get(
         variant.key, "stepcache-eager"
@@ -97,10 +97,9 @@ def _reference(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
 
 
 def _counts_alike(ours: Entry, theirs: Entry) -> bool:
-    """Whether DeepCache runs the same steps and the same branch under the same numbers.
+    """Whether DeepCache runs the same steps and branch for the same numbers.
 
-    It counts steps by timesteps, of which Heun and the like have two a step, and takes for granted that a block has
-    three ResNets.
+    It counts timesteps, of which Heun and the like have two per step, and assumes that a block has three ResNets.
     """
     interval, branch = ours.variant.interval, ours.variant.branch
     if interval is None or branch is None or ours.pipe is None:

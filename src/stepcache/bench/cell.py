@@ -1,4 +1,4 @@
-"""One cell of the grid: its variants side by side, each started once, then run in turn."""
+"""One cell of the grid: each variant is started once, then all run in turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .entries import Entry
 from .variants import Variant
 
 OUT_OF_TIME = "not run: out of time"
-RUNS = 2  # of each variant beside the repeats: the first call, and a warm one for caches and the memory's peak
+RUNS = 2  # per variant before the repeats: the first call, and a warm one for caches and peak memory
 
 Result = TypeVar("Result")
 
@@ -25,8 +25,7 @@ Result = TypeVar("Result")
 class Cell:
     """All variants of `pipe` at one size, batch, interval and branch.
 
-    backend: torch.compile's. deadline: of `time.monotonic`; no variant is started after it, and no repeat but the
-    first.
+    backend: of torch.compile. deadline: of `time.monotonic`; after it no variant starts, and no repeat but the first.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Cell:
         self._base = self._reserved()
 
     def measure(self, repeats: int) -> None:
-        """Start every variant, in order, then run all of them `repeats` times, each time beginning with another one."""
+        """Start every variant in order, then run all of them `repeats` times, each time starting with another one."""
         for entry in self.entries:
             if missing := entry.variant.missing(self._device):
                 entry.status = f"not here: {missing}"
@@ -65,12 +64,12 @@ class Cell:
                 if not entry.status:
                     runs.append((entry, self._attempt(entry, f"repeat {repeat + 1}", self._run)))
                 self._progress.update()
-            for entry, run in runs:  # a repeat counts when all of it is done: speed-ups are ratios within it
+            for entry, run in runs:  # only whole repeats count: speed-ups are ratios within one
                 if run is not None:
                     entry.repeats.append(run)
 
     def close(self) -> None:
-        """Free the variants and all that torch has compiled for them."""
+        """Free the variants and what torch has compiled for them."""
         for entry in self.entries:
             entry.drop()
         torch.compiler.reset()
@@ -85,15 +84,15 @@ class Cell:
         entry.first_call_s = time.perf_counter() - start
         entry.graphs, entry.graphs_cached = (now - then for now, then in zip(_graphs(), graphs, strict=True))
         if entry.variant.captures and _record(entry.pipe).captures < len(set(entry.kinds)):
-            # It would run on all the same, as another variant.
-            raise RuntimeError("stepcache did not capture its graphs; a warning of its own says why")
+            # It would run uncaptured, as another variant.
+            raise RuntimeError("stepcache did not capture its graphs; its warning says why")
         if self._device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self._run(entry)
         if self._device == "cuda":
-            # Reserved, since what a captured graph uses is not counted as allocated. What the variants before this one
-            # hold is not this one's.
+            # Reserved memory, since captured graphs' memory does not count as allocated; without that of the variants
+            # before this one.
             entry.peak_memory_mib = (torch.cuda.max_memory_reserved() - before + self._base) / 2**20
 
     def _run(self, entry: Entry) -> Timed:
@@ -103,15 +102,15 @@ class Cell:
             entry.kinds = _record(entry.pipe).kinds
         return run
 
-    def _attempt(self, entry: Entry, what: str, job: Callable[[Entry], Result]) -> Result | None:
-        """What `job` returns; where it fails, the entry gets the reason and lets go of its memory."""
+    def _attempt(self, entry: Entry, what: str, run: Callable[[Entry], Result]) -> Result | None:
+        """What `run` returns; if it fails, the entry gets the reason and releases its memory."""
         reuse = "" if entry.variant.interval is None else f" {entry.variant.interval}:{entry.variant.branch}"
         self._progress.set_description_str(f"{self._call}{reuse}, {entry.variant.label}: {what}")
         try:
-            return job(entry)
-        except Exception as error:  # whatever a variant runs into is a row, and the others go on
+            return run(entry)
+        except Exception as error:  # a variant that fails is a row, and the others go on
             entry.status = self._reason(entry, error)
-        # Not before the exception is gone, whose traceback holds the tensors of all its frames.
+        # Only now: the exception's traceback held the tensors of all its frames.
         entry.drop()
         self._free()
         return None
@@ -132,7 +131,7 @@ class Cell:
             torch.cuda.empty_cache()
 
     def _reserved(self) -> int:
-        """Bytes that torch holds on the GPU for what is alive, the pools of captured graphs included; 0 on a CPU."""
+        """Bytes that torch holds on the GPU for live tensors and captured graphs' pools; 0 on a CPU."""
         if self._device != "cuda":
             return 0
         self._free()
@@ -146,7 +145,7 @@ def _record(pipe: object) -> RunRecord:
 
 
 def _graphs() -> tuple[int, int]:
-    """Graphs that Dynamo has made in this process, and those that torch had on disk."""
+    """The number of graphs that Dynamo has made in this process, and of those that torch had on disk."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"], counters["aot_autograd"]["autograd_cache_hit"]

@@ -1,4 +1,4 @@
-"""The commit that something was measured at. Standard library only: the gate asks before torch can be imported."""
+"""The commit that something was measured at. Standard library only: the GPU gate runs this file without torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import subprocess
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[3]
+"""The checkout that this file is in. For an installed package it is some folder without a .git."""
 
-def commit_of(root: Path, told: str | None = None) -> str:
-    """Of the checkout at `root`, 12 digits, with "-dirty" where a file other than a result differs from it.
 
-    Where the repository did not come along (a bare copy of its files), what whoever started the run says it is: `told`,
-    by default the environment's STEPCACHE_COMMIT. "" where nobody said.
+def commit_of(root: Path = CHECKOUT, told: str | None = None) -> str:
+    """The commit of the checkout at `root`, 12 digits, and "-dirty" if files other than results differ from it.
+
+    Without a .git, or without git, it is `told`, by default the environment variable STEPCACHE_COMMIT, or "".
     """
 
     def git(*args: str) -> str:
@@ -19,7 +21,7 @@ def commit_of(root: Path, told: str | None = None) -> str:
 
     if told is None:
         told = os.environ.get("STEPCACHE_COMMIT", "")
-    if not (root / ".git").exists():  # nor is a repository around an installed package ours
+    if not (root / ".git").exists():  # a repository further up is not stepcache's
         return told
     try:
         commit = git("rev-parse", "--short=12", "HEAD")

@@ -17,10 +17,10 @@ from .variants import Variant
 
 @dataclass
 class Entry:
-    """A variant in this cell: while it lives, its pipeline; and what is known of it so far."""
+    """A variant in a cell: its pipeline while it runs, and what has been measured."""
 
     variant: Variant
-    status: str = ""  # why it is not measured, or no longer
+    status: str = ""  # why it is not, or no longer, measured
     pipe: Any = None
     clock: UNetClock | None = None
     first_call_s: float = 0.0
@@ -32,36 +32,35 @@ class Entry:
 
     @property
     def measured(self) -> bool:
-        """Whether there is more to report than a reason."""
         return not self.status and bool(self.repeats)
 
     @property
     def seconds(self) -> list[float]:
-        """Of each repeat's call."""
+        """Seconds of the call in each repeat."""
         return [run.seconds for run in self.repeats]
 
     @property
     def unet_seconds(self) -> list[float]:
-        """Of the U-Net in each repeat's call."""
+        """Seconds of the U-Net in each repeat."""
         return [run.unet_seconds for run in self.repeats]
 
     @property
     def images(self) -> np.ndarray:
-        """[N, H, W, 3] in 0..1, of the last repeat: after all others have run in between."""
+        """[N, H, W, 3] in 0..1, of the last repeat, when all other variants have run in between."""
         return self.repeats[-1].images
 
     def drop(self) -> None:
-        """Let the pipeline go."""
+        """Release the pipeline."""
         self.pipe = self.clock = None
 
     def bound(self, counts: Mapping[int, BranchMacs]) -> float | None:
-        """What the original's MACs are to this run's, whose calls were full or partial. None: not countable."""
+        """The original's MACs over this run's; None if they cannot be counted."""
         variant = self.variant
         if variant.interval is None:
             return 1.0
         macs = counts.get(variant.branch or 0)
         if macs is None:
             return None
-        # DeepCache keeps no record. It counts its interval in timesteps, one for each call but for Heun and the like.
+        # DeepCache keeps no record. It counts timesteps: one per call, except with Heun and the like.
         kinds = self.kinds or Schedule.uniform(variant.interval).kinds(self.repeats[-1].unet_calls)
-        return macs.full * len(kinds) / (macs.full * kinds.count("F") + macs.partial * kinds.count("P"))
+        return macs.full_macs * len(kinds) / (macs.full_macs * kinds.count("F") + macs.partial_macs * kinds.count("P"))

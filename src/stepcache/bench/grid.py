@@ -1,4 +1,4 @@
-"""The grid, size x batch x (interval, branch), and each variant of the ladder measured in each of its cells."""
+"""The grid of sizes, batches and (interval, branch) pairs, with every variant of the ladder in each cell."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from tqdm import tqdm
 from stepcache.errors import InvalidSetting, StepCacheError
 from stepcache.forwards import family_of
 from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
-from stepcache.images.pipelines import SCHEDULERS, swap_scheduler
+from stepcache.images.pipelines import DTYPES, SCHEDULERS, default_device, swap_scheduler
 from stepcache.reuse.schedule import Schedule, positive_int
 
 from .calls import Call
 from .cell import RUNS, Cell
+from .cell_rows import rows_of
 from .heap import keep_heap
-from .lines import rows_of
 from .models import Model, load
 from .rows import Rig, write
 from .schema import BenchRow
 from .variants import LADDER, MODES, Variant, ladder
 
-_PIXELS = 8  # the pipelines take multiples of it only
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PIXELS = 8  # sizes must be multiples of it
 
 
 @dataclass(frozen=True)
 class GridSpec:
     """What is measured.
 
-    model: "demo", "sd15", "sd21", "sdxl", or a local pipeline's directory. sizes: (height, width) in pixels; none: what
-    the model was made for. reuse: (interval, branch) pairs. variants: keys of `LADDER`; the most important one first,
-    for a run that is cut short. modes: of torch.compile, for the variants that have them. guidance: 1 is none.
-    dtype: "auto" is float16 on CUDA, float32 on a CPU. seed: of the first image of a call. backend: torch.compile's.
+    model: "demo", "sd15", "sd21", "sdxl", or a local pipeline's directory. sizes: (height, width) in pixels; empty: the
+    model's own. reuse: (interval, branch) pairs. variants: keys of `LADDER`, the most important first, in case the run
+    is cut short. modes: of torch.compile, for variants that have them. guidance: 1 is none. dtype: "auto" is float16 on
+    CUDA, float32 on a CPU. seed: of a call's first image. backend: of torch.compile.
     """
 
     model: str = "demo"
@@ -79,24 +78,24 @@ class GridSpec:
         _known("dtype", [self.dtype], ("auto", *DTYPES))
         _known("device", [self.device], ("auto", "cuda", "cpu"))
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise InvalidSetting("device is cuda, but torch sees no CUDA device here. Leave it at auto, or say cpu.")
+            raise InvalidSetting("device is cuda, but torch sees no CUDA device here. Use auto or cpu.")
 
     @property
     def where(self) -> str:
         """The device, "cuda" or "cpu"."""
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return default_device() if self.device == "auto" else self.device
 
     @property
     def precision(self) -> torch.dtype:
-        """The dtype of all of the pipeline."""
+        """The dtype of the whole pipeline."""
         auto = "float16" if self.where == "cuda" else "float32"
         return DTYPES[auto if self.dtype == "auto" else self.dtype]
 
     def cells(self, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int, list[Variant]]]:
         """(size, batch, variants) of each cell.
 
-        What reuses nothing is measured once at each size and batch, in its first cell; eager runs in the others too,
-        as what their speed-ups are over.
+        Variants without reuse are measured in the first cell of each size and batch. Eager also runs in the others, as
+        the base of their speed-ups.
         """
         for size in sizes:
             for batch in self.batches:
@@ -109,16 +108,16 @@ class GridSpec:
 
 
 def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[BenchRow]:
-    """Measure the grid cell by cell, adding each cell's rows to the CSV `out`; returns all of them.
+    """Measure the grid cell by cell, add each cell's rows to the CSV `out`, and return all of them.
 
-    A variant that fails, runs out of memory or cannot run here is a row with its reason. deadline: of time.monotonic;
-    variants that would begin after it are rows that say so, and a cell that has begun ends after its present repeat
-    (the first one, at least). An interrupt (KeyboardInterrupt) is passed on after the repeats done are in the file.
+    A variant that fails, runs out of memory or cannot run here is a row with the reason. deadline: of time.monotonic;
+    variants that have not started by then are rows that say so, and a running cell ends after its current repeat, but
+    not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file.
 
-    On a CPU, for all variants alike: glibc keeps its heap (heap.py) and denormals are flushed to zero, which random
-    weights drift into, for the rest of the process. Whatever torch has compiled in this process is forgotten after each
-    cell. Raises StepCacheError, before anything is measured, for what cannot be: a file with other columns, a branch
-    that the U-Net does not have, a directory without a pipeline.
+    On a CPU, for the rest of the process, glibc keeps its heap (heap.py) and denormals, which random weights drift
+    into, are flushed to zero. After each cell, everything that torch has compiled in this process is dropped. Raises
+    StepCacheError before measuring for a file with other columns, a branch that the U-Net does not have, or a
+    directory without a pipeline.
     """
     check_out(out)
     if spec.where == "cpu":
@@ -132,7 +131,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     cells = list(spec.cells(spec.sizes or [model.size()]))
     runs = sum(len(variants) for *_, variants in cells) * (RUNS + spec.repeats)
     rows: list[BenchRow] = []
-    # smoothing=0: what remains is guessed from all so far, since compiling and running alternate.
+    # smoothing=0: the estimate uses all runs so far, since compiling and running alternate.
     with tqdm(total=runs, unit="run", smoothing=0, dynamic_ncols=True) as progress:
         progress.set_description_str("warm-up")
         _warm_up(model.pipe, _call(spec, model, *cells[0][:2]))
@@ -162,7 +161,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
 
 
 def check_out(out: Path) -> None:
-    """InvalidSetting where `out` is a file with other columns, OSError where no file can be written there."""
+    """InvalidSetting if `out` has other columns, OSError if it cannot be written."""
     columns = [field.name for kind in (BenchRow, Rig) for field in fields(kind)]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", newline="") as file:
@@ -171,12 +170,12 @@ def check_out(out: Path) -> None:
     if not there:
         out.unlink()
     elif there != columns:
-        raise InvalidSetting(f"{out} has other columns than these rows would: move it away, or name another file.")
+        raise InvalidSetting(f"{out} has other columns than these rows: move it away, or name another file.")
 
 
 def _known(name: str, values: Sequence[str], known: Any) -> None:
     if not values or set(values) - set(known):
-        raise InvalidSetting(f"{name} are some of {', '.join(known)}; got {', '.join(values) or 'none'}.")
+        raise InvalidSetting(f"{name} must be among {', '.join(known)}; got {', '.join(values) or 'none'}.")
 
 
 def _call(spec: GridSpec, model: Model, size: tuple[int, int], batch: int) -> Call:
@@ -201,13 +200,13 @@ def _where(spec: GridSpec, model: Model, call: Call) -> dict[str, Any]:
 
 
 def _warm_up(pipe: Any, call: Call) -> None:
-    """Two steps of the plain pipeline: what a process pays once is not the first variant's."""
-    with suppress(Exception):  # what is wrong with the call will be the reason in its rows
+    """Run two steps of the plain pipeline, so that the first variant does not pay what a process pays once."""
+    with suppress(Exception):  # the rows will say what is wrong with the call
         call(pipe, steps=min(2, call.steps))
 
 
 def _counts(pipe: Any, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
-    """MACs by branch; none where they cannot be counted."""
+    """MACs by branch; empty if they cannot be counted."""
     factor, unet = pipe.vae_scale_factor, pipe.unet
     try:
         rows = branch_macs(meta_unet(unet.config), size[0] // factor, size[1] // factor, 2, dict.fromkeys(branches))

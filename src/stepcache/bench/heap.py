@@ -1,4 +1,4 @@
-"""glibc's heap, which must not decide a benchmark on a CPU."""
+"""Keeps glibc's heap from influencing benchmarks on a CPU."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 
 
 def keep_heap() -> bool:
-    """Tell glibc's malloc, for the rest of this process, to keep freed memory. False where there is no glibc.
+    """Tell glibc's malloc to keep freed memory for the rest of this process. False without glibc.
 
-    It gives the free end of its heap back to the kernel and faults it in again when tensors grow: 3 to 11 % of a
-    denoising loop, and the least for who holds the most memory between steps.
+    Otherwise it returns the free end of its heap to the kernel and faults it in again when tensors grow. This costs 3
+    to 11 % of a denoising loop, and least for the variant that holds the most memory between steps.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    m_mmap_threshold, m_trim_threshold = -3, -1  # malloc.h; 32 MiB is the most that the first one takes
+    m_mmap_threshold, m_trim_threshold = -3, -1  # from malloc.h; the first takes at most 32 MiB
     return bool(mallopt(m_mmap_threshold, 32 << 20) and mallopt(m_trim_threshold, 1 << 30))

@@ -1,7 +1,7 @@
-"""What is measured: the bundled demo, a local pipeline, or the real architecture of SD 1.5, SD 2.1 or SDXL.
+"""Loads what is measured: the bundled demo, a local pipeline, or the architecture of SD 1.5, SD 2.1 or SDXL.
 
-The architectures come without weights: theirs are random, seconds are those of the real model, images mean nothing.
-Text is cut into tokens by the demo's tokenizer, whose ids are within every vocabulary. Nothing is downloaded.
+The architectures have random weights: times are those of the real model, images mean nothing. They use the demo's
+tokenizer, whose ids are within every vocabulary. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPTS = (
     "a grey cat asleep on a stack of books",
 )
 
-# Text encoders as in the published models' text_encoder/config.json, and text_encoder_2/config.json for the last one.
+# From the published models' text_encoder/config.json; the last one from text_encoder_2/config.json.
 _CLIP_L = {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
     "hidden_act": "quick_gelu", "projection_dim": 768,
@@ -44,7 +44,7 @@ _TOKENS, _VOCABULARY = 77, 49408
 
 @dataclass(frozen=True)
 class _Architecture:
-    """A published model beside its U-Net, whose config comes with the package."""
+    """A published model except its U-Net, whose config comes with the package."""
 
     text_encoders: tuple[dict[str, Any], ...]
     image_size: int
@@ -61,7 +61,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline to measure. `weights`: "trained", or "random"."""
+    """A pipeline to measure. `weights`: "trained" or "random"."""
 
     name: str
     pipe: Any
@@ -69,16 +69,16 @@ class Model:
     prompts: tuple[str, ...]
 
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the U-Net was made for."""
+        """The U-Net's own (height, width) in pixels."""
         sample, factor = self.pipe.unet.config.sample_size, self.pipe.vae_scale_factor
         height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
         return height * factor, width * factor
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Model:
-    """The pipeline of that name on `device`, in `dtype`: demo, sd15, sd21, sdxl, or a local pipeline's directory.
+    """The pipeline of this name on `device` in `dtype`: demo, sd15, sd21, sdxl, or a local pipeline's directory.
 
-    StepCacheError where the directory holds no pipeline with a U-Net, or one that diffusers cannot load.
+    StepCacheError for a directory without a pipeline with a U-Net, or one that diffusers cannot load.
     """
     if name == "demo":
         return Model(name, load_demo(device, dtype), "trained", EMOJI)
@@ -86,12 +86,12 @@ def load(name: str, device: str, dtype: torch.dtype) -> Model:
         return Model(name, _random_pipe(name, device, dtype), "random", PROMPTS)
     pipe = load_directory(Path(name), device, dtype)
     if getattr(pipe, "safety_checker", None) is not None:
-        pipe.safety_checker = None  # an image that it blackens says nothing about fidelity
+        pipe.safety_checker = None  # images that it blackens say nothing about fidelity
     return Model(Path(name).resolve().name, pipe, "trained", PROMPTS)
 
 
 def _random_pipe(name: str, device: str, dtype: torch.dtype) -> Any:
-    """The real architecture with its default initialisation, the same at every call."""
+    """The architecture with diffusers' default initialisation, which is the same at every call."""
     import diffusers
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -110,7 +110,7 @@ def _random_pipe(name: str, device: str, dtype: torch.dtype) -> Any:
             sample_size=architecture.image_size,
             scaling_factor=architecture.vae_scale,
         ).to(dtype)
-        # SDXL's pipeline needs the second one's projection; the first has none in any of them.
+        # SDXL's pipeline needs the projection of the second one; the first has none in any of the models.
         classes = (CLIPTextModel, CLIPTextModelWithProjection)
         encoders = [
             cls(

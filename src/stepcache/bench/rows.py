@@ -1,11 +1,11 @@
-"""Benchmark results as data: a row is a frozen dataclass, its fields are the CSV's columns, the rig is on every row.
+"""Benchmark results as CSVs: a row is a frozen dataclass whose fields are the columns; each row carries its `Rig`.
 
 @dataclass(frozen=True)
 class Row:
     variant: str
     seconds: float
 
-write(RESULTS / "mine.csv", [Row("original", 1.5)])
+write(Path("mine.csv"), [Row("original", 1.5)])
 """
 
 from __future__ import annotations
@@ -16,35 +16,29 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import statistics
 import sys
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from stepcache import __version__
 
-from .commit import commit_of
-
-ROOT = Path(__file__).resolve().parents[3]  # of the checkout, where this is one
-RESULTS = ROOT / "benchmarks" / "results"
+from .commit import CHECKOUT, commit_of
 
 Row = TypeVar("Row")
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Rig:
-    """Where a row comes from. `commit` ends in "-dirty" where a file other than a result differed from it."""
+    """The machine, versions and command that a row was measured with."""
 
     cpu: str
-    gpu: str  # "" where there is none
+    gpu: str  # "" without one
     cores: int
     threads: int
     python: str
@@ -52,13 +46,13 @@ class Rig:
     diffusers: str
     triton: str
     stepcache: str
-    commit: str
+    commit: str  # "-dirty" at its end: files other than results differed from it
     command: str
     date: str  # ISO 8601, UTC
 
     @classmethod
     def now(cls) -> Rig:
-        """This process on this machine, at this moment (`threads` is torch's present setting)."""
+        """Of this process, now; `threads` is torch's current setting."""
         return cls(
             cpu=_cpu(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
@@ -69,57 +63,23 @@ class Rig:
             diffusers=_version("diffusers"),
             triton=_version("triton"),
             stepcache=__version__,
-            commit=commit_of(ROOT),
+            commit=commit_of(CHECKOUT),
             command=_command(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
 
-class Spread(NamedTuple):
-    """Median, 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; percentiles are interpolated between neighbours."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        fifths = statistics.quantiles(values, n=5, method="inclusive")
-        return cls(statistics.median(values), fifths[0], fifths[3])
-
-
-def interleave(jobs: Mapping[Key, Callable[[], float]], repeats: int, title: str = "") -> dict[Key, list[float]]:
-    """What each job returned in each repeat, after one repeat of warm-up, which is thrown away.
-
-    All jobs run in every repeat, so that drift of the machine hits all alike; the one that begins rotates.
-    """
-    keys = list(jobs)
-    values: dict[Key, list[float]] = {key: [] for key in keys}
-    with tqdm(total=(repeats + 1) * len(keys), desc=title, unit="run", mininterval=1) as progress:
-        for repeat in range(repeats + 1):
-            first = repeat % len(keys)
-            for key in keys[first:] + keys[:first]:
-                value = jobs[key]()
-                if repeat > 0:
-                    values[key].append(value)
-                progress.update()
-    return values
-
-
 def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
-    """Write dataclass rows of one kind, each with the rig's columns behind its own, as a CSV with one header.
+    """Write dataclass rows of one kind as a CSV: their columns, then the rig's.
 
-    With `append`, rows are added to a file that is there (a long run writes as it goes). Raises ValueError for rows of
-    different kinds, and where the file has other columns: a schema that changed makes a new file.
+    append: add to an existing file, for runs that write as they go. ValueError for rows of different kinds, and for a
+    file with other columns.
     """
     rows = list(rows)
     if not rows:
         return
     if len({type(row) for row in rows}) > 1:
-        raise ValueError(f"Rows of one file are of one kind, got {sorted({type(row).__name__ for row in rows})}.")
+        raise ValueError(f"All rows of a file must be of one kind, got {sorted({type(row).__name__ for row in rows})}.")
     header = [field.name for kind in (type(rows[0]), Rig) for field in fields(kind)]  # type: ignore[arg-type]
     append = append and path.exists()
     if append and (there := _header(path)) != header:
@@ -134,9 +94,9 @@ def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a CSV as `kind` (a row's class, or `Rig`); columns that it has no field for are left out.
+    """The rows of a CSV as `kind`: a row's class, or `Rig`. Columns without a field of `kind` are ignored.
 
-    A field with a default may have no column: the file is older than the field.
+    A field with a default may lack its column: the file is older than the field.
     """
     hints = typing.get_type_hints(kind)
     needed = {field.name for field in fields(kind) if field.default is MISSING}  # type: ignore[arg-type]
@@ -147,7 +107,7 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    if isinstance(hint, types.UnionType):  # "T | None", None being written as an empty cell
+    if isinstance(hint, types.UnionType):  # "T | None"; None is written as an empty cell
         return None if text == "" else _parse(typing.get_args(hint)[0], text)
     return text == "True" if hint is bool else hint(text)
 
@@ -180,5 +140,5 @@ def _command() -> str:
     if spec is not None:  # python -m
         return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
     script = Path(sys.argv[0]).resolve()
-    name = str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name
+    name = str(script.relative_to(CHECKOUT)) if script.is_relative_to(CHECKOUT) else script.name
     return shlex.join(["python", name, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Rows of `stepcache bench` for people: a table for each size and batch."""
+"""Rows of `stepcache bench` as text: a table for each size and batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import groupby
 
 from .schema import BenchRow
 
-# Heading and what stands under it; nothing where that was not measured.
+# Heading -> text of a row's cell, empty if it was not measured.
 COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "I:B": lambda r: "" if r.interval is None else f"{r.interval}:{r.branch}",
     "seconds (p20-p80)": lambda r: (
@@ -28,18 +28,18 @@ COLUMNS: dict[str, Callable[[BenchRow], str]] = {
 
 
 LEGEND = """\
-I:B: interval and branch. Gains are over eager: of the whole call, then of the U-Net alone. Bound: what skipping work
-can give the U-Net at most; share: the part of it that was reached. PSNR (dB), SSIM: the images against eager's."""
+I:B: interval and branch. Gains are over eager: of the whole call, then of the U-Net alone. Bound: the U-Net's largest
+gain from skipping work alone; share: how much of it was reached. PSNR (dB), SSIM: the images against eager's."""
 
 
 def table(rows: Sequence[BenchRow]) -> str:
-    """The rows as text, with what the columns mean below."""
+    """The rows as text, with a legend."""
     groups = [(head, list(group)) for head, group in groupby(rows, _head)]
     return "\n\n".join([*(f"{head}\n{_lines(group)}" for head, group in groups), LEGEND])
 
 
 def _lines(rows: Sequence[BenchRow]) -> str:
-    """One size and batch: a heading, and a line for each row, with the reason in the place of figures there are not."""
+    """A heading and a line for each row of one size and batch, with figures or the reason why there are none."""
     names = ["", *(_label(row) for row in rows)]
     cells = [[*COLUMNS], *([text(row) for text in COLUMNS.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

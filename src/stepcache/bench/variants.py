@@ -1,8 +1,8 @@
-"""The ladder: ways to run one pipeline, from eager to stepcache compiled, captured and with its Triton join.
+"""The ladder of variants: ways to run a pipeline, from eager to stepcache compiled, captured and with its Triton join.
 
-Each variant gets a pipeline of its own: the same weights in modules of their own. What one of them does to its U-Net
-(DeepCache replaces the forward of every block, and its `disable` leaves that behind) none of the others can see, and
-what it has compiled stays with it while others run in between.
+Each variant has its own pipeline: shared weights in separate modules. So no variant sees what another does to its U-Net
+(DeepCache replaces the forward of every block, and its `disable` does not undo that), and each keeps what it has
+compiled while others run in between.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ONLY_CUDA = ("stepcache-graphs", "stepcache-triton")
 
 @dataclass(frozen=True)
 class Variant:
-    """A rung of the ladder. mode: torch.compile's, "" where it is given none. interval None: nothing is reused."""
+    """A rung of the ladder. mode: of torch.compile, or "". interval: None without reuse."""
 
     key: str
     mode: str = ""
@@ -48,26 +48,25 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What the rows call it."""
+        """The name in the rows."""
         return LADDER[self.key]
 
     @property
     def label(self) -> str:
-        """Name and mode, for messages."""
         return f"{self.name}, {self.mode}" if self.mode else self.name
 
     @property
     def compiles(self) -> bool:
-        """Whether torch.compile has a part in it."""
+        """Whether torch.compile is used."""
         return self.captures or bool(self.mode)
 
     @property
     def captures(self) -> bool:
-        """Whether stepcache is to capture its graphs."""
+        """Whether stepcache captures its graphs."""
         return self.key in _ONLY_CUDA
 
     def missing(self, device: str) -> str:
-        """What it needs and is not here; "" where it can run."""
+        """What it needs that is missing here, or ""."""
         if device != "cuda" and self.key in _ONLY_CUDA:
             return "needs CUDA"
         if device != "cuda" and self.mode == "reduce-overhead":
@@ -77,17 +76,17 @@ class Variant:
         return ""
 
     def put_on(self, pipe: Any, backend: str = "inductor") -> Any:
-        """A pipeline that runs this way on the weights of `pipe`, which stays as it is. Compiles at its first call.
+        """A pipeline that runs this way with the weights of `pipe`, which does not change. Compiles at its first call.
 
-        backend: torch.compile's; modes are Inductor's, any other backend is given none.
+        backend: of torch.compile; only Inductor gets the mode.
         """
         ours = self.key.startswith("stepcache")
         pipe = twin(pipe, own_kernels=ours)
         if ours:
             return accelerate(pipe, self.interval or 1, self.branch or 0, **self._settings(backend))
         if self.key.startswith("compile"):
-            # With DeepCache on, whole graphs cannot be had. Compiled before the helper is put on, since the other way
-            # round its timestep.item() breaks the graph at the very first line.
+            # DeepCache breaks graphs. Compile before enabling its helper: otherwise its timestep.item() breaks the
+            # graph in the first line.
             _isolate(pipe.unet)
             fullgraph = self.key == "compile"
             pipe.unet = torch.compile(pipe.unet, fullgraph=fullgraph, **_compile_options(self.mode, backend))
@@ -100,7 +99,6 @@ class Variant:
         return pipe
 
     def _settings(self, backend: str) -> dict[str, Any]:
-        """Arguments of `accelerate`."""
         if self.key == "stepcache-eager":
             return {"compile": False, "cuda_graphs": False, "kernels": False}
         if self.key == "stepcache-compiled":
@@ -110,7 +108,7 @@ class Variant:
 
 
 def ladder(keys: Sequence[str], modes: Sequence[str], reuse: tuple[int, int]) -> list[Variant]:
-    """The variants of those keys, in that order, in each mode where they have one; `reuse`: (interval, branch)."""
+    """The variants of `keys` in order, in each mode if they have modes. reuse: (interval, branch)."""
     variants = []
     for key in keys:
         mine = modes if key in _EACH_MODE else [{"compile+deepcache": modes[0]}.get(key, "")]
@@ -120,10 +118,10 @@ def ladder(keys: Sequence[str], modes: Sequence[str], reuse: tuple[int, int]) ->
 
 
 def twin(pipe: Any, own_kernels: bool = False) -> Any:
-    """Another pipeline with the same weights, but with U-Net modules and a scheduler of its own.
+    """A pipeline with the same weights, but its own U-Net modules and scheduler.
 
-    own_kernels: it has 4-d weights of its own, too. `accelerate` puts them into channels_last on a GPU, and the others'
-    are to stay as they were loaded. Price: their memory, for as long as the pipeline lives.
+    own_kernels: it also has its own 4-d weights, since `accelerate` puts them into channels_last on a GPU, which must
+    not change the other variants'. This costs their memory.
     """
     other = copy.copy(pipe)
     shared = chain(pipe.unet.parameters(), pipe.unet.buffers())
@@ -138,10 +136,10 @@ def _compile_options(mode: str, backend: str) -> dict[str, Any]:
 
 
 def _isolate(unet: nn.Module) -> None:
-    """Give the U-Net's forward a code object of its own.
+    """Give the U-Net's forward its own code object.
 
-    Dynamo counts recompilations by code object, and gives up on one after eight: without this, torch.compile with
-    DeepCache, which gets there, would leave the other variants of its process uncompiled.
+    Dynamo counts recompilations per code object and gives up after eight. torch.compile with DeepCache gets there, and
+    would leave other variants in the process uncompiled.
     """
     stock: Any = type(unet).forward
     own = types.FunctionType(

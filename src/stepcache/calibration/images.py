@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import StepCacheError, UnsupportedPipeline
-from ..graphs import GraphSettings
+from ..graphs.settings import GraphSettings
 from ..images import fidelity
 from ..reuse.schedule import Schedule
 from ..run.attach import attach, detach

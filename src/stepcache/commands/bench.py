@@ -1,6 +1,6 @@
 """`stepcache bench`: eager, torch.compile, DeepCache and stepcache side by side, as a CSV and a table.
 
-What is measured and how is in stepcache.bench (benchmarks/bench of a checkout).
+stepcache.bench says what is measured, and how.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from .arguments import integers, sizes
 from .quiet import quiet
 
 if TYPE_CHECKING:
+    from ..forwards.join_shape import JoinShape
     from ..graphs.tuning import Judge
-    from ..graphs.verdicts import JoinShape, Verdicts
+    from ..graphs.verdicts import Verdicts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ def _features() -> list[Tensor]:
     session = current.get()
     if session is None:
         raise RuntimeError("The pipeline called back outside of its run.")
-    bucket = next(reversed(session.core.buckets.held.values()))  # the most recently used one
+    bucket = next(reversed(session.engine.unet.buckets.held.values()))  # the most recently used one
     newest = [kept.values[0].tensors[0] for kept in bucket.slots]  # of what is kept, the first value is the feature
     return [tensor for tensor in newest if tensor is not None]
 

@@ -1,11 +1,11 @@
-"""Guidance reuse: in partial steps only the conditional half of the batch runs.
+"""Guidance reuse: partial steps run only the conditional half of the batch.
 
 With classifier-free guidance a pipeline's batch is [unconditional, conditional]. The difference of the two outputs
-changes as slowly as the feature does, so a full step keeps it beside the feature, and a partial step runs the
-conditional half alone and takes the difference off again: the pipeline sees an output of the whole batch.
+changes as slowly as the feature, so a full step keeps it too. A partial step runs the conditional half alone and
+subtracts the difference to get the other half, so the pipeline sees an output of the whole batch.
 
-Between graphs and forwards: `full` and `partial` here are a family's own, with what a run keeps as a tuple, (feature,)
-or (feature of the conditional half, difference of the outputs [B/2, C, H, W]).
+`full` and `partial` here call a family's own. What a full step keeps is a tuple: (feature,), or (feature of the
+conditional half, difference of the outputs [B/2, C, H, W]).
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
-from .join import Blend, Join, value_of
+from .blend import Blend, value_of
+from .join import JoinFunction
 
 Values = tuple[Tensor, ...]
 
 
 def full(
-    family: ModuleType, unet: nn.Module, cut: Cut, join: Join, reuse: bool, inputs: dict[str, Any]
+    family: ModuleType, unet: nn.Module, cut: Cut, join: JoinFunction, reuse: bool, inputs: dict[str, Any]
 ) -> tuple[Tensor, Values]:
-    """The whole U-Net: (output, what is kept of it). reuse: whether the batch is two halves, one of which suffices."""
+    """The whole U-Net: (output, values to keep). reuse: whether partial steps will run only half of the batch."""
     output, feature = family.full(unet, cut, join, **inputs)
     if not reuse:
         return output, (feature,)
@@ -34,9 +35,14 @@ def full(
 
 
 def partial(
-    family: ModuleType, unet: nn.Module, cut: Cut, join: Join, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]
+    family: ModuleType,
+    unet: nn.Module,
+    cut: Cut,
+    join: JoinFunction,
+    kept: tuple[Tensor | Blend, ...],
+    inputs: dict[str, Any],
 ) -> Tensor:
-    """The shallow part on what was kept. Returns the output of the whole batch."""
+    """The shallow part on the kept values. Returns the output of the whole batch."""
     if len(kept) == 1:
         return family.partial(unet, cut, kept[0], join, **inputs)
     feature, difference = kept
@@ -45,9 +51,9 @@ def partial(
 
 
 def conditional_half(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of the second half of the batch: of each tensor whose first dimension is the batch, the second half.
+    """The inputs for the second half of the batch: the second half of each tensor whose first dimension is the batch.
 
-    Others ([1] timesteps, masks of IP-Adapter) are for the whole batch and stay as they are.
+    Other tensors ([1] timesteps, IP-Adapter masks) hold for the whole batch and stay as they are.
     """
     batch = inputs["sample"].shape[0]
 

@@ -6,11 +6,11 @@ import inspect
 from typing import Any
 
 from ..errors import InvalidSetting
-from ..graphs.stages import listener
+from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
 from ..reuse.schedule import Schedule, positive_int
 from .attach import Attachment, rehearsal
-from .session import RunRecord
+from .record import RunRecord
 
 
 def rehearse(

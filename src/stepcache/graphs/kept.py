@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..forwards.join import Blend
+from ..forwards.blend import Blend
 from ..reuse.predict import Predictor
 
 
@@ -145,69 +143,3 @@ class Kept:
 
 def _spec(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
-
-
-class Graphs(Protocol):
-    """What a bucket's graphs must answer here."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held beside the features."""
-
-    def free(self) -> None:
-        """Give their memory back."""
-
-
-G = TypeVar("G", bound=Graphs)
-
-
-class Bucket(Generic[G]):
-    """One set of static shapes: its pair of graphs, and what each slot (U-Net call of a step) keeps."""
-
-    def __init__(self, graphs: G, make_kept: Callable[[], Kept]) -> None:
-        self.graphs, self._make_kept = graphs, make_kept
-        self.slots: list[Kept] = []
-
-    def kept(self, slot: int) -> Kept:
-        """What `slot`, counted from 0, keeps."""
-        while len(self.slots) <= slot:
-            self.slots.append(self._make_kept())
-        return self.slots[slot]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of features held."""
-        return sum(kept.nbytes for kept in self.slots)
-
-
-class Buckets(Generic[G]):
-    """Up to `limit` buckets by key; beyond it the least recently used one is dropped, with its memory."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held: OrderedDict[Hashable, Bucket[G]] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Bucket[G]]) -> Bucket[G]:
-        """The bucket of `key`, made where there is none, now the most recently used."""
-        bucket = self.held.get(key)
-        if bucket is None:
-            while len(self.held) >= self.limit:
-                self.held.popitem(last=False)[1].graphs.free()
-            bucket = self.held[key] = make()
-        self.held.move_to_end(key)
-        return bucket
-
-    def clear(self) -> None:
-        """Drop all buckets."""
-        while self.held:
-            self.held.popitem()[1].graphs.free()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of features held in all buckets."""
-        return sum(bucket.nbytes for bucket in self.held.values())
-
-    @property
-    def static_nbytes(self) -> int:
-        """Bytes of static inputs and outputs of captured graphs in all buckets."""
-        return sum(bucket.graphs.nbytes for bucket in self.held.values())

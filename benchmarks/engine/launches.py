@@ -1,4 +1,4 @@
-"""The kernel launches of a call on CUDA tensors, on a machine without a GPU: fake tensors, and nothing is run."""
+"""The kernels that stepcache's own launchers launch for fake CUDA tensors. No GPU is needed, and nothing runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from triton.runtime.jit import JITFunction
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One kernel launch."""
+class OwnLaunch:
+    """One launch of one of stepcache's kernels."""
 
     function: JITFunction
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    """By name, with num_warps and num_stages where the launcher sets them."""
+    """By name, including num_warps and num_stages if the launcher sets them."""
 
     @property
     def kernel(self) -> str:
@@ -30,20 +30,20 @@ class Launch:
 
 
 @contextmanager
-def launches_go_to(note: Callable[[Launch], None]) -> Iterator[None]:
-    """Inside, what one of our launchers launches is given to `note`, and does not run."""
+def launches_go_to(note: Callable[[OwnLaunch], None]) -> Iterator[None]:
+    """Inside, launches of stepcache's kernels are passed to `note` and do not run."""
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         assert not args and not warmup
-        note(Launch(self, grid, kwargs))
+        note(OwnLaunch(self, grid, kwargs))
 
     with mock.patch.object(JITFunction, "run", run):
         yield
 
 
-def noted_launches(call: Callable[[], object], warp_size: int = 32) -> list[Launch]:
-    """What `call` launches on a GPU of an H100's size. Tensors that it makes on "cuda" are fake ones."""
-    noted: list[Launch] = []
+def noted_launches(call: Callable[[], object], warp_size: int = 32) -> list[OwnLaunch]:
+    """What `call` launches on a GPU with as many multiprocessors as an H100. Tensors that it makes are fake."""
+    noted: list[OwnLaunch] = []
     gpu = SimpleNamespace(multi_processor_count=132, warp_size=warp_size)
     device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: gpu)
     with FakeTensorMode(), device, launches_go_to(noted.append):

@@ -1,4 +1,4 @@
-"""The rows that a cell's measurements make beside each other: medians, speed-ups, fidelity, whether images agree."""
+"""Makes a cell's rows from its measurements: medians, speed-ups, fidelity, whether images agree."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stepcache.images import fidelity
 
 from .agreement import agreements
 from .entries import Entry
-from .rows import Spread
+from .repeats import Spread
 from .schema import BenchRow
 
 
 def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: Mapping[str, Any]) -> list[BenchRow]:
-    """A row for each variant that was measured, or of which it is known why not.
+    """One row for each variant: its figures, or why it did not run or has wrong images.
 
-    One whose images are wrong has a status that says so, and no figures. counts: MACs by branch; without a branch's,
-    its variants have no FLOP bound. where: the columns that all rows share.
+    counts: MACs by branch; variants of a branch without them have no FLOP bound. where: the columns that all rows
+    share.
     """
     agreed = agreements(entries, where["dtype"])
     references = {entry.variant.key: entry for entry in reversed(entries) if entry.measured}
@@ -83,5 +83,4 @@ def _measured(entry: Entry, eager: Entry | None, deepcache: Entry | None, bound:
 
 
 def _speedup(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Median of the ratios within a repeat."""
-    return Spread.of([a / b for a, b in zip(theirs, ours, strict=True)]).median
+    return Spread.of_ratios(theirs, ours).median

@@ -1,4 +1,4 @@
-"""What a captured graph has baked in beside its inputs: addresses of weights, and every Python value of the modules.
+"""What a captured graph depends on beside its inputs: addresses of weights, and every Python value of the modules.
 
 A CUDA graph replays kernels with the arguments that they had at capture. A weight that was updated in place is seen; a
 weight that was replaced (LoRA loaded or unloaded, `pipe.to`, a reload) is not, nor is a Python number that some module
@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..pipes.seat import ORIGINAL
 
-class Baked:
-    """A snapshot of a U-Net but for the modules `without`, to be compared with it later.
+
+class Snapshot:
+    """The state of a model but for the modules `without`, to be compared with it later.
 
     It holds the modules' attributes, the entries of dicts and lists among them (parameters, submodules, hooks, LoRA
     scalings), the attributes of attention processors, the addresses of parameters and buffers, and kernels' strides.
     """
 
-    def __init__(self, unet: nn.Module, without: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
         left_out = {module for root in without for module in root.modules()}
         # Compared pair by pair: what is there, and what was there when the snapshot was made.
         self._now: list[Any] = []
@@ -32,7 +34,7 @@ class Baked:
         # Where stepcache itself puts a new `forward` in each run.
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._tensors: list[Tensor] = []
-        for module in unet.modules():
+        for module in model.modules():
             if module not in left_out:
                 self._tensors += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
                 self._keep(vars(module))
@@ -45,7 +47,7 @@ class Baked:
         self._strides = [tensor.stride() for tensor in self._kernels]
 
     def _keep(self, values: dict[str, Any]) -> None:
-        if any(hasattr(value, "_stepcache_original") for value in values.values()):
+        if any(hasattr(value, ORIGINAL) for value in values.values()):
             self._watched.append((values, _without_watch(values)))
         else:
             self._now.append(values)
@@ -59,7 +61,7 @@ class Baked:
                     self._empty.append(value)
 
     def holds(self) -> bool:
-        """Whether the U-Net still is what it was. Costs the host a third of a microsecond a module."""
+        """Whether the model is still what it was. Costs the host a third of a microsecond a module."""
         if any(self._empty):
             return False
         try:
@@ -86,4 +88,4 @@ def _same(now: Any, then: Any) -> bool:
 
 def _without_watch(values: dict[str, Any]) -> dict[str, Any]:
     """Without stepcache's own interceptions."""
-    return {name: value for name, value in values.items() if not hasattr(value, "_stepcache_original")}
+    return {name: value for name, value in values.items() if not hasattr(value, ORIGINAL)}

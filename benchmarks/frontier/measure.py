@@ -1,18 +1,18 @@
-"""Fidelity against cost: DeepCache's algorithm, what stepcache adds to it one by one, and calibrated plans.
+"""Fidelity against cost: DeepCache's algorithm, each thing that stepcache adds to it, and calibrated plans.
 
-    python -m benchmarks.frontier.frontier                                  # the bundled demo, all twelve settings
-    python -m benchmarks.frontier.frontier path/to/pipeline --prompts my.txt --settings ddim:50:7.5
+    python -m benchmarks.frontier.measure                                  # the bundled demo, all twelve settings
+    python -m benchmarks.frontier.measure path/to/pipeline --prompts my.txt --settings ddim:50:7.5
 
-A setting is a scheduler, a number of steps and a guidance scale. In each, every method runs over a range of costs, and
-its images are compared with those of the whole U-Net in each step, on prompts and seeds that no calibration has seen.
-Cost is in MACs, exact: a run of full steps over this run (`speedup_macs`). `seconds` are those of the whole call,
-eager, the best of the seeds, one after the other: a rough figure beside the exact one.
+A setting is a scheduler, a number of steps and a guidance scale. In each, every method runs at a range of costs, and
+its images are compared with the original's, on prompts and seeds that no calibration has seen. Cost is in MACs, and
+exact: `speedup_macs` is a run of full steps over this run. `seconds` are a rough figure: the whole call, eager, the
+best of the seeds.
 
 - `DeepCache`: hold, both halves of the batch, uniform intervals, branches 0 and 1. `DeepCache 1:N`: the paper's
-  non-uniform schedule (section 4.3), its centre in the middle of the run, power 1.4.
-- `linear`, `damped`: the feature extrapolated, damping 1 and 0.5. `reuse`: guidance reuse. And both together.
+  non-uniform schedule (section 4.3), centred in the middle of the run, power 1.4.
+- `linear`, `damped`: the feature extrapolated with damping 1 and 0.5. `reuse`: guidance reuse. Also both together.
 - `linear + alternate (prototype)`: every second full step on the conditional half alone (alternate.py).
-- `calibrated`: plans from `stepcache calibrate` on other prompts, one for each cost of DeepCache's front.
+- `calibrated`: plans from `stepcache calibrate` on other prompts, one for each cost on DeepCache's front.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.console import parser
 from benchmarks.frontier.alternate import alternating
 from benchmarks.frontier.rows import ALTERNATE, CALIBRATED, DEEPCACHE, HIGH, LOW, Row, deepcache, front
 from stepcache import Schedule, accelerate, last_run, restore
-from stepcache.bench.rows import RESULTS, write
+from stepcache.bench.rows import write
 from stepcache.calibration import calibrate
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_psnr, psnr, ssim
-from stepcache.images.pipelines import default_device, load_demo, load_directory, swap_scheduler
+from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory, swap_scheduler
 from stepcache.images.prompts import read_prompts
 
 SETTINGS = tuple(itertools.product(("ddim", "dpm++", "euler"), (20, 50), (3.0, 7.5)))
@@ -45,7 +46,7 @@ INTERVALS = (2, 3, 4, 5)
 BRANCHES = (0, 1)
 SEEDS = (101, 102, 103)
 TRIALS = 40
-# Emoji that the demo knows: those in CALIBRATION are never measured on, those in HELD_OUT never calibrated on.
+# Emoji that the demo knows. CALIBRATION is never used for measuring, HELD_OUT never for calibration.
 CALIBRATION = (
     "fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "pineapple", "panda face", "maple leaf",
     "dog face", "raccoon", "hot dog", "peanuts", "ice cream", "grapes", "penguin", "lemon",
@@ -54,7 +55,7 @@ HELD_OUT = ("tiger face", "avocado", "frog face", "mushroom")
 
 
 class Candidate(NamedTuple):
-    """Arguments of `accelerate`, under the name of a method."""
+    """Arguments of `accelerate` and the name of the method."""
 
     method: str
     branch: int
@@ -63,7 +64,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) -> Iterator[Candidate]:
-    """What needs no calibration; on deeper branches than the first only DeepCache's algorithm and the most of ours."""
+    """All methods without calibration; on deeper branches only DeepCache, `linear` and `linear + reuse`."""
     for interval, branch in itertools.product(intervals, branches):
         if branch > branches[0] and interval == max(intervals):
             continue
@@ -72,7 +73,7 @@ def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) ->
         yield Candidate("linear", branch, {**uniform, "predict": "linear"})
         yield Candidate("linear + reuse", branch, {**uniform, "predict": "linear", "guidance": "reuse"})
         if branch == branches[0]:
-            with suppress(InvalidSetting):  # so many full steps, so near each other, are not to be had
+            with suppress(InvalidSetting):  # too many full steps too close together
                 paper = Schedule.nonuniform(steps, interval, center=steps // 2, power=1.4)
                 yield Candidate(f"{DEEPCACHE} 1:N", branch, {"schedule": paper, "branch": branch})
             yield Candidate("reuse", branch, {**uniform, "guidance": "reuse"})
@@ -81,7 +82,7 @@ def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) ->
 
 
 class Bench:
-    """One setting: the pipe, the held-out prompts, and the original's images and seconds."""
+    """One setting: the pipe, the held-out prompts, the original's images and seconds."""
 
     def __init__(
         self, pipe: Any, scheduler: str, steps: int, guidance: float, prompts: Sequence[str], seeds: Sequence[int]
@@ -92,7 +93,7 @@ class Bench:
         self.originals, self.seconds = self._images()
 
     def _images(self, mode: Callable[[], AbstractContextManager[None]] = nullcontext) -> tuple[np.ndarray, float]:
-        """All images [seeds * prompts, H, W, 3] and the seconds of the fastest call; each call inside a `mode()`."""
+        """All images [seeds * prompts, H, W, 3] and the seconds of the fastest call. Each call is inside a `mode()`."""
         images, seconds = [], []
         for seed in self.seeds:
             generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(self.prompts))]
@@ -110,7 +111,7 @@ class Bench:
         return np.concatenate(images), min(seconds)
 
     def row(self, model: str, candidate: Candidate, share: float) -> Row:
-        """Measure. share: MACs of a partial step of the branch over those of a full one."""
+        """Measure a candidate. share: MACs of a partial step of its branch over a full step's."""
         accelerate(self.pipe, **candidate.options, compile=False, cuda_graphs=False, channels_last=False)
         try:
             images, seconds = self._images()
@@ -125,7 +126,7 @@ class Bench:
         return self._row(model, candidate, predict, guidance, kinds, cost, images, seconds)
 
     def alternating_row(self, model: str, interval: int, branch: int, share: float) -> Row:
-        """Measure the prototype that alternate.py holds."""
+        """Measure the prototype of alternate.py."""
         runs = []
 
         @contextmanager
@@ -186,7 +187,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     trials: int = TRIALS,
 ) -> Iterator[Row]:
-    """All rows of one setting, as they are measured. pipe: its scheduler is replaced by the setting's."""
+    """All rows of one setting, as they are measured. The scheduler of `pipe` is replaced by the setting's."""
     scheduler, steps, guidance = setting
     bench = Bench(pipe, scheduler, steps, guidance, held_out, seeds)
     size = pipe.unet.config.sample_size
@@ -197,7 +198,7 @@ def measure(
         yield rows[-1]
     for interval in intervals:
         yield bench.alternating_row(model, interval, branches[0], shares[branches[0]])
-    # At the costs that DeepCache's algorithm has a point at, so that the two are compared at the same cost.
+    # At the costs of the points on DeepCache's front, so that the two are compared at equal cost.
     budgets = [row.speedup_macs for row in front(deepcache(rows)) if LOW <= row.speedup_macs <= HIGH]
     plans = calibrate(pipe, calibration, steps=steps, guidance=guidance, budgets=budgets, trials=trials)
     for plan, budget in zip(plans, budgets, strict=True):
@@ -210,28 +211,26 @@ def setting_of(text: str) -> tuple[str, int, float]:
         scheduler, steps, guidance = text.split(":")
         return scheduler, int(steps), float(guidance)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no SCHEDULER:STEPS:GUIDANCE, such as ddim:50:7.5") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not SCHEDULER:STEPS:GUIDANCE, such as ddim:50:7.5") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure setting by setting, writing the CSV as it goes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", nargs="?", default="demo", help="a local pipeline's directory (default: demo)")
-    parser.add_argument("--prompts", type=Path, help="a file of prompts; every second one is held out")
-    parser.add_argument("--settings", type=setting_of, nargs="+", default=list(SETTINGS), metavar="S:N:G")
-    parser.add_argument("--trials", type=int, default=TRIALS, help=f"of each calibration (default: {TRIALS})")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--append", action="store_true", help="add to the CSV instead of writing it anew")
-    parser.add_argument("--out", type=Path, default=RESULTS / "frontier.csv")
-    args = parser.parse_args(argv)
+    """Measure setting by setting; write rows as they come."""
+    arguments = parser(__doc__, "frontier.csv", append=True)
+    arguments.add_argument("pipeline", nargs="?", default="demo", help="a local pipeline's directory (default: demo)")
+    arguments.add_argument("--prompts", type=Path, help="a file of prompts; every second one is held out")
+    arguments.add_argument("--settings", type=setting_of, nargs="+", default=list(SETTINGS), metavar="S:N:G")
+    arguments.add_argument("--trials", type=int, default=TRIALS, help=f"of each calibration (default: {TRIALS})")
+    arguments.add_argument("--dtype", default="float32", choices=DTYPES)
+    args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
     calibration, held_out = CALIBRATION, HELD_OUT
     if args.prompts is not None:
         texts = [prompt.text for prompt in read_prompts(args.prompts)]
         calibration, held_out = tuple(texts[::2]), tuple(texts[1::2])
     elif args.pipeline != "demo":
-        parser.error("--prompts: name a file of prompts for this pipeline.")
-    device, dtype = default_device(), getattr(torch, args.dtype)
+        arguments.error("--prompts: give a file of prompts for this pipeline.")
+    device, dtype = default_device(), DTYPES[args.dtype]
     demo = args.pipeline == "demo"
     pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype)
     append = args.append
