@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.bench_tiny import tiny_pipe
-from support.small import UNETS
+from support.small import UNETS, tiny_pipe
 
 from stepcache.bench import models
 from stepcache.bench.calls import Call

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.bench_tiny import tiny_pipe
+from support.small import tiny_pipe
 from torch._dynamo.utils import counters
 
 from stepcache import accelerate, last_run

@@ -17,6 +17,7 @@ from support.small import (
     loop_pipe,
     make_inputs,
     make_unet,
+    tiny_pipe,
 )
 
 from stepcache import accelerate, denoising, last_run, restore
@@ -41,13 +42,13 @@ def test_the_demo_pipelines_images_are_the_uncaptured_ones():
 )
 def test_schedulers_that_keep_raw_outputs_across_steps(scheduler, options):
     """PNDM appends the U-Net's output to a list: the next replay must not overwrite it."""
-    pipe = loop_pipe(scheduler=scheduler(**BETAS, **options))
+    pipe = loop_pipe("least", scheduler=scheduler(**BETAS, **options))
     want = accelerate(pipe, 3)(8)
     assert torch.equal(captured(pipe, 3)(8), want)
 
 
 def test_two_captures_a_bucket_and_none_later():
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     first = pipe(7)
     assert last_run(pipe).captures == 2
     for steps in (7, 4, 10):
@@ -70,7 +71,7 @@ def test_expanded_inputs_have_slots_of_their_own():
                 session.advance()
         return latents
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = run(accelerate(pipe, 2))
     # Contiguous slots: a matrix product may round otherwise than on the expanded tensor.
     torch.testing.assert_close(run(captured(pipe, 2)), want, rtol=1e-5, atol=1e-5)
@@ -78,7 +79,7 @@ def test_expanded_inputs_have_slots_of_their_own():
 
 
 def test_autocast_has_buckets_of_its_own():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     plain = accelerate(pipe, 3)(4)
     with torch.autocast("cpu", torch.bfloat16):
         cast = accelerate(pipe, 3)(4)
@@ -101,7 +102,7 @@ def test_a_unet_that_changes_at_every_call_is_given_up(caplog):
             self.seen = hidden_states.shape, object()
             return super().__call__(attn, hidden_states, *args, **kwargs)
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     pipe.unet.set_attn_processor(Storing())
     want = accelerate(pipe, 2)(12)
     captured(pipe, 2)
@@ -123,7 +124,7 @@ def test_an_input_that_cannot_be_compared():
 
 
 def test_an_input_changed_in_place_is_copied_again():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     inputs = make_inputs(pipe.unet)
 
     def run():
@@ -143,7 +144,7 @@ def test_an_input_changed_in_place_is_copied_again():
 
 
 def test_an_inference_tensor_is_copied_each_time():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     with torch.inference_mode():
@@ -153,7 +154,7 @@ def test_an_inference_tensor_is_copied_each_time():
 
 def test_a_feature_that_was_allocated_anew_is_captured_anew():
     """A call in between that was not captured may write other strides, to another address than the graph has."""
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     want = pipe(6)
     kept = next(iter(engine_of(pipe).unet.buckets.held.values())).slots[0]
     (old,) = kept.values[0].tensors
@@ -166,7 +167,7 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
 @pytest.mark.parametrize("name, captures", [("conv_in", 2), ("mid_block.resnets.0.conv1", 1)])
 def test_a_weight_of_other_strides_at_the_old_address_is_captured_anew(name, captures):
     """One that was re-laid may be moved to where it was before; a kernel has its layout baked in."""
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     pipe(6)
     weight = pipe.unet.get_submodule(name).weight
     address, values = weight.data_ptr(), weight.detach().clone(memory_format=torch.channels_last)
@@ -175,13 +176,13 @@ def test_a_weight_of_other_strides_at_the_old_address_is_captured_anew(name, cap
     assert weight.data_ptr() == address
     got = pipe(6)
     assert last_run(pipe).captures == captures
-    torch.testing.assert_close(got, accelerate(loop_pipe(), 3)(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, accelerate(loop_pipe("least"), 3)(6), rtol=0, atol=1e-5)
     pipe(6)
     assert last_run(pipe).captures == 0
 
 
 def test_addresses_are_stable_and_memory_is_stated():
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     pipe(4)
     (graphs,) = graphs_of(pipe)
 
@@ -199,7 +200,7 @@ def test_addresses_are_stable_and_memory_is_stated():
 
 
 def test_the_least_recently_used_bucket_is_freed():
-    pipe = captured(loop_pipe(), 2, max_buckets=2)
+    pipe = captured(loop_pipe("least"), 2, max_buckets=2)
     pipe(4, batch=1), pipe(4, batch=2)
     first, second = graphs_of(pipe)
     pipe(4, batch=1)
@@ -208,7 +209,7 @@ def test_the_least_recently_used_bucket_is_freed():
     assert all(graph.is_reset for graph in second.backend.graphs)
     assert first.backend.released == 0
     assert len(graphs_of(pipe)) == 2
-    want = accelerate(loop_pipe(), 2)(4, batch=2)
+    want = accelerate(loop_pipe("least"), 2)(4, batch=2)
     assert torch.equal(pipe(4, batch=2), want)
     kept = graphs_of(pipe)
     restore(pipe)
@@ -229,7 +230,7 @@ def test_several_slots_get_graphs_each_and_more_run_uncaptured():
                 latents = pipe.scheduler.step(sum(outputs) / calls, t, latents).prev_sample
         return latents
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     for calls, captures in ((2, 4), (6, 2 * engine.MAX_CAPTURED_SLOTS)):
         accelerate(pipe, 3, 1)
         want = run(pipe, calls)
@@ -265,7 +266,7 @@ def other_processor(unet):
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, reload, freeu, other_processor])
 def test_captured_anew_after(change):
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     pipe(4)
     change(pipe.unet)
     got = pipe(6)
@@ -277,7 +278,7 @@ def test_captured_anew_after(change):
 
 
 def test_not_captured_anew_after_an_update_in_place():
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     before = pipe(6)
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(1.1)
@@ -290,7 +291,7 @@ def test_not_captured_anew_after_an_update_in_place():
 def test_lora_load_scale_fuse_and_unload():
     from peft import LoraConfig
 
-    pipe = demo_pipe(unet=copy.deepcopy(demo_pipe().unet))
+    pipe = tiny_pipe()
     plain = demo_pipe(unet=pipe.unet)
     captured(pipe, 3), accelerate(plain, 3)
 
@@ -334,14 +335,14 @@ def test_a_change_in_mid_run_is_seen_at_once(change, captures):
         assert last_run(pipe).kinds == "FPPFPPFPP"
         return result
 
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     got = run(pipe)
     assert last_run(pipe).captures == captures
-    assert torch.equal(got, run(accelerate(loop_pipe(), 3)))
+    assert torch.equal(got, run(accelerate(loop_pipe("least"), 3)))
 
 
 def test_two_threads_on_one_pipe_are_captured_once_each():
-    pipe = captured(loop_pipe(), 3)
+    pipe = captured(loop_pipe("least"), 3)
     want, captures = pipe(6), []
     barrier = threading.Barrier(2, timeout=60)
 
@@ -360,7 +361,7 @@ def test_two_threads_on_one_pipe_are_captured_once_each():
 
 
 def test_threads_with_a_pipeline_each_on_one_unet():
-    unet = make_unet()
+    unet = make_unet("least")
     pipes = [captured(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n) for n in (2, 3)]
     want = [accelerate(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n)(6) for n in (2, 3)]
     failed = []
@@ -380,7 +381,7 @@ def test_threads_with_a_pipeline_each_on_one_unet():
 
 def test_a_pool_whose_graphs_are_all_gone_is_not_captured_into():
     """At interval 1 there is one graph; when a weight is replaced it goes, and its pool with it."""
-    pipe = captured(loop_pipe(), 1)
+    pipe = captured(loop_pipe("least"), 1)
     pipe(3)
     conv = pipe.unet.conv_in
     old = conv.weight

@@ -33,7 +33,7 @@ class Failing(StandInBackend):
 @pytest.mark.parametrize("error", [RuntimeError("not permitted"), torch.OutOfMemoryError("17 GiB"), ValueError("x")])
 def test_a_failed_capture_runs_on_uncaptured(works, calls, error, caplog):
     backend = type("B", (Failing,), {"error": error, "works": works, "calls": calls})
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(7)
     accelerate(pipe, 3, cuda_graphs=backend)
     for _ in range(2):
@@ -55,7 +55,7 @@ def check_fallback(pipe, want, caplog, message):
 def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     add_hook_to_module(pipe.unet, ModelHook())
@@ -68,7 +68,7 @@ def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
 def test_offloading_hooks_on_layers_are_not_captured(caplog):
     from accelerate.hooks import ModelHook, add_hook_to_module
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     add_hook_to_module(pipe.unet.conv_in, ModelHook())
@@ -76,7 +76,7 @@ def test_offloading_hooks_on_layers_are_not_captured(caplog):
 
 
 def test_training_mode_is_not_captured(caplog):
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     pipe.unet.train()
@@ -87,7 +87,7 @@ def test_gradients_on_is_not_captured(caplog):
     class WithGrad(LoopPipe):
         __call__ = LoopPipe.__call__.__wrapped__
 
-    pipe = WithGrad(make_unet(), loop_pipe().scheduler)
+    pipe = WithGrad(make_unet("least"), loop_pipe("least").scheduler)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     check_fallback(pipe, want, caplog, "Gradients are enabled")

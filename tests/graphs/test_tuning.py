@@ -1,6 +1,5 @@
 """Joins are decided by measurement: all of it but the clock, which is a stand-in that knows who runs on the ops."""
 
-import functools
 import math
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -8,8 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from support.small import LoopPipe, demo_pipe, engine_of, generate, make_unet
+from support.small import NO_ATTENTION, demo_pipe, engine_of, generate, loop_pipe, tiny_pipe
 
 from stepcache import accelerate, last_run, restore, warmup
 from stepcache.graphs import tuning
@@ -80,14 +78,9 @@ EAGER = {"compile": {"backend": "eager"}}
 COMPILED = {**EAGER, "cuda_graphs": StandInBackend}
 
 
-def small_pipe(**changes):
+def small_pipe():
     """Four joins: two of 8 x 8 and two of 16 x 16."""
-    return demo_pipe(unet=make_unet("least", cross_attention_dim=text_size(), **changes))
-
-
-@functools.cache
-def text_size():
-    return demo_pipe().text_encoder.config.hidden_size
+    return tiny_pipe(unet=NO_ATTENTION)
 
 
 def ops_in_a_call(pipe, *args):
@@ -260,9 +253,7 @@ def test_every_join_is_found_by_the_shape_that_its_graphs_ask_for(tmp_path):
     the_judge = judge(tmp_path)
     for channels_last in (False, True):
         options = {"kernels": the_judge, "channels_last": channels_last, "predict": "linear"}
-        pipe = accelerate(
-            LoopPipe(make_unet("least", use_linear_projection=True), DDIMScheduler()), 2, **EAGER, **options
-        )
+        pipe = accelerate(loop_pipe("least", **NO_ATTENTION), 2, **EAGER, **options)
         token = tuning.tuning_wanted.set(True)
         try:
             want = pipe(3)

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 from support.small import engine_of, generate, graphs_of, state_of
-from support.ways import ENGINES, NOT_CAPTURED, REFUSED, RUNS_EAGER, WAYS, WORKS, Way, make_pipe
+from support.ways import ENGINES, NOT_CAPTURED, PARTS, REFUSED, RUNS_EAGER, WAYS, WORKS, Way, make_pipe
 
 from stepcache import accelerate, last_run, restore
 from stepcache.graphs.standin import StandInBackend
@@ -16,7 +16,13 @@ from stepcache.run.attach import attachment_of
 
 STEPS, KINDS = 4, "FPPF"
 OPTIONS = {"eager": {}, "compiled": {"compile": {"backend": "eager"}}, "captured": {"cuda_graphs": StandInBackend}}
-WORKING = [(way, engine) for way in WAYS for engine in ENGINES if way.status(engine) != REFUSED]
+WORKING = [
+    # Compiled, what another pipe or other parts give are the graphs of any pipe.
+    pytest.param(way, engine, marks=pytest.mark.slow if engine == "compiled" and way in PARTS else [])
+    for way in WAYS
+    for engine in ENGINES
+    if way.status(engine) != REFUSED
+]
 REFUSING = [way for way in WAYS if way.error is not None]
 NOTHING = {images: Way("nothing", lambda pipe: None, images=images) for images in (False, True)}
 
