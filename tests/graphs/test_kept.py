@@ -104,14 +104,14 @@ def test_a_buffer_allocated_in_inference_mode_can_be_written_outside(depth):
 def test_the_least_recently_used_bucket_goes():
     buckets, freed = Buckets(2), []
 
-    class Graphs:
+    class Held:
         nbytes = 3
 
         def free(self):
             freed.append(self)
 
     def make():
-        return Bucket(Graphs(), Kept)
+        return Bucket({}, Held())
 
     a, b = buckets.get("a", make), buckets.get("b", make)
     for bucket in (a, b):
@@ -119,7 +119,7 @@ def test_the_least_recently_used_bucket_goes():
     assert buckets.nbytes == 32 and buckets.static_nbytes == 6
     assert buckets.get("a", make) is a
     c = buckets.get("c", make)
-    assert list(buckets.held) == ["a", "c"] and freed == [b.graphs]
+    assert list(buckets.held) == ["a", "c"] and freed == [b.capture]
     assert buckets.get("a", make) is a and buckets.get("c", make) is c
     assert buckets.nbytes == 16 and isinstance(c, Bucket)
     buckets.clear()

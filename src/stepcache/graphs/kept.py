@@ -71,7 +71,6 @@ class Value:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors if tensor is not None)
 
 
@@ -137,7 +136,6 @@ class Kept:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
         return sum(value.nbytes for value in self.values)
 
 
