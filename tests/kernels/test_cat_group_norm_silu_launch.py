@@ -140,7 +140,7 @@ TRAFFIC = [
 TRAFFIC_OF_ONE = [TRAFFIC[1], Shape("uneven pixels", 1, 60, 60, 8, 4, 19, 31), EDGES[6]]
 
 
-@pytest.mark.parametrize("multiprocessors", [MULTIPROCESSORS, 4])
+@pytest.mark.parametrize("multiprocessors", [pytest.param(MULTIPROCESSORS, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", TRAFFIC, ids=lambda s: s.why)
 def test_traffic_is_what_the_model_says(interpreter, shape, layout, multiprocessors):
