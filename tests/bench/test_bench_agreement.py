@@ -1,4 +1,4 @@
-"""Whether a variant's images are right: held to the same schedule uncompiled, and no figures where they are not."""
+"""Images are compared with the same schedule uncompiled; a variant with wrong images has no figures."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,14 +34,14 @@ def judged(*entries, dtype="float16"):
 
 
 def off(images, by):
-    """Images that far away, by `difference`."""
+    """Images with this `difference` from the given ones."""
     return images + np.where(np.indices(images.shape).sum(0) % 2, 1, -1) * by * images.std()
 
 
 def test_difference_is_a_share_of_the_contrast():
     assert difference(EAGER, EAGER) == 0
     assert difference(off(EAGER, 0.2), EAGER) == pytest.approx(0.2)
-    gray = 0.5 + (EAGER - 0.5) * 1e-3  # as random weights may make them
+    gray = 0.5 + (EAGER - 0.5) * 1e-3  # as from random weights
     assert difference(0.5 + (off(EAGER, 0.2) - 0.5) * 1e-3, gray) == pytest.approx(0.2, rel=1e-3)
     assert difference(np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 3))) == 0
     assert difference(np.ones((1, 2, 2, 3)), np.zeros((1, 2, 2, 3))) == float("inf")
@@ -108,7 +108,7 @@ def tiny(monkeypatch):
 
 
 def test_a_rows_agreement_is_in_its_columns(tiny, tmp_path):
-    """A compiled variant's are in test_bench_grid.py."""
+    """For a compiled variant see test_bench_grid.py."""
     rows = grid.run_grid(spec(reuse=[(3, 0)], repeats=1), tmp_path / "rows.csv")
     assert [row.status for row in rows] == ["ok"] * 3
     assert [row.reference for row in rows] == ["", "", "DeepCache 0.1.1"]

@@ -1,4 +1,4 @@
-"""The whole of `run_grid` on a tiny pipeline: rows, file, failures, interrupt, deadline."""
+"""`run_grid` on a tiny pipeline: rows, file, failures, interrupt, deadline."""
 
 import gc
 import math
@@ -102,7 +102,7 @@ def test_compiled_variants_say_what_compiling_took(tmp_path):
 
 
 def test_every_size_is_compiled_for_itself(tmp_path):
-    # As a user's first size is. In one process Dynamo would make the second one's shapes dynamic.
+    # As a user's first size. Otherwise Dynamo would make the second one's shapes dynamic.
     sizes = [(64, 64), (64, 72)]
     rows = grid.run_grid(spec(variants=["compile"], sizes=sizes, steps=2, repeats=1), tmp_path / "rows.csv")
     assert [(row.height, row.width, row.graphs, row.status) for row in rows] == [(64, 64, 1, "ok"), (64, 72, 1, "ok")]
@@ -197,7 +197,7 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
     rows = grid.run_grid(spec(), tmp_path / "none.csv", deadline=time.monotonic() - 1)
     assert len(rows) == 5 and {row.status for row in rows} == {"not run: out of time"}
 
-    # Over while the second variant of the first cell is started.
+    # The deadline passes while the second variant of the first cell starts.
     clock = iter([0.0, 0.0])
     monkeypatch.setattr(cell_module.time, "monotonic", lambda: next(clock, 2.0))
     rows = grid.run_grid(spec(repeats=3), tmp_path / "some.csv", deadline=1.0)

@@ -1,4 +1,4 @@
-"""The real architectures without weights, the demo, and local directories."""
+"""The published architectures without weights, the demo, and local directories."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each rung of the ladder on the same weights, without one seeing another."""
+"""The rungs of the ladder share weights and do not see each other."""
 
 import numpy as np
 import pytest
@@ -60,13 +60,13 @@ def test_variants_give_the_same_images_while_others_run_in_between():
         assert run.unet_calls == 4 and 0 < run.unet_seconds < run.seconds
         return run.images
 
-    # DeepCache's step is a number in Python, so each step compiles anew, until Dynamo has had enough of that U-Net.
+    # DeepCache's step is a Python number, so each step compiles again, until Dynamo gives up on that U-Net.
     with torch._dynamo.config.patch(recompile_limit=2):
         first = {key: images(key) for key in ON_CPU}
-        assert counts == [2, 0, 0, 1, 0, 2]  # nobody else's
+        assert counts == [2, 0, 0, 1, 0, 2]  # none of the others'
         counts.clear()
         second = {key: images(key) for key in reversed(ON_CPU)}
-    assert not any(counts)  # what was compiled is still there
+    assert not any(counts)  # what was compiled is kept
     for key in pipes:
         assert np.array_equal(first[key], second[key]), key
     assert np.array_equal(CALL(pipe), first["eager"])
@@ -90,7 +90,7 @@ def test_twins_share_weights_and_nothing_else():
 
 
 def test_what_is_accelerated_has_kernels_of_its_own():
-    """In channels_last they would change what eager and DeepCache run on."""
+    """Shared weights in channels_last would change eager and DeepCache too."""
     pipe = tiny_pipe()
     strides = [p.stride() for p in pipe.unet.parameters()]
     for key in ("stepcache-eager", "stepcache-compiled"):

@@ -1,4 +1,4 @@
-"""The gate's jobs under a clock: shares of time, crashes, hangs, and what holds up what."""
+"""The gate's jobs: how they share the time, crash and hang, and which of them keep others from starting."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def runner(tmp_path):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_crash_and_a_hang_are_named_and_the_rest_goes_on(background, runner, monkeypatch, capsys):
-    """background: as under a shell's `&`, which leaves SIGINT ignored."""
+    """background: as under a shell's `&`, where SIGINT is ignored."""
     monkeypatch.setattr(gate_jobs, "GRACE", 3)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     try:
@@ -65,9 +65,9 @@ def test_jobs_share_the_time_that_is_left(tmp_path):
         python("last", tell, least=60, most=70, told=True),
     ]
     runner.run(jobs)
-    assert runner.output("first") == f"--seconds {20 - gate_jobs.GRACE}\n"  # the others leave it nothing more
+    assert runner.output("first") == f"--seconds {20 - gate_jobs.GRACE}\n"  # the others need the rest
     assert runner.outcomes["too long"].detail == "It needs 101 s; 100 s were left."
-    assert runner.output("last") == f"--seconds {100 - gate_jobs.GRACE}\n"  # with nothing behind it, all that is left
+    assert runner.output("last") == f"--seconds {100 - gate_jobs.GRACE}\n"  # the last one gets all the rest
 
     now = 45.0
     late = Runner(tmp_path, dict(os.environ), deadline=100 + gate_jobs.GRACE, clock=lambda: now)

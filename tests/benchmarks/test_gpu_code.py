@@ -62,7 +62,7 @@ def test_a_matrix_product_and_what_is_fused_behind_it(counted):
     assert case["externs"] == "addmm 1" and len(case["launches"]) == 1 and case["copies"] == [0, 0]
     assert case["flops"] == 2 * 64 * 32 * 16
     assert case["extern"] == HALF * (64 * 32 + 32 * 16 + 16 + 64 * 16)
-    # What Inductor's 1-d kernels have: two configurations, one of which it can be told to take.
+    # Inductor's 1-d kernels have two configurations, and an option takes only the first.
     assert case["configs"] == {"default": [1], "torch": [2], "descent": [9]}
 
 
@@ -71,10 +71,10 @@ def test_joins_on_the_ops_cost_their_launches_and_nothing_else(counted, kind, jo
     case = counted[f"{kind} on the ops"]
     assert len(case["joins"]) == joins and set(case["joins"]) <= {2, 3}  # one or two for the norm, one for the shortcut
     assert case["join copies"] == 0 and case["fills"] == 0
-    # Hidden states and skips come in channels_last. What is re-laid is the latent alone, where it comes in.
+    # Hidden states and skips arrive in channels_last. Only the latent is re-laid, at the input.
     assert all(case["formats"]["h"]) and all(case["formats"]["skip"])
     assert case["copies"] == [1, case["latent"]] and case["relaid"] == [0, 0]
-    # The residual goes from its convolution to the shortcut as it is: its bias is no launch between them.
+    # The residual goes straight from its convolution to the shortcut: no launch adds its bias in between.
     assert case["shortcuts behind"] == ["convolution"] * joins
 
 
@@ -84,7 +84,7 @@ def test_no_graph_of_an_accelerated_pipe_relays_a_weight(counted, kind):
     assert case["relaid"] == [0, 0]
     assert len(case["launches"]) > 10 and "convolution" in case["externs"]
     assert ("flash_attention" in case["externs"]) == (kind == "partial")
-    # By default nothing is tried out: each kernel is compiled once.
+    # By default each kernel is compiled once, without a search.
     assert set(case["configs"]["default"]) == {1} < set(case["configs"]["torch"])
     assert case["flops"] == 2 * case["macs"]
     assert case["unet is as it was"]
@@ -105,7 +105,7 @@ def test_patches_are_undone(counted):
 
 
 def test_rows_survive_the_file(tmp_path, capsys):
-    # What main() writes and prints, without compiling: the cases above do that.
+    # What main() writes and prints. The tests above compile.
     row = gpu_code.Row(
         "sd15", 512, "float16", 2, 0, "full", "reference", "as loaded", "{}", 386, 151, 151, 338, 1820,
         "addmm 134; mm 96", 52, 1, 1, 1, None, None, None, 0, 10**9, 10**9, 10**9, 10**12, 1.5, 7,

@@ -92,7 +92,7 @@ def test_the_variants_are_settings_that_accelerate_takes():
 
 
 def test_on_a_gpu_a_step_is_timed_between_events_with_the_host_ahead(monkeypatch):
-    """On a stand-in: a full step takes 4 ms on the device, a partial one 1; the host waits for nothing before them."""
+    """On a stand-in: full steps take 4 ms on the device, partial ones 1; the host does not wait before them."""
     log, clock = [], [0.0]
 
     class Event:

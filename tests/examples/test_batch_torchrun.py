@@ -17,7 +17,7 @@ def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_pa
     assert (tmp_path / "died").exists() and "exitcode: -9" in output
     assert images(out) == single and len(single) == len(NAMES)
     made = (tmp_path / "log").read_text().split()
-    # One line less where the other process was ended between an image and its line.
+    # One line less if the other process was stopped between an image and its line.
     assert len(made) == len(set(made)) >= len(NAMES) - 1
     assert {path.name for path in out.iterdir()} == {*single, "manifest.jsonl"}
     manifest = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
