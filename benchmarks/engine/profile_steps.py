@@ -45,8 +45,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from stepcache import Schedule, accelerate, denoising, last_run, restore
 from stepcache.bench.rows import RESULTS, Spread, write
-from stepcache.commands.inspect import BUNDLED, read_config
 from stepcache.forwards.macs import example_inputs
+from stepcache.images.unet_configs import BUNDLED, read_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {"compile": False, "cuda_graphs": False},

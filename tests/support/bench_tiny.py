@@ -1,5 +1,6 @@
 """A pipeline and a grid that are measured in seconds: the demo's text encoder and VAE around the smallest U-Net."""
 
+from diffusers import StableDiffusionPipeline
 from support.small import demo_pipe, make_unet
 
 from stepcache.bench.grid import GridSpec
@@ -17,9 +18,9 @@ SPEC = {
 }
 
 
-def tiny_pipe():
-    """Of StableDiffusionPipeline, in float32; its U-Net has branches 0 to 3."""
-    return demo_pipe(unet=make_unet("least", cross_attention_dim=96))
+def tiny_pipe(cls: type = StableDiffusionPipeline):
+    """In float32; its U-Net has branches 0 to 3."""
+    return demo_pipe(cls, unet=make_unet("least", cross_attention_dim=96))
 
 
 def tiny_model():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..plans.plan import Table
 from ..reuse.predict import HOLD, Fitted, Line, Predictor
-from .features import Grams, fitted_weights
+from .grams import Grams, fitted_weights
 
 
 @dataclass(frozen=True)
