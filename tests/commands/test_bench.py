@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from support.commands import run_command
 from support.macs import macs_counted_once
 
 from stepcache import cli
@@ -15,17 +16,12 @@ from stepcache.bench.variants import LADDER
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run on the demo: (status, stdout, stderr, CSV)."""
-    import contextlib
-    import io
-
     folder = tmp_path_factory.mktemp("bench")
-    output, errors = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+    with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
         patch.chdir(folder)
         arguments = ["--variants", "eager,stepcache-eager,stepcache-graphs", "--reuse", "2:1", "--batch", "1,2"]
-        with macs_counted_once(grid):
-            status = cli.main(["bench", "demo", "--device", "cpu", "--steps", "2", "--repeats", "1", *arguments])
-    return status, output.getvalue(), errors.getvalue(), folder / "stepcache-bench.csv"
+        result = run_command("bench", "demo", "--device", "cpu", "--steps", 2, "--repeats", 1, *arguments)
+    return *result, folder / "stepcache-bench.csv"
 
 
 def test_rows_and_table(small_run):

@@ -1,11 +1,9 @@
 import argparse
 import base64
-import contextlib
 import io
 import json
 import re
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 from support import small
 from support.clip import save_clip
+from support.commands import lines_of, run_command
 from support.comparing import fake_make
 
 from stepcache import cli
@@ -29,35 +28,17 @@ PROMPTS = [
 ]
 
 
-def run(*arguments):
-    """(status, output, errors) of `stepcache compare`, without a network."""
-    output, errors = io.StringIO(), io.StringIO()
-
-    def refuse(*args):
-        raise AssertionError("compare asked for the network")
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        patch.setattr(socket.socket, "connect", refuse)
-        status = cli.main(["compare", *map(str, arguments)])
-    return status, output.getvalue(), errors.getvalue()
-
-
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """(status, output, errors, page, sheet) of a small run on a pipeline's directory, with CLIP scores."""
     path = tmp_path_factory.mktemp("compare")
     save_clip(path / "clip")
     (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
-    result = run(
-        small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", "1", "--steps", "4",
+    result = run_command(
+        "compare", small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", 1, "--steps", 4,
         "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html",
     )  # fmt: skip
     return *result, (path / "page.html").read_text(), path / "page.png"
-
-
-def lines_of(output):
-    """The table's lines, their columns separated by single blanks."""
-    return [" ".join(line.split()) for line in output.splitlines()]
 
 
 def test_the_table_has_every_setting(small_run):
@@ -133,7 +114,7 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
     for pipeline, first in (("demo", "fox face"), (small.DEMO, "a macro photograph")):
         asked.clear()
         with pytest.raises(ZeroDivisionError):
-            run(pipeline, "--out", tmp_path / "x.html")
+            run_command("compare", pipeline, "--out", tmp_path / "x.html")
         assert asked[0].text.startswith(first)
 
 
@@ -167,7 +148,7 @@ def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkey
     there = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("made an image"))
-    status, _, errors = run(*arguments)
+    status, _, errors = run_command("compare", *arguments)
     assert status == 2
     assert errors.startswith("stepcache: ") and words in errors
     assert sorted(tmp_path.iterdir()) == there
@@ -188,13 +169,13 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}', "cannot load"),
     ):
         index.write_text(text)
-        status, _, errors = run(tmp_path, "--out", tmp_path / "x.html")
+        status, _, errors = run_command("compare", tmp_path, "--out", tmp_path / "x.html")
         assert status == 2 and words in errors
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
-    status, _, errors = run("demo", "--out", tmp_path / "x.html")
+    status, _, errors = run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes image: compare is for text-to-image" in errors
 
@@ -202,7 +183,9 @@ def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
     monkeypatch.setattr(Request, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
-    status, output, _ = run("demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html")
+    status, output, _ = run_command(
+        "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html"
+    )
     assert status == 130
     assert "Interrupted after 1 of 12 prompts." in output
     assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
@@ -223,7 +206,7 @@ def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
         compare, "make_all", lambda pipe, requests, comparison, *rest: seen.append((requests[0], comparison)) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "my model", "--out", tmp_path / "x.html")
+        run_command("compare", tmp_path / "my model", "--out", tmp_path / "x.html")
     ((request, comparison),) = seen
     assert (request.call["guidance_scale"], request.steps, comparison.model) == (7.5, 30, "my model")
     assert [variant.name for variant in comparison.variants] == [f"interval {n}, branch 0" for n in (2, 3, 5)]

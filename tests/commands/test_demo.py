@@ -1,10 +1,10 @@
 import argparse
-import socket
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import lines_of, run_command
 
 from stepcache import cli
 from stepcache.commands import demo
@@ -15,26 +15,10 @@ from stepcache.images.sheet import SheetRow, contact_sheet
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """(status, output, errors, path) of one small demo, without a network."""
-    import contextlib
-    import io
-
+    """(status, output, errors, path) of one small demo."""
     path = tmp_path_factory.mktemp("demo") / "sheet.png"
-    output, errors = io.StringIO(), io.StringIO()
-
-    def refuse(*args):
-        raise AssertionError("the demo asked for the network")
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        patch.setattr(socket.socket, "connect", refuse)
-        arguments = ["--prompt", "red apple", "--prompt", "fox face", "--interval", "1,3", "--branch", "1"]
-        status = cli.main(["demo", *arguments, "--steps", "4", "--out", str(path)])
-    return status, output.getvalue(), errors.getvalue(), path
-
-
-def lines_of(output):
-    """The table's lines, their columns separated by single blanks."""
-    return [" ".join(line.split()) for line in output.splitlines()]
+    arguments = ["--prompt", "red apple", "--prompt", "fox face", "--interval", "1,3", "--branch", "1"]
+    return *run_command("demo", *arguments, "--steps", 4, "--out", path), path
 
 
 def test_the_table_has_every_setting_with_its_schedule(small_run):
