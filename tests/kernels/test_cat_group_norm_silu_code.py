@@ -50,10 +50,10 @@ PAIRS = [*itertools.product(KERNELS, JOINS), *(("cat_group_norm_silu_kernel", jo
 MAIN = ["sm_80", "sm_90", "sm_100", "gfx942"]
 WAYS = [
     *itertools.product(["bf16", "fp32"], [0, 3], MAIN),
-    *itertools.product(["fp16"], [3], MAIN),
     ("bf16", 0, "sm_89"),
     ("fp32", 3, "sm_89"),
     *itertools.product(["bf16"], [1, 2], ["sm_90", "gfx942"]),
+    *itertools.product(["fp16"], [3], ["sm_90", "gfx942"]),
 ]
 
 
