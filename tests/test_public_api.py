@@ -29,12 +29,6 @@ def test_all_names_are_there_and_documented():
             assert getattr(stepcache, name).__doc__, name
 
 
-def test_accelerate_has_the_documented_defaults():
-    parameters = inspect.signature(stepcache.accelerate).parameters
-    assert list(parameters)[:3] == ["pipe", "interval", "branch"]
-    assert (parameters["interval"].default, parameters["branch"].default) == (3, 0)
-
-
 def test_errors_have_one_base():
     from stepcache import errors
 

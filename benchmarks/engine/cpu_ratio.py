@@ -193,7 +193,7 @@ def measure(
         bound = reachable = 1.0
         if variant.branch is not None:
             count = counts[variant.branch]
-            bound = run_gain(count.full, count.partial, kinds.count("F"), steps)
+            bound = run_gain(count.full_macs, count.partial_macs, kinds.count("F"), steps)
             pairs = zip(taken[ORIGINAL], taken[variant.branch], strict=True)
             gains = [run_gain(whole / steps, bare, kinds.count("F"), steps) for whole, bare in pairs]
             reachable = Spread.of(gains).median

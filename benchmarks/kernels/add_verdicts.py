@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks import ROOT
-from stepcache.graphs.verdicts import add_to_file, cache_folder, from_csv
+from stepcache.graphs.verdict_file import add_to_file, cache_folder, from_csv
 
 DEFAULTS = ROOT / "csrc_triton" / "defaults.csv"
 

@@ -27,9 +27,9 @@ from benchmarks.console import parser
 from benchmarks.gpu import driver_version
 from stepcache.bench.repeats import Spread
 from stepcache.bench.rows import Rig, read, write
-from stepcache.commands.inspect import read_config
-from stepcache.graphs.compiled import cuda_options
+from stepcache.graphs.options import cuda_options
 from stepcache.graphs.replays import copies_beyond_l2, times_us
+from stepcache.images.unet_configs import read_config
 
 MODELS = {"sd15": 64, "sdxl": 128}
 """Latent height and width of SD 1.5 at 512 px and of SDXL at 1024 px."""

@@ -1,8 +1,7 @@
 """The README's support matrix, made from the tables that the tests check.
 
-tests/support/ways.py and tests/pipelines/cases.py have a row with the expected outcome for each way of running and each
-pipeline; tests/pipelines/test_ways.py and tests/pipelines/test_cases.py check every row.
-tests/pipelines/test_video_pipelines.py has its own rows and checks.
+tests/support/ways.py and tests/support/cases hold one row for each way of running and each pipeline, and what comes of
+it; tests/pipelines/test_ways.py and tests/pipelines/test_cases.py check every row.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from benchmarks import ROOT
@@ -21,7 +19,7 @@ TESTS = ROOT / "tests"
 OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 NOTE = (
     "Each cell is a row of the tests' tables ([ways of running](tests/support/ways.py), "
-    "[pipelines](tests/pipelines/cases.py)), which `make test` checks on a CPU: compiled by Dynamo alone, captured by "
+    "[pipelines](tests/support/cases)), which `make test` checks on a CPU: compiled by Dynamo alone, captured by "
     "a stand-in for CUDA graphs. *Runs eager* and *not captured*: correct, but without compiled graphs or CUDA graphs, "
     "as a warning says. *Nothing reused*: the pipeline needs the whole U-Net in every call. *Refused*: an error before "
     "the run says why. torchao's rows run if it is installed; with 0.18.0 they passed."
@@ -30,17 +28,8 @@ NOTE = (
 
 def support_table(results: Path) -> str:
     """Both tables. They come from the tests; `results` is not used."""
-    ways, cases = _of_tests("support.ways"), [*_of_tests("cases").CASES, *videos()]
+    ways, cases = _of_tests("support.ways"), _of_tests("support.cases").CASES
     return f"{running_table(ways.WAYS, ways.ENGINES)}\n\n{pipelines_table(cases)}\n\n{NOTE}"
-
-
-def videos() -> list[Any]:
-    """Rows of the video pipelines in SHOWN, which have their own test. All of them work."""
-    shown = _of_tests("support.video_pipes").SHOWN.values()
-    return [
-        SimpleNamespace(pipeline=pipeline, family=family, feature=feature, status="works", reuses=True)
-        for pipeline, family, feature in shown
-    ]
 
 
 def running_table(ways: Iterable[Any], engines: Sequence[str]) -> str:
@@ -77,8 +66,7 @@ def pipelines_table(cases: Iterable[Any]) -> str:
 
 
 def _of_tests(name: str) -> Any:
-    """A module of the tests' tables. They import each other by name, as under pytest."""
-    for folder in (TESTS, TESTS / "pipelines"):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    """A module of the tests."""
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
     return importlib.import_module(name)

@@ -26,7 +26,7 @@ from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.support_matrix import support_table
 from stepcache.bench.rows import Rig, read
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 Made = TypeVar("Made")
 PAGES = ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md"

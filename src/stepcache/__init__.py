@@ -11,7 +11,7 @@ from .api import accelerate, denoising, last_run, restore, save_compiled, warmup
 from .compat import DeepCacheSDHelper
 from .errors import StepCacheError
 from .reuse.schedule import Schedule
-from .run.session import RunRecord
+from .run.record import RunRecord
 
 __all__ = [
     "DeepCacheSDHelper",

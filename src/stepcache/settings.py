@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .errors import InvalidSetting
-from .graphs import GraphSettings
+from .graphs.settings import GraphSettings
 from .plans.plan import Plan, plan_of
 from .plans.presets import preset_of
 from .reuse.predict import HOLD, Line, Predictor, predictor_of
@@ -32,6 +32,14 @@ class Settings:
     plan: Plan | None = None
     adapt: bool = False
     fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
+
+    def for_steps(self, steps: int | None) -> tuple[Schedule, Predictor]:
+        """Schedule and predictor of a run of `steps` (None: nobody knows)."""
+        return (self.schedule, self.predictor) if self.fit is None else self.fit(steps)
+
+    def remarks(self, steps: int | None, guidance: object) -> Iterable[str]:
+        """What a plan warns of in a run of `steps` at that guidance scale."""
+        return () if self.plan is None else self.plan.remarks(steps, guidance)
 
     @classmethod
     def check(

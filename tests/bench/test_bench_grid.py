@@ -6,7 +6,6 @@ import time
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from support.bench_tiny import spec, tiny_model
@@ -14,12 +13,12 @@ from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
-from stepcache.bench.calls import Call
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
 from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.images.make import Request
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
 
@@ -163,9 +162,9 @@ def test_a_failed_variant_is_freed(monkeypatch):
         return mine
 
     monkeypatch.setattr(Variant, "put_on", remembered)
-    call = Call(["fox face"], 64, 64, steps=2, guidance=3.0, seed=0)
+    request = Request(["fox face"], [0], 2, {"height": 64, "width": 64})
     one = cell_module.Cell(
-        model.pipe, call, [Variant("eager")], device="cpu", backend="eager", deadline=None,
+        model.pipe, request, [Variant("eager")], device="cpu", backend="eager", deadline=None,
         progress=tqdm(disable=True),
     )  # fmt: skip
     gc.disable()
@@ -206,13 +205,14 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
 
 
 def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
-    run = cell_module.timed
+    model = tiny_model()
+    decode = model.pipe.vae.decode
 
-    def broken(call, pipe, clock):
-        result = run(call, pipe, clock)
-        return replace(result, images=np.full_like(result.images, np.nan))
+    def broken(*args, **kwargs):
+        return tuple(torch.full_like(images, torch.nan) for images in decode(*args, **kwargs))
 
-    monkeypatch.setattr(cell_module, "timed", broken)
+    monkeypatch.setattr(model.pipe.vae, "decode", broken)
+    monkeypatch.setattr(grid, "load", lambda *args: model)
     rows = grid.run_grid(spec(repeats=1, reuse=[(3, 0)]), tmp_path / "rows.csv")
     for row in rows:
         assert row.status == "ok, but its images are not finite" and row.psnr is row.ssim is None
@@ -247,7 +247,7 @@ def test_what_is_named_twice_is_measured_once():
 
 
 def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(Call, "__call__", lambda *args, **kwargs: pytest.fail("ran"))
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("ran"))
     with pytest.raises(BranchOutOfRange, match="branch=4"):
         grid.run_grid(spec(reuse=[(3, 4)]), tmp_path / "rows.csv")
     with pytest.raises(InvalidSetting, match="cannot do --steps 2000"):

@@ -43,7 +43,7 @@ def test_pipelines_are_counted_by_family_and_listed_with_their_features():
 
 def test_every_row_of_the_tests_is_in_the_matrix():
     made = support_matrix.support_table(RESULTS)
-    ways, cases = (support_matrix._of_tests(name) for name in ("support.ways", "cases"))
+    ways, cases = (support_matrix._of_tests(name) for name in ("support.ways", "support.cases"))
     cells = cells_of(made)
     for way in ways.WAYS:
         assert [way.feature, *map(way.status, ways.ENGINES)] in cells

@@ -14,7 +14,7 @@ from benchmarks.kernels.bench import KernelRow
 from benchmarks.pages import kernel_tables, tables
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 SHARE = "U-Net's share of FLOP bound"
 

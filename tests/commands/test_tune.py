@@ -9,7 +9,8 @@ from stepcache.cli import main
 from stepcache.commands import tune
 from stepcache.graphs import tuning
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts
+from stepcache.graphs.verdict_file import COLUMNS, Setup
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 

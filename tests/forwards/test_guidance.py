@@ -12,7 +12,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from support.small import captured, core_of, demo_pipe, generate, loop_pipe, make_inputs, sdxl_pipe
+from support.small import captured, demo_pipe, engine_of, generate, loop_pipe, make_inputs, sdxl_pipe
 
 from stepcache import Schedule, accelerate, denoising, last_run
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
@@ -111,7 +111,7 @@ def test_without_guidance_a_batch_of_two_is_two_images():
     accelerate(pipe, 3, guidance="reuse")
     generate(pipe)  # one image with guidance first: the same shapes, another bucket
     assert torch.equal(generate(pipe, **prompts), want)
-    assert len(core_of(pipe).buckets.held) == 2
+    assert len(engine_of(pipe).unet.buckets.held) == 2
 
 
 def test_guidance_dropped_mid_run():

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stepcache import accelerate, last_run
 from stepcache.errors import InvalidSetting
 from stepcache.forwards import family_of
-from stepcache.forwards.join import Blend, fusable, fused_join, reference_join, shape_of
+from stepcache.forwards.blend import Blend
+from stepcache.forwards.join import fusable, fused_join, reference_join
+from stepcache.forwards.join_shape import JoinShape, shape_of
 from stepcache.graphs.standin import StandInBackend
-from stepcache.graphs.verdicts import JoinShape
 
 fused = fused_join(lambda shape: True)
 RESNETS = {
@@ -306,7 +307,7 @@ def test_layer_hooks_are_not_bypassed(caplog):
     accelerate(pipe, 3, kernels=True)
     add_hook_to_module(pipe.unet.up_blocks[0].resnets[0].norm1, ModelHook())
     assert torch.equal(pipe(6), want)
-    assert "Hooks that offload" in caplog.text
+    assert "Hooks on the layers of the U-Net offload" in caplog.text
 
 
 def test_bad_setting():

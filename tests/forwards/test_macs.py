@@ -32,20 +32,20 @@ def giga(macs):
 
 def test_stable_diffusion_15_at_512():
     zero, one = branch_macs(meta_unet(bundled("sd15")), 64, 64, branches=(0, 1))
-    assert (giga(zero.full), giga(one.full)) == (401.6, 401.6)
-    assert (giga(zero.partial), giga(one.partial)) == (31.6, 90.1)
+    assert (giga(zero.full_macs), giga(one.full_macs)) == (401.6, 401.6)
+    assert (giga(zero.partial_macs), giga(one.partial_macs)) == (31.6, 90.1)
     assert (round(100 * zero.share, 1), round(100 * one.share, 1)) == (7.9, 22.4)
     assert round(zero.bound(3), 2) == 2.59
-    assert zero.feature == (1, 320, 64, 64)
+    assert zero.feature_shape == (1, 320, 64, 64)
 
 
 def test_sdxl_at_1024():
     (zero,) = branch_macs(meta_unet(bundled("sdxl")), 128, 128, branches=(0,))
-    assert (giga(zero.full), giga(zero.partial), round(zero.bound(3), 2)) == (3380.6, 49.0, 2.92)
+    assert (giga(zero.full_macs), giga(zero.partial_macs), round(zero.bound(3), 2)) == (3380.6, 49.0, 2.92)
 
 
 def test_the_bound_is_that_of_the_work_that_is_left():
-    row = BranchMacs(branch=0, full=1000, partial=100, feature=(2, 3, 4, 5))
+    row = BranchMacs(branch=0, full_macs=1000, partial_macs=100, feature_shape=(2, 3, 4, 5))
     assert row.share == pytest.approx(0.1)
     assert row.bound(1) == 1.0
     assert row.bound(5) == pytest.approx(5000 / (1000 + 4 * 100))
@@ -71,15 +71,15 @@ def test_a_count_by_hand():
     time = 8 * 32 + 32 * 32
     down = 2 * 9 * 8 * 8 * pixels + 32 * 8  # two 3x3 convolutions and the time projection
     up = (9 * 16 * 8 + 9 * 8 * 8 + 16 * 8) * pixels + 32 * 8  # its first one takes the concat, and so does the shortcut
-    assert [row.full for row in rows] == [ends + time + down + 2 * up] * 2
-    assert [row.partial for row in rows] == [ends + time + up, ends + time + down + 2 * up]
+    assert [row.full_macs for row in rows] == [ends + time + down + 2 * up] * 2
+    assert [row.partial_macs for row in rows] == [ends + time + up, ends + time + down + 2 * up]
 
 
 def test_the_batch_multiplies_the_work_and_the_feature():
     unet = meta_unet(TINY)
     (one,), (four,) = (list(branch_macs(unet, 8, 8, batch=batch, branches=(0,))) for batch in (1, 4))
-    assert (four.full, four.partial) == (4 * one.full, 4 * one.partial)
-    assert four.feature == (4, *one.feature[1:])
+    assert (four.full_macs, four.partial_macs) == (4 * one.full_macs, 4 * one.partial_macs)
+    assert four.feature_shape == (4, *one.feature_shape[1:])
 
 
 @pytest.mark.parametrize("size", [(16, 24), (9, 13)])
@@ -103,15 +103,15 @@ def test_features_have_the_shapes_of_a_real_run(name, size):
 def test_downsamplers_that_pad_on_one_side_only_round_down(height):
     unet = meta_unet({**TINY, "downsample_padding": 0})
     (row,) = branch_macs(unet, height, 8, branches=(3,))
-    assert row.feature == (1, 16, 5, 4)
+    assert row.feature_shape == (1, 16, 5, 4)
 
 
 def test_all_branches_are_counted_and_a_deeper_one_costs_more():
     rows = list(branch_macs(meta_unet(TINY), 8, 8))
     assert [row.branch for row in rows] == [0, 1, 2, 3]
-    partial = [row.partial for row in rows]
+    partial = [row.partial_macs for row in rows]
     assert partial == sorted(set(partial))
-    assert partial[-1] < rows[0].full
+    assert partial[-1] < rows[0].full_macs
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,13 @@
 """Full is the stock forward bit for bit; so is partial on a feature of the same step, for every branch and layout."""
 
-import copy
-
 import pytest
 import torch
+from support.forward_checks import check_all_branches, skip_shapes, stock
 from support.small import UNETS, make_inputs, make_unet
 
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import family_of
 from stepcache.forwards import unet_2d_condition as family
-
-RESIDUAL_SIZES = (16, 16)
-
-
-def stock(unet, inputs):
-    with torch.no_grad():
-        return unet(**copy.deepcopy(inputs)).sample
-
-
-def check_all_branches(unet, inputs, fresh_branches=None):
-    """Full and partial of every branch against the stock forward; partial must not touch its feature."""
-    want = stock(unet, inputs)
-    layout = family.layout(unet)
-    with torch.no_grad():
-        for branch in range(len(layout.joins)):
-            cut = layout.cut(branch)
-            call = family.bind(**copy.deepcopy(inputs))
-            output, feature = family.full(unet, cut, **call.inputs)
-            assert torch.equal(output, want), f"full, branch {branch}"
-            kept = feature.clone()
-            output = family.partial(unet, cut, feature, **call.inputs)
-            assert torch.equal(output, want), f"partial, branch {branch}"
-            assert torch.equal(feature, kept), f"partial of branch {branch} changed the feature"
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -53,17 +29,6 @@ def test_channels_last(name):
     inputs = make_inputs(unet)
     inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     check_all_branches(unet, inputs)
-
-
-def skip_shapes(unet, inputs):
-    shapes = []
-    hooks = [unet.conv_in.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
-    for block in unet.down_blocks:
-        hooks.append(block.register_forward_hook(lambda m, i, o: shapes.extend(x.shape for x in o[1])))
-    stock(unet, inputs)
-    for hook in hooks:
-        hook.remove()
-    return shapes
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
@@ -248,25 +213,3 @@ def test_a_block_whose_forward_is_overridden_is_refused():
 def test_other_models_are_refused_by_name():
     with pytest.raises(UnsupportedUNet, match="Linear is not a U-Net"):
         family_of(torch.nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("name", ["sd", "sdxl", "one layer", "no mid block", "uneven"])
-def test_deep_modules_are_those_that_a_partial_step_does_not_run(name):
-    unet = make_unet(name)
-    inputs = family.bind(**make_inputs(unet)).inputs
-    layout = family.layout(unet)
-    ran = set()
-    for module in unet.modules():
-        module.register_forward_hook(lambda module, *_: ran.add(module))
-    with torch.no_grad():
-        for branch in range(len(layout.joins)):
-            cut = layout.cut(branch)
-            _, feature = family.full(unet, cut, **inputs)
-            everything = set(ran)
-            ran.clear()
-            family.partial(unet, cut, feature, **inputs)
-            deep = {module for root in family.deep_modules(unet, cut) for module in root.modules()}
-            assert not deep & ran
-            # What ran in the full step only is deep; containers such as blocks are never called here.
-            assert everything - ran <= deep
-            ran.clear()

@@ -10,13 +10,15 @@ from diffusers import (
     DDIMScheduler,
     UNetSpatioTemporalConditionModel,
 )
+from support.forward_checks import check_all_branches, skip_shapes
 from support.small import BETAS
-from support.video_unets import ONE_EACH, UNETS, check_all_branches, make_inputs, make_unet, skip_shapes
+from support.video_unets import ONE_EACH, UNETS, make_inputs, make_unet
 
 from stepcache import accelerate, last_run, restore
 from stepcache.forwards import family_of
+from stepcache.forwards.blend import Blend
 from stepcache.forwards.guidance import conditional_half
-from stepcache.forwards.join import Blend, fused_join
+from stepcache.forwards.join import fused_join
 
 # One level with attention: what compiles soonest. SDXL's conditions are in AnimateDiff's.
 LEAST = {"layers_per_block": 1, "num_attention_heads": 2}
@@ -68,7 +70,7 @@ def test_joins_on_the_ops(name):
     close = functools.partial(torch.allclose, rtol=1e-3, atol=1e-4)
     check_all_branches(unet, make_inputs(unet), join, close)
     joins = len(family_of(unet).layout(unet).joins)
-    assert len(asked) == joins * joins + sum(range(1, joins + 1))
+    assert len(asked) == joins * joins + 2 * sum(range(1, joins + 1))  # each branch: one full, two partial
 
 
 @pytest.mark.parametrize("name", [*ONE_EACH, "motion sdxl"])

@@ -15,15 +15,13 @@ from stepcache.graphs import artifacts
 
 SCRIPT = """
 import sys, torch
-from support.small import loop_pipe, make_unet
+from support.small import ONE_LEVEL, loop_pipe
 from stepcache import accelerate, save_compiled
 from torch._dynamo.utils import counters
 
 path, first = sys.argv[1], sys.argv[2] == "save"
 torch.set_num_threads(1)
-pipe = loop_pipe("least")
-one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-pipe.unet = make_unet("least", block_out_channels=(8,), **one_level)
+pipe = loop_pipe("least", **ONE_LEVEL)
 want = accelerate(pipe, 2)(4)
 accelerate(pipe, 2, compile=True, compiled=None if first else path)
 got = pipe(4)

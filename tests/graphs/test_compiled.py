@@ -10,12 +10,23 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
-from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, state_of
+from support.small import (
+    BETAS,
+    NO_ATTENTION,
+    ONE_LEVEL,
+    LoopPipe,
+    generate,
+    loop_pipe,
+    make_inputs,
+    make_unet,
+    state_of,
+    tiny_pipe,
+)
 
 from stepcache import accelerate, denoising, last_run, restore
 from stepcache.errors import GraphCompileError, InvalidSetting
-from stepcache.graphs import GraphSettings
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
 
@@ -53,14 +64,15 @@ def check(pipe, *args, count=2, steps=6, **call):
 
 @pytest.mark.parametrize("name", ["sd", "sd2", "sdxl", "refiner"])
 def test_every_layout_compiles_whole(name):
-    full, partial = check(loop_pipe(name))
+    depths = (1, 1, 2) if name == "sdxl" else 1
+    full, partial = check(loop_pipe(name, layers_per_block=1, transformer_layers_per_block=depths))
     convolutions = [sum("conv" in str(node.target) for node in g.graph.nodes) for g in (full, partial)]
     assert convolutions[0] > convolutions[1] > 0
 
 
 def test_nine_channels():
     unet = make_unet("inpaint")
-    pipe = LoopPipe(unet, loop_pipe().scheduler)
+    pipe = LoopPipe(unet, loop_pipe("least").scheduler)
     inputs = make_inputs(unet)
     backend = Counting()
     accelerate(pipe, 2, compile=backend.compile)
@@ -157,34 +169,34 @@ def test_channels_last():
 
 
 def test_one_compilation_a_graph_whatever_changes_between_runs():
-    """50 steps, then ten runs with other prompts, seeds, step counts, schedulers and guidance scales."""
-    pipe = demo_pipe(unet=make_unet("least", cross_attention_dim=96))
+    """A long run, then eight with other prompts, seeds, step counts, schedulers and guidance scales."""
+    pipe = tiny_pipe(unet=NO_ATTENTION)
     backend = Counting()
     accelerate(pipe, 3, compile=backend.compile)
-    generate(pipe, steps=50)
+    generate(pipe, steps=12)
     schedulers = [EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler]
-    for i in range(10):
+    for i in range(8):
         options = {"skip_prk_steps": True} if i % 4 == 1 else {}
         pipe.scheduler = schedulers[i % 4](**BETAS, **options)
-        generate(pipe, steps=4 + i, seed=i, prompt=f"animal number {i}", guidance_scale=2.0 + i)
+        generate(pipe, steps=4 + i % 3, seed=i, prompt=f"animal number {i}", guidance_scale=2.0 + i)
         assert set(last_run(pipe).kinds) == {"F", "P"}
     assert len(backend.graphs) == 2
     generate(pipe, height=48)  # another bucket
     assert len(backend.graphs) == 4
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
 def test_more_sizes_than_dynamos_recompile_limit():
-    """Dynamo gives up on a function at its ninth size; each bucket has functions of its own."""
-    pipe = loop_pipe()
-    one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    pipe.unet = make_unet("least", block_out_channels=(8,), **one_level)
+    """Dynamo gives up on a function beyond its limit (8 sizes unless set); each bucket has functions of its own."""
+    pipe = loop_pipe("least", **ONE_LEVEL)
     backend = Counting()
     accelerate(pipe, 2, compile=backend.compile, max_buckets=2)
-    for batch in range(1, 11):
+    for batch in range(1, 5):
         pipe(2, batch=batch)
-    assert len(backend.graphs) == 20
+    assert len(backend.graphs) == 8
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
 @pytest.mark.parametrize("compile", ["whole", "regional"])
 def test_more_lora_scales_than_dynamos_recompile_limit(compile, monkeypatch):
     """Each scale is a number in the graph, and so a compilation; beyond the limit the function starts anew."""
@@ -194,12 +206,14 @@ def test_more_lora_scales_than_dynamos_recompile_limit(compile, monkeypatch):
 
     backend, original = Counting(), torch.compile
     monkeypatch.setattr(compiled.torch, "compile", lambda f, **o: original(f, **{**o, "backend": backend}))
-    pipe = loop_pipe("least")
+    # One level, with attention.
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    pipe = loop_pipe("least", **{**ONE_LEVEL, **blocks})
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a")
     pipe.unet.requires_grad_(False)
-    plain = LoopPipe(pipe.unet, loop_pipe().scheduler)
+    plain = LoopPipe(pipe.unet, loop_pipe("least").scheduler)
     accelerate(pipe, 2, compile=True if compile == "whole" else compile), accelerate(plain, 2)
-    for i in range(10):
+    for i in range(4):
         pipe.unet.set_adapters(["a"], weights=[0.1 * (i + 1)])
         assert torch.equal(pipe(2), plain(2))
         assert last_run(pipe).compile_seconds > 0
@@ -254,12 +268,12 @@ def test_regional_compiles_each_shape_of_block_once(monkeypatch):
     backend = Counting()
     original = torch.compile
     monkeypatch.setattr(compiled.torch, "compile", lambda f, **o: original(f, **{**o, "backend": backend}))
-    pipe = loop_pipe("sd")
+    pipe = loop_pipe("sd", layers_per_block=1)
     want = accelerate(pipe, 3)(6)
     before = state_of(pipe)
     accelerate(pipe, 3, compile="regional")
     assert torch.equal(pipe(6), want)
-    # 16 transformer blocks: 8 channels at 16x16, 16 at 8x8, 4x4, and the mid block's 2x2.
+    # 10 transformer blocks: 8 channels at 16x16, 16 at 8x8, 4x4, and the mid block's 2x2.
     assert len(backend.graphs) == 4
     pipe(6)
     assert len(backend.graphs) == 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from support.gpu_runs import BOTH, CAPTURED, COMPILED, DEFAULT, EAGER, close, eager, inputs_of, make_pipe, run
-from support.small import BETAS, LoopPipe, core_of, demo_pipe, generate, make_unet
+from support.small import BETAS, LoopPipe, demo_pipe, engine_of, generate, make_unet
 
 from stepcache import accelerate, last_run, restore, warmup
 
@@ -136,7 +136,7 @@ def test_captured_anew_after_a_weight_was_replaced():
 def test_nothing_waits_for_the_device_and_addresses_stay():
     pipe = accelerate(make_pipe("sdxl"), 3, **CAPTURED)
     run(pipe)
-    (bucket,) = core_of(pipe).buckets.held.values()
+    (bucket,) = engine_of(pipe).unet.buckets.held.values()
     address = bucket.slots[0].values[0].tensors[0].data_ptr()
     run(pipe, no_waits_from=4)
     assert last_run(pipe).captures == 0

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from support.small import captured, graphs_of, loop_pipe, make_inputs
+from support.small import NO_ATTENTION, captured, graphs_of, loop_pipe, make_inputs
 from support.vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
 
 from stepcache import StepCacheError, accelerate, denoising, last_run, restore
-from stepcache.graphs import GraphSettings, standin
 from stepcache.graphs import compiled as compiling
+from stepcache.graphs import standin
 from stepcache.graphs.backends import CudaBackend, capture
 from stepcache.graphs.hosttensor import HostTensor, on_host
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend, StandInGraph
 
 CPU = torch.device("cpu")
@@ -45,18 +46,18 @@ def run(pipe, steps=6, residuals=None, timestep=lambda t: t, **inputs):
 
 
 def evict_a_bucket():
-    other = captured(loop_pipe(), 3, max_buckets=1)
+    other = captured(loop_pipe("least"), 3, max_buckets=1)
     other(3), other(3, batch=1)
 
 
 def restore_another_pipe():
-    other = captured(loop_pipe(), 3)
+    other = captured(loop_pipe("least"), 3)
     other(3)
     restore(other)
 
 
 def swap_the_weights_of_another_pipe():
-    other = captured(loop_pipe(), 3)
+    other = captured(loop_pipe("least"), 3)
     other(3)
     replace_weights(other.unet)
     other(3)
@@ -79,7 +80,7 @@ def run_trees():
     [evict_a_bucket, restore_another_pipe, swap_the_weights_of_another_pipe, capture_a_decoder_again, run_trees],
 )
 def test_live_graphs_keep_their_workspace(event):
-    pipe, graphs, vae, latents = captured(loop_pipe(), 3), make_graphs(CAPTURED), make_vae(), make_latents()
+    pipe, graphs, vae, latents = captured(loop_pipe("least"), 3), make_graphs(CAPTURED), make_vae(), make_latents()
     image, picture = pipe(6), decode(graphs, vae, latents)
     event()
     assert torch.equal(pipe(6), image) and torch.equal(decode(graphs, vae, latents), picture)
@@ -87,7 +88,7 @@ def test_live_graphs_keep_their_workspace(event):
 
 
 def test_the_graphs_of_one_pipe_keep_theirs_when_one_of_its_buckets_goes():
-    pipe = captured(loop_pipe(), 3, max_buckets=2)
+    pipe = captured(loop_pipe("least"), 3, max_buckets=2)
     pipe(6, batch=1)
     image = pipe(6)
     pipe(6, batch=3)
@@ -97,7 +98,7 @@ def test_the_graphs_of_one_pipe_keep_theirs_when_one_of_its_buckets_goes():
 def test_no_workspace_is_left_in_a_pool_that_goes(monkeypatch):
     """In torch 2.11 nobody but us forgets the one that a capture made in its pool."""
     monkeypatch.setattr(standin, "RESET_CLEARS", False)
-    pipe, other = captured(loop_pipe(), 3), captured(loop_pipe(), 3)
+    pipe, other = captured(loop_pipe("least"), 3), captured(loop_pipe("least"), 3)
     image = pipe(6)
     restore(pipe)
     assert torch.equal(other(6), image) and last_run(other).captures == 2
@@ -169,7 +170,7 @@ def controlnet(unet, replayed):
 
 def test_a_captured_controlnets_residuals_are_copied_at_each_call():
     """Under torch.compile(mode="reduce-overhead") it returns the same tensors each time, at the same version."""
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = run(accelerate(pipe, 3), residuals=controlnet(pipe.unet, replayed=False))
     captured(pipe, 3)
     assert torch.equal(run(pipe, residuals=controlnet(pipe.unet, replayed=True)), want)
@@ -318,7 +319,7 @@ class Masked(AttnProcessor):
 
 
 def test_a_mask_of_the_host_among_the_inputs_is_captured():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     pipe.unet.set_attn_processor(Masked())
     mask = torch.tensor([0.5])
     want = run(accelerate(pipe, 3), cross_attention_kwargs={"mask": mask})
@@ -332,7 +333,7 @@ def test_a_mask_of_the_host_among_the_inputs_is_captured():
 @pytest.mark.parametrize("expanded", [False, True])
 def test_timesteps_of_the_host_cost_no_wait(cuda_graphs, expanded):
     """Pipelines of DDPM, DDIM, LDM and PNDM, and loops by hand, have them there."""
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     form = (lambda t: t.expand(2)) if expanded else (lambda t: t)
     want = run(accelerate(pipe, 3), timestep=form)
     accelerate(pipe, 3, cuda_graphs=cuda_graphs)
@@ -353,11 +354,11 @@ def test_after_a_failed_capture_the_allocator_is_clean():
 
             return super().record(fails, pool, device)
 
-    pipe = accelerate(loop_pipe(), 3, cuda_graphs=Failing)
+    pipe = accelerate(loop_pipe("least"), 3, cuda_graphs=Failing)
     want = pipe(6)
     (graphs,) = graphs_of(pipe)
     assert graphs.failed and graphs.backend.released == 1
-    other = captured(loop_pipe(), 3)
+    other = captured(loop_pipe("least"), 3)
     assert torch.equal(other(6), want) and last_run(other).captures == 2
 
 
@@ -383,7 +384,7 @@ def test_on_cuda_a_failed_capture_is_ended_in_the_allocator(monkeypatch, told):
 @pytest.mark.parametrize("compile", [True, "regional"])
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(compile, cuda_graphs, monkeypatch):
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **({} if compile == "regional" else NO_ATTENTION))
     monkeypatch.setattr(compiling, "_FIXED", {**compiling._FIXED, "backend": "eager"})
     accelerate(pipe, 2, compile=compile, cuda_graphs=cuda_graphs, max_buckets=1)
     want = [pipe(4, batch=n) for n in (1, 2)]
@@ -398,7 +399,7 @@ def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_a_second_thread_compiles_nothing_anew(warm, cuda_graphs):
     """Also where both are at their first call."""
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **NO_ATTENTION)
     want = accelerate(pipe, 2)(4)
     accelerate(pipe, 2, compile={"backend": "eager"}, cuda_graphs=cuda_graphs)
     before = counters["stats"]["unique_graphs"]

@@ -1,6 +1,5 @@
 """Joins are decided by measurement: all of it but the clock, which is a stand-in that knows who runs on the ops."""
 
-import functools
 import math
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -8,14 +7,15 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from support.small import LoopPipe, core_of, demo_pipe, generate, make_unet
+from support.small import NO_ATTENTION, demo_pipe, engine_of, generate, loop_pipe, tiny_pipe
 
 from stepcache import accelerate, last_run, restore, warmup
-from stepcache.graphs import GraphSettings, tuning
+from stepcache.graphs import tuning
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdicts import COLUMNS, Setup, Verdicts, from_csv
+from stepcache.graphs.verdict_file import COLUMNS, Setup, from_csv
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
 NONE = ",".join(COLUMNS) + "\n"
@@ -78,14 +78,9 @@ EAGER = {"compile": {"backend": "eager"}}
 COMPILED = {**EAGER, "cuda_graphs": StandInBackend}
 
 
-def small_pipe(**changes):
+def small_pipe():
     """Four joins: two of 8 x 8 and two of 16 x 16."""
-    return demo_pipe(unet=make_unet("least", cross_attention_dim=text_size(), **changes))
-
-
-@functools.cache
-def text_size():
-    return demo_pipe().text_encoder.config.hidden_size
+    return tiny_pipe(unet=NO_ATTENTION)
 
 
 def ops_in_a_call(pipe, *args):
@@ -130,7 +125,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     want = generate(pipe)
-    before = core_of(pipe).buckets.held
+    before = engine_of(pipe).unet.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
     record = warmup(pipe, 64, 64, progress=False)
     assert record.joins_measured > 0 and record.captures == 2  # anew, on the ops
@@ -222,7 +217,7 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
     def no_memory(*args):
         raise torch.OutOfMemoryError("20 GiB")
 
-    monkeypatch.setattr("stepcache.graphs.sites_of", no_memory)
+    monkeypatch.setattr("stepcache.graphs.unet.calls_of_joins", no_memory)
     record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
     assert record.joins_measured == 0 and record.captures == 2
     assert "There is no memory to look for the joins" in caplog.text
@@ -258,9 +253,7 @@ def test_every_join_is_found_by_the_shape_that_its_graphs_ask_for(tmp_path):
     the_judge = judge(tmp_path)
     for channels_last in (False, True):
         options = {"kernels": the_judge, "channels_last": channels_last, "predict": "linear"}
-        pipe = accelerate(
-            LoopPipe(make_unet("least", use_linear_projection=True), DDIMScheduler()), 2, **EAGER, **options
-        )
+        pipe = accelerate(loop_pipe("least", **NO_ATTENTION), 2, **EAGER, **options)
         token = tuning.tuning_wanted.set(True)
         try:
             want = pipe(3)

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from stepcache.graphs import verdicts
-from stepcache.graphs.verdicts import (
+from stepcache.forwards.join_shape import JoinShape
+from stepcache.graphs import verdict_file
+from stepcache.graphs.verdict_file import (
     COLUMNS,
-    JoinShape,
     NotATable,
     Setup,
     Verdict,
-    Verdicts,
     add_to_file,
     cache_folder,
     from_csv,
     to_csv,
 )
+from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("NVIDIA H100 80GB HBM3", "2.13.0", "3.9.0", "0.1.0")
 SHAPE = JoinShape("float16", "channels_last", 2, 640, 320, 640, 32, 64, 64, 0, "default Conv2d shortcut")
@@ -132,7 +132,7 @@ def test_where_the_disk_is_full_the_old_file_stays(tmp_path, caplog, monkeypatch
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verdicts.os, "fsync", full)
+    monkeypatch.setattr(verdict_file.os, "fsync", full)
     known(tmp_path).add(SLOWER)
     assert "No space left on device" in caplog.text
     assert (tmp_path / "joins.csv").read_text() == before
@@ -146,7 +146,7 @@ from pathlib import Path
 from dataclasses import replace
 sys.path.insert(0, sys.argv[1])
 from test_verdicts import FASTER, SHAPE
-from stepcache.graphs.verdicts import add_to_file
+from stepcache.graphs.verdict_file import add_to_file
 print("ready", flush=True)
 sys.stdin.readline()  # all at once
 for i in range(40):

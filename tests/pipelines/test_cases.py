@@ -3,25 +3,12 @@
 import inspect
 
 import diffusers
-import numpy as np
 import pytest
 import torch
-from cases import CASES
+from support.cases import CASES
 from support.small import captured
-from support.video_pipes import SHOWN
 
 from stepcache import accelerate, last_run, restore
-
-
-def run(pipe, case):
-    """The first of the pipeline's outputs, as a tensor."""
-    torch.manual_seed(0)  # some draw without the generator
-    call = dict(case.call)
-    if "generator" in inspect.signature(pipe.__call__).parameters:
-        call["generator"] = torch.Generator().manual_seed(0)
-    result = case.run(pipe, call) if case.run is not None else pipe(**call)
-    result = result if isinstance(result, torch.Tensor) else result[0]
-    return result if isinstance(result, torch.Tensor) else torch.from_numpy(np.stack([np.asarray(r) for r in result]))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -33,26 +20,32 @@ def test_case(case):
         with pytest.raises(case.error, match=case.pattern):
             accelerate(pipe)
         return
-    want = run(pipe, case)
-    before = set(vars(pipe.scheduler)), set(vars(pipe.unet))
-    assert torch.equal(run(accelerate(pipe, interval=1), case), want)
+    before = attributes(pipe)
+    same = case.output(accelerate(pipe, interval=1))
     assert last_run(pipe).kinds == case.kinds.replace("P", "F")
-    cached = run(accelerate(pipe, interval=3, branch=1), case)
+    cached = case.output(accelerate(pipe, interval=3, branch=1))
     assert last_run(pipe).kinds == case.kinds
-    assert cached.isfinite().all()
-    assert torch.equal(cached, want) != case.reuses
     # As CUDA graphs would run it.
-    replayed = run(captured(pipe, interval=3, branch=1), case)
+    replayed = case.output(captured(pipe, interval=3, branch=1))
     assert last_run(pipe).kinds == (case.captured_kinds or case.kinds)
     assert torch.equal(replayed, cached) or case.captured_kinds
-    restore(pipe)
-    assert torch.equal(run(pipe, case), want)
-    assert (set(vars(pipe.scheduler)), set(vars(pipe.unet))) == before
+    # The original comes last, so that it also shows what a restore leaves behind.
+    assert attributes(restore(pipe)) == before
+    want = case.output(pipe)
+    assert torch.equal(same, want)
+    assert cached.shape == want.shape and cached.isfinite().all()
+    assert torch.equal(cached, want) != case.reuses
+
+
+def attributes(pipe):
+    """Class of the pipe; class and names of the attributes of its scheduler and of each module of its U-Net."""
+    items = {"scheduler": pipe.scheduler, **dict(pipe.unet.named_modules())}
+    return type(pipe), {name: (type(item), set(vars(item))) for name, item in items.items()}
 
 
 def test_the_table_has_every_pipeline_with_a_unet():
     """A new one in diffusers is to be tried, or refused."""
-    table = {case.pipeline for case in CASES} | {pipeline for pipeline, *_ in SHOWN.values()}
+    table = {case.pipeline for case in CASES}
     for name in dir(diffusers):
         if "Pipeline" in name and name not in table:
             takes = inspect.signature(getattr(diffusers, name).__init__).parameters

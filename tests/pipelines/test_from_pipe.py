@@ -2,14 +2,13 @@
 
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from PIL import Image
-from support.small import captured, generate
+from support.small import captured, generate, picture
 from support.ways import make_pipe
 
 from stepcache import accelerate, last_run, restore
 from stepcache.run.attach import attachment_of
 
-PICTURE = Image.radial_gradient("L").resize((32, 32)).convert("RGB")
+PICTURE = picture(32)
 
 
 def derived(cls, pipe):

@@ -3,18 +3,13 @@
 import itertools
 
 import torch
-from case import SIZED
-from cases_adapters import EMBEDDING, load_ip_adapter
 from diffusers import StableDiffusionPipeline
 from support.builders import image_encoder, sd
+from support.cases.adapters import EMBEDDING, load_ip_adapter
+from support.cases.case import four_steps
 from support.small import captured
 
 from stepcache import accelerate, last_run
-
-
-def run(pipe, **more):
-    call = {**SIZED, "num_inference_steps": 4, **more}
-    return pipe(**call, generator=torch.Generator().manual_seed(0)).images
 
 
 def test_loaded_scaled_and_unloaded():
@@ -22,7 +17,7 @@ def test_loaded_scaled_and_unloaded():
     accelerate(full, interval=1)
     accelerate(reusing, interval=3)
     captured(replaying, interval=3)
-    plain = run(stock)
+    plain = four_steps(stock)
     pipes = stock, full, reusing, replaying
     embeds = {"ip_adapter_image_embeds": [EMBEDDING]}
     seen = [plain]
@@ -34,10 +29,10 @@ def test_loaded_scaled_and_unloaded():
     ):
         for pipe in pipes:
             change(pipe)
-        seen.append(run(stock, **call))
-        assert torch.equal(run(full, **call), seen[-1])
-        cached = run(reusing, **call)
+        seen.append(four_steps(stock, **call))
+        assert torch.equal(four_steps(full, **call), seen[-1])
+        cached = four_steps(reusing, **call)
         assert last_run(reusing).kinds == "FPPF" and not torch.equal(cached, seen[-1])
-        assert torch.equal(run(replaying, **call), cached)
+        assert torch.equal(four_steps(replaying, **call), cached)
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(seen))
     assert torch.equal(seen[-1], plain)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from case import SIZED
-from cases_adapters import lora
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import get_peft_model_state_dict
 from support.builders import sd, sdxl
+from support.cases.adapters import lora
+from support.cases.case import four_steps
 from support.small import captured
 
 from stepcache import accelerate, last_run, restore
@@ -30,34 +30,34 @@ CHANGES = {
 }
 
 
-def run(pipe, **more):
-    call = {**SIZED, "num_inference_steps": 4, **more}
-    return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+SOME = ("load", "load another", "both", "fuse", "unfuse", "unload")
 
 
-@pytest.mark.parametrize("make, cls", [(sd, StableDiffusionPipeline), (sdxl, StableDiffusionXLPipeline)])
-def test_changes_on_an_accelerated_pipe(make, cls):
+@pytest.mark.parametrize(
+    "make, cls, changes", [(sd, StableDiffusionPipeline, CHANGES), (sdxl, StableDiffusionXLPipeline, SOME)]
+)
+def test_changes_on_an_accelerated_pipe(make, cls, changes):
     stock = make(cls)
-    plain = run(stock)
+    plain = four_steps(stock)
     full, reusing, replaying = (make(cls) for _ in range(3))
     accelerate(full, interval=1)
     accelerate(reusing, interval=3, branch=1)
     captured(replaying, interval=3, branch=1)
-    run(reusing), run(replaying)
+    four_steps(reusing), four_steps(replaying)
     seen = [plain]
-    for name, change in CHANGES.items():
+    for name in changes:
         for pipe in (stock, full, reusing, replaying):
-            change(pipe)
-        want = run(stock)
-        assert torch.equal(run(full), want), name
-        cached = run(reusing)
+            CHANGES[name](pipe)
+        want = four_steps(stock)
+        assert torch.equal(four_steps(full), want), name
+        cached = four_steps(reusing)
         assert last_run(reusing).kinds == "FPPF" and not torch.equal(cached, want), name
-        assert torch.equal(run(replaying), cached), name
+        assert torch.equal(four_steps(replaying), cached), name
         assert torch.equal(want, seen[-1]) == (name == "delete"), name  # of an adapter that is not in use
         seen.append(want)
     # Not to the bit: fusing and unfusing adds and subtracts.
     torch.testing.assert_close(seen[-1], plain, rtol=1e-3, atol=1e-3)
-    assert torch.equal(run(restore(reusing)), seen[-1])
+    assert torch.equal(four_steps(restore(reusing)), seen[-1])
 
 
 def test_changes_in_channels_last():
@@ -66,21 +66,21 @@ def test_changes_in_channels_last():
     loaded = {name: (p, p.stride()) for name, p in full.unet.named_parameters()}
     accelerate(full, interval=1, channels_last=True)
     captured(replaying, interval=1, channels_last=True)
-    run(replaying)
+    four_steps(replaying)
     for name, change in CHANGES.items():
         for pipe in (stock, full, replaying):
             change(pipe)
-        want = run(stock)
+        want = four_steps(stock)
         for pipe in (full, replaying):
-            torch.testing.assert_close(run(pipe), want, rtol=1e-5, atol=1e-5, msg=name)
+            torch.testing.assert_close(four_steps(pipe), want, rtol=1e-5, atol=1e-5, msg=name)
             weights = {n: p for n, p in pipe.unet.named_parameters() if p.dim() == 4 and "lora" not in n}
             assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights.values()), name
-    assert run(restore(full)).isfinite().all()
+    assert four_steps(restore(full)).isfinite().all()
     for name, p in full.unet.named_parameters():
         assert p is loaded[name][0] and p.stride() == loaded[name][1], name
     # While it is fused, too.
     accelerate(full, interval=1, channels_last=True)
-    CHANGES["load"](full), CHANGES["fuse"](full), run(full)
+    CHANGES["load"](full), CHANGES["fuse"](full), four_steps(full)
     restore(full)
     for name, p in full.unet.named_parameters():
         if "lora" not in name:
@@ -91,7 +91,7 @@ def test_a_lora_is_saved_from_a_unet_in_channels_last(tmp_path):
     stock, pipe = sd(StableDiffusionPipeline), sd(StableDiffusionPipeline)
     accelerate(pipe, interval=1, channels_last=True)
     for one, name in ((stock, "stock"), (pipe, "fast")):
-        CHANGES["load"](one), run(one)
+        CHANGES["load"](one), four_steps(one)
         layers = get_peft_model_state_dict(one.unet, adapter_name="style")
         assert any(value.dim() == 4 and value.shape[2:] != (1, 1) for value in layers.values())
         one.save_lora_weights(tmp_path / name, unet_lora_layers=layers)
@@ -108,11 +108,11 @@ def test_a_scale_in_the_call():
     results = []
     for scale in (1.0, 0.3, 0.0, 0.3):
         scaled = {"cross_attention_kwargs": {"scale": scale}}
-        results.append(run(stock, **scaled))
-        assert torch.equal(run(pipe, **scaled), results[-1])
-        assert torch.equal(run(replaying, **scaled), results[-1])
+        results.append(four_steps(stock, **scaled))
+        assert torch.equal(four_steps(pipe, **scaled), results[-1])
+        assert torch.equal(four_steps(replaying, **scaled), results[-1])
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
-    assert torch.equal(run(pipe), results[0])
+    assert torch.equal(four_steps(pipe), results[0])
 
 
 def test_hot_swapping_writes_the_weights_in_place():
@@ -121,9 +121,9 @@ def test_hot_swapping_writes_the_weights_in_place():
     for one in (stock, pipe):
         one.load_lora_weights(lora(one.unet), adapter_name="style")
     captured(pipe, interval=1)
-    before = run(pipe)
+    before = four_steps(pipe)
     for one in (stock, pipe):
         one.load_lora_weights(lora(one.unet, seed=3), adapter_name="style", hotswap=True)
-    after = run(pipe)
-    assert torch.equal(after, run(stock)) and not torch.equal(after, before)
+    after = four_steps(pipe)
+    assert torch.equal(after, four_steps(stock)) and not torch.equal(after, before)
     assert last_run(pipe).captures == 0

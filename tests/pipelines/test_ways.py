@@ -7,8 +7,8 @@ import logging
 
 import pytest
 import torch
-from support.small import core_of, generate, graphs_of, state_of
-from support.ways import ENGINES, NOT_CAPTURED, REFUSED, RUNS_EAGER, WAYS, WORKS, Way, make_pipe
+from support.small import engine_of, generate, graphs_of, state_of
+from support.ways import ENGINES, NOT_CAPTURED, PARTS, REFUSED, RUNS_EAGER, WAYS, WORKS, Way, make_pipe
 
 from stepcache import accelerate, last_run, restore
 from stepcache.graphs.standin import StandInBackend
@@ -16,7 +16,13 @@ from stepcache.run.attach import attachment_of
 
 STEPS, KINDS = 4, "FPPF"
 OPTIONS = {"eager": {}, "compiled": {"compile": {"backend": "eager"}}, "captured": {"cuda_graphs": StandInBackend}}
-WORKING = [(way, engine) for way in WAYS for engine in ENGINES if way.status(engine) != REFUSED]
+WORKING = [
+    # Compiled, what another pipe or other parts give are the graphs of any pipe.
+    pytest.param(way, engine, marks=pytest.mark.slow if engine == "compiled" and way in PARTS else [])
+    for way in WAYS
+    for engine in ENGINES
+    if way.status(engine) != REFUSED
+]
 REFUSING = [way for way in WAYS if way.error is not None]
 NOTHING = {images: Way("nothing", lambda pipe: None, images=images) for images in (False, True)}
 
@@ -76,7 +82,7 @@ def check_run(pipe, way, engine, want, caplog):
     if engine == "captured":
         assert (replays(pipe) != before) == (status == WORKS)
     if engine == "compiled":
-        assert bool(core_of(pipe).plan.costs.compile_seconds) == (status == WORKS)
+        assert bool(engine_of(pipe).unet.costs.compile_seconds) == (status == WORKS)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "stepcache"]
     assert [way.warning in message for message in warnings] == [True] * (status in (NOT_CAPTURED, RUNS_EAGER))
 

@@ -32,7 +32,7 @@ def test_what_diffusers_has_is_known():
 
 
 def test_all_calls_are_stock_with_a_word(caplog):
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     assert keeper_of(pipe.unet) is None
     plain = pipe(6)
     layers = len(pipe.unet.attn_processors)

@@ -12,7 +12,7 @@ from support.small import demo_pipe, generate, make_unet, state_of
 
 from stepcache import Schedule, accelerate, denoising, last_run, warmup
 from stepcache.errors import InvalidSetting
-from stepcache.graphs import GraphSettings
+from stepcache.graphs.settings import GraphSettings
 from stepcache.plans.plan import Figures, MadeFor, Plan, plan_of, stretched
 from stepcache.reuse.predict import Fitted, Line
 from stepcache.run.attach import attach, attachment_of

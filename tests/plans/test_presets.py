@@ -1,12 +1,15 @@
 """Presets are what their table says, at any number of steps."""
 
+import csv
+
 import pytest
 import torch
 from support.small import demo_pipe, generate, loop_pipe
 
+from benchmarks import RESULTS
 from stepcache import accelerate, last_run
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
-from stepcache.plans.presets import PRESETS
+from stepcache.plans.presets import GAINS, PRESETS, SETTINGS
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -51,3 +54,24 @@ def test_nothing_else_beside_it(other):
 def test_no_such_preset(name):
     with pytest.raises(InvalidSetting, match="faithful, balanced, fast"):
         accelerate(demo_pipe(), preset=name)
+
+
+@pytest.mark.parametrize(("name", "steps"), GAINS)
+def test_the_evidence_is_in_the_results(name, steps):
+    preset = PRESETS[name]
+    with open(RESULTS / "frontier.csv") as file:
+        rows = list(csv.DictReader(file))
+
+    def psnr(scheduler, guidance_scale, predict):
+        """Of the one row with the preset's schedule and guidance; a calibrated plan's is another thing."""
+        want = (scheduler, str(steps), str(guidance_scale), predict, preset.guidance, "0", preset.schedule.kinds(steps))
+        columns = ("scheduler", "steps", "guidance_scale", "predict", "guidance", "branch", "schedule")
+        (row,) = [r for r in rows if tuple(r[c] for c in columns) == want and r["method"] != "calibrated"]
+        return float(row["psnr"])
+
+    line = {1.0: "linear", 0.5: "0.5"}[preset.damping]
+    found = [psnr(*setting, line) - psnr(*setting, "hold") for setting in SETTINGS]
+    assert GAINS[name, steps] == pytest.approx(found, abs=0.051)
+    # What the presets are built on: the line pays at 50 steps, all but once, and not at 20.
+    losses = [setting for setting, gain in zip(SETTINGS, found, strict=True) if gain < 0]
+    assert len(losses) <= 1 if steps == 50 else any(guidance_scale == 7.5 for _, guidance_scale in losses)

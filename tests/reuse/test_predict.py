@@ -8,12 +8,12 @@ import torch
 from diffusers import HeunDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small import captured, core_of, demo_pipe, generate, loop_pipe
+from support.small import captured, demo_pipe, engine_of, generate, loop_pipe
 
 from stepcache import Schedule, StepCacheError, accelerate, last_run
 from stepcache.errors import InvalidSetting
 from stepcache.forwards import family_of
-from stepcache.forwards.join import Blend
+from stepcache.forwards.blend import Blend
 from stepcache.reuse.predict import HOLD, Fitted, Line, predictor_of
 
 
@@ -271,5 +271,5 @@ def test_the_demo_is_closer_to_the_original_with_lines():
 def test_bytes_are_stated_for_each_slot():
     pipe = accelerate(loop_pipe(), 3, predict=0.5)
     pipe(6)
-    (bucket,) = core_of(pipe).buckets.held.values()
+    (bucket,) = engine_of(pipe).unet.buckets.held.values()
     assert bucket.nbytes == last_run(pipe).buffer_bytes == sum(t.nbytes for t in bucket.slots[0].values[0].tensors)

@@ -2,7 +2,7 @@ import pytest
 
 from stepcache import Schedule, StepCacheError
 
-# Published steps of the paper's code (research notes, 1d), recorded from it.
+# The steps that the paper's published code gives, recorded from it.
 PUBLISHED = {
     (50, 5, 15, 1.4): [0, 5, 9, 13, 17, 21, 26, 31, 37, 43],
     (50, 3, 15, 1.4): [0, 3, 6, 8, 11, 13, 15, 17, 20, 22, 25, 28, 32, 35, 38, 42, 46],

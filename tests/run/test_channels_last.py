@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, state_of
+from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, state_of, tiny_pipe
 from torch import nn
 
 from stepcache import accelerate, last_run, restore
@@ -122,7 +122,7 @@ def test_engines(engine):
 
 def test_by_default_weights_on_a_cpu_stay_as_they_are():
     for options in ({}, {"channels_last": "auto"}, {"channels_last": False}):
-        pipe = loop_pipe()
+        pipe = loop_pipe("least")
         weights, before = Weights(pipe.unet), addresses(pipe.unet)
         accelerate(pipe, 3, **options)(4)
         weights.assert_restored()
@@ -146,14 +146,14 @@ def test_auto_is_for_models_that_hooks_take_to_cuda(device):
 
 
 def test_values_that_there_are_not():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     for value in (None, 1, "always", torch.channels_last):
         with pytest.raises(InvalidSetting, match='channels_last must be "auto", True or False, got'):
             accelerate(pipe, channels_last=value)
 
 
 def test_what_cannot_be_accelerated_keeps_its_weights():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     before = addresses(pipe.unet)
     with pytest.raises(BranchOutOfRange):
         accelerate(pipe, branch=99, channels_last=True)
@@ -162,7 +162,7 @@ def test_what_cannot_be_accelerated_keeps_its_weights():
 
 @pytest.mark.parametrize("accelerated_before", [False, True])
 def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     if accelerated_before:
         accelerate(pipe, interval=2)
@@ -182,7 +182,7 @@ def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
 
 
 def test_two_pipes_on_one_unet():
-    first, second = (demo_pipe(unet=unet) for unet in [copy.deepcopy(demo_pipe().unet)] * 2)
+    first, second = (demo_pipe(unet=unet) for unet in [tiny_pipe().unet] * 2)
     weights = Weights(first.unet)
     want = images(accelerate(first, 3))
     accelerate(first, 3, channels_last=True), captured(second, 3, channels_last=True)
@@ -196,7 +196,7 @@ def test_two_pipes_on_one_unet():
 
 
 def test_one_that_does_not_ask_sees_what_another_asks_for():
-    asks, other = (LoopPipe(unet, loop_pipe().scheduler) for unet in [make_unet()] * 2)
+    asks, other = (LoopPipe(unet, loop_pipe("least").scheduler) for unet in [make_unet("least")] * 2)
     weights = Weights(asks.unet)
     captured(other, 3)
     want = other(6)
@@ -212,11 +212,11 @@ def test_one_that_does_not_ask_sees_what_another_asks_for():
 
 
 def test_unets_that_share_parameters():
-    unet = make_unet()
+    unet = make_unet("least")
     twin = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
     assert twin is not unet and addresses(twin) == addresses(unet)
     weights = Weights(unet)
-    pipes = [accelerate(LoopPipe(each, loop_pipe().scheduler), 3, channels_last=True) for each in (unet, twin)]
+    pipes = [accelerate(LoopPipe(each, loop_pipe("least").scheduler), 3, channels_last=True) for each in (unet, twin)]
     pipes[0](4)
     restore(pipes[0])
     assert in_place(unet)
@@ -226,7 +226,7 @@ def test_unets_that_share_parameters():
 
 
 def test_accelerating_again_re_lays_nothing_twice():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     laid = addresses(pipe.unet)
     accelerate(pipe, 2, channels_last=True)
     assert addresses(pipe.unet) == laid and in_place(pipe.unet)
@@ -243,8 +243,8 @@ CHANGES = {
     "new data": lambda unet: [
         setattr(p, "data", p.data.clone(memory_format=torch.contiguous_format)) for p in kernels(unet)
     ],
-    "new parameters": lambda unet: unet.load_state_dict(make_unet().state_dict(), assign=True),
-    "new modules": lambda unet: setattr(unet, "conv_in", copy.deepcopy(make_unet().conv_in)),
+    "new parameters": lambda unet: unet.load_state_dict(make_unet("least").state_dict(), assign=True),
+    "new modules": lambda unet: setattr(unet, "conv_in", copy.deepcopy(make_unet("least").conv_in)),
     "new parameters with the old strides": lambda unet: unet.load_state_dict(
         {name: value.clone() for name, value in unet.state_dict().items()}, assign=True
     ),
@@ -256,7 +256,7 @@ CHANGES = {
     [*((change, "eager") for change in CHANGES), ("stock layout", "captured"), ("new modules", "captured")],
 )
 def test_weights_that_are_moved_or_replaced_in_between(change, engine):
-    pipe, stock = loop_pipe(), make_unet()
+    pipe, stock = loop_pipe("least"), make_unet("least")
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
     close(pipe(6), want)
@@ -270,7 +270,7 @@ def test_weights_that_are_moved_or_replaced_in_between(change, engine):
 
 
 def test_parameters_that_are_replaced_often_are_forgotten():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     count = len(kernels(pipe.unet))
     for _ in range(3):
         CHANGES["new parameters"](pipe.unet)
@@ -282,7 +282,7 @@ def test_parameters_that_are_replaced_often_are_forgotten():
 
 
 def test_a_layout_that_the_user_gives_in_the_meantime_is_restored():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     weight = pipe.unet.conv_out.weight
     odd = weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     weight.data = odd
@@ -296,7 +296,7 @@ def test_a_layout_that_the_user_gives_in_the_meantime_is_restored():
 
 
 def test_a_weight_of_another_shape_is_left_to_the_user():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     weight = pipe.unet.conv_in.weight
     weight.data = torch.zeros(8, 9, 3, 3).contiguous(memory_format=torch.channels_last)
     address = weight.data_ptr()
@@ -305,7 +305,7 @@ def test_a_weight_of_another_shape_is_left_to_the_user():
 
 
 def test_a_hook_on_the_model_moves_it_as_it_is():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     hf_accelerate.cpu_offload_with_hook(pipe.unet, execution_device="cpu")
@@ -317,7 +317,7 @@ def test_a_hook_on_the_model_moves_it_as_it_is():
 
 
 def test_hooks_on_the_layers_are_not_interfered_with(caplog):
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     restore(pipe)
     hf_accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
@@ -335,7 +335,7 @@ def test_hooks_on_the_layers_are_not_interfered_with(caplog):
 
 def test_hooks_on_the_layers_that_come_and_go_in_the_meantime():
     """They make new Parameters of the old strides."""
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True)
     hf_accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
@@ -348,7 +348,7 @@ def test_hooks_on_the_layers_that_come_and_go_in_the_meantime():
 
 
 def test_group_offloading_is_not_interfered_with():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     pipe.unet.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     before = addresses(pipe.unet)
@@ -359,7 +359,7 @@ def test_group_offloading_is_not_interfered_with():
 
 
 def test_inference_mode_leaves_ordinary_weights():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     pipe.unet.to(memory_format=torch.contiguous_format)
     with torch.inference_mode():
         pipe(4)
@@ -462,12 +462,12 @@ def test_what_is_saved_is_what_would_have_been(tmp_path):
 
 
 def test_other_ways_to_save_a_unet(tmp_path):
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     weights = Weights(pipe.unet)
     pipe.unet.save_pretrained(tmp_path, safe_serialization=False)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path, use_safetensors=False)
     torch.save(pipe.unet.state_dict(), tmp_path / "state")
-    plain = make_unet()
+    plain = make_unet("least")
     plain.load_state_dict(torch.load(tmp_path / "state"))
     for model in (loaded, plain):
         for (_, want, _), got in zip(weights.then.values(), model.parameters(), strict=True):
@@ -502,7 +502,7 @@ def test_the_vaes_decoder():
 @pytest.mark.parametrize("after_a_run", [False, True])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
 def test_copies_and_pickles(copied, after_a_run):
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True)
@@ -518,7 +518,7 @@ def test_copies_and_pickles(copied, after_a_run):
 
 
 def test_a_shallow_copy_needs_the_same_weights():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     other = copy.copy(pipe)
     other(4)
     restore(pipe)
@@ -528,7 +528,7 @@ def test_a_shallow_copy_needs_the_same_weights():
 
 
 def test_a_copy_of_the_unet_alone_keeps_its_layout():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     unet = copy.deepcopy(pipe.unet)
     restore(pipe)
     restore(accelerate(LoopPipe(unet, pipe.scheduler), 3, channels_last=True))
@@ -536,15 +536,15 @@ def test_a_copy_of_the_unet_alone_keeps_its_layout():
 
 
 def test_a_pipe_that_is_gone_leaves_its_weights_to_the_next():
-    unet = make_unet()
+    unet = make_unet("least")
     weights = Weights(unet)
-    pipe = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    pipe = accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3, channels_last=True)
     pipe(4)
     laid = addresses(unet)
     del pipe
     gc.collect()
     assert addresses(unet) == laid
-    following = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    following = accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3, channels_last=True)
     following(4)
     assert addresses(unet) == laid
     restore(following)
@@ -553,8 +553,8 @@ def test_a_pipe_that_is_gone_leaves_its_weights_to_the_next():
 
 
 def test_a_pipe_that_is_gone_but_not_collected_needs_nothing():
-    unet = make_unet()
-    first, second = (accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True) for _ in range(2))
+    unet = make_unet("least")
+    first, second = (accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3, channels_last=True) for _ in range(2))
     gc.disable()
     try:
         kept = attachment_of(first)  # as a reference cycle would
@@ -566,7 +566,7 @@ def test_a_pipe_that_is_gone_but_not_collected_needs_nothing():
 
 
 def test_another_unet_put_into_the_pipe():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     first = pipe.unet
     pipe(4)
     pipe.unet = make_unet("one layer")
@@ -578,7 +578,7 @@ def test_another_unet_put_into_the_pipe():
 
 
 def test_a_unet_that_is_dropped_takes_its_weights_along():
-    pipe = accelerate(loop_pipe(), 3, channels_last=True)
+    pipe = accelerate(loop_pipe("least"), 3, channels_last=True)
     pipe(4)
     weight = weakref.ref(pipe.unet.conv_in.weight)
     gc.disable()
@@ -592,7 +592,7 @@ def test_a_unet_that_is_dropped_takes_its_weights_along():
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 def test_restore_in_the_midst_of_a_run(engine):
     """The run goes on with the weights that it began with."""
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
@@ -609,21 +609,21 @@ def test_restore_in_the_midst_of_a_run(engine):
 
 
 def test_threads_that_come_and_go():
-    unet, errors = make_unet(), []
+    unet, errors = make_unet("least"), []
     weights = Weights(unet)
-    want = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3)(6)
+    want = accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3)(6)
 
     def work(options):
         try:
             for _ in range(4):
-                pipe = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True, **options)
+                pipe = accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3, channels_last=True, **options)
                 close(pipe(6), want)
                 restore(pipe)
         except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(ENGINES[name],)) for name in ("eager", "captured")]
-    held = accelerate(LoopPipe(unet, loop_pipe().scheduler), 3, channels_last=True)
+    held = accelerate(LoopPipe(unet, loop_pipe("least").scheduler), 3, channels_last=True)
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -635,7 +635,7 @@ def test_threads_that_come_and_go():
 
 def test_it_is_told_once(caplog):
     caplog.set_level(logging.INFO, "stepcache")
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     accelerate(pipe, 3, channels_last=True)
     pipe(4)
     assert caplog.messages.count(f"{len(kernels(pipe.unet))} weights of the U-Net put into channels_last") == 1

@@ -9,8 +9,8 @@ import torch
 from support.vaes import VAES, decode, make_graphs, make_latents, make_vae, run
 from torch import nn
 
-from stepcache.graphs import GraphSettings
-from stepcache.graphs.captured import MAX_STALE
+from stepcache.graphs.capture import MAX_STALE
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
 
@@ -25,7 +25,7 @@ def test_captured_images_are_the_vaes_own(name):
         assert torch.equal(decode(graphs, vae, latents, **kwargs), want)
         assert torch.equal(decode(graphs, vae, -latents, **kwargs), other)
     assert graphs.costs.captures == 1
-    assert graphs.nbytes >= latents.nbytes + want.nbytes
+    assert graphs.buckets.static_nbytes >= latents.nbytes + want.nbytes
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_the_least_recently_used_bucket_is_freed():
     vae, graphs = make_vae(), make_graphs(max_buckets=2)
     for batch in (1, 2, 1, 3):
         decode(graphs, vae, make_latents(batch))
-    one, three = (bucket.graphs.captured for bucket in graphs.buckets.held.values())
+    one, three = (bucket.capture for bucket in graphs.buckets.held.values())
     assert graphs.costs.captures == 3
     assert one.backend.released == three.backend.released == 0
-    before = graphs.nbytes
+    before = graphs.buckets.static_nbytes
     graphs.clear()
     assert one.backend.released == three.backend.released == 1
-    assert graphs.nbytes == 0 < before and not graphs.belongs_to(vae.decoder)
+    assert graphs.buckets.static_nbytes == 0 < before and not graphs.belongs_to(vae.decoder)
     assert all(graph.is_reset for graph in (*one.backend.graphs, *three.backend.graphs))
 
 
@@ -167,8 +167,8 @@ def test_a_vae_that_is_moved_for_each_image_is_given_up(tiles, caplog):
         assert torch.equal(decode(graphs, vae, latents), want)
         captures.append(graphs.costs.captures - before)
     assert [count > 0 for count in captures] == [True] * (MAX_STALE + 1) + [False] * 3
-    assert graphs.nbytes == 0
-    assert sum("change in every run" in record.getMessage() for record in caplog.records) == 1
+    assert graphs.buckets.static_nbytes == 0
+    assert sum("change again and again" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_offloading_hooks(caplog):
@@ -177,7 +177,10 @@ def test_offloading_hooks(caplog):
     vae, latents, graphs = make_vae(), make_latents(), make_graphs()
     with torch.no_grad():
         want = vae.decode(latents)[0]
-    for module, message in ((vae, "move the VAE between runs"), (vae.decoder, "on the VAE's layers")):
+    for module, message in (
+        (vae, "move the VAE's decoder between runs"),
+        (vae.decoder, "on the layers of the VAE's decoder"),
+    ):
         add_hook_to_module(module, ModelHook())
         for _ in range(2):
             assert torch.equal(decode(graphs, vae, latents), want)
@@ -215,7 +218,7 @@ def test_a_failed_capture_runs_on_uncaptured(caplog):
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1 and "17 GiB" in warnings[0] and "decoder graph 2x4x8x8" in warnings[0]
     (bucket,) = graphs.buckets.held.values()
-    assert bucket.graphs.captured.backend.released == 1 and graphs.nbytes == 0
+    assert bucket.capture.backend.released == 1 and graphs.buckets.static_nbytes == 0
 
 
 def test_another_vae_gets_graphs_of_its_own_and_a_dropped_one_takes_its_along():
@@ -225,7 +228,7 @@ def test_another_vae_gets_graphs_of_its_own_and_a_dropped_one_takes_its_along():
     other = make_vae("AutoencoderTiny")
     decode(graphs, other, latents)
     (bucket,) = graphs.buckets.held.values()
-    weight, backend = weakref.ref(next(other.decoder.parameters())), bucket.graphs.captured.backend
+    weight, backend = weakref.ref(next(other.decoder.parameters())), bucket.capture.backend
     del other, bucket
     gc.collect()
     assert weight() is None and not graphs.buckets.held and backend.released == 1

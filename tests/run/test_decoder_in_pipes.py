@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import core_of, demo_pipe, generate, loop_pipe, sdxl_pipe
+from support.small import demo_pipe, engine_of, generate, loop_pipe, sdxl_pipe
 from support.vaes import make_latents, make_vae
 from torch import nn
 
 from stepcache import accelerate, denoising, last_run, restore, warmup
 from stepcache.errors import AlreadyCached, InvalidSetting, UnsupportedVAE
 from stepcache.graphs.standin import StandInBackend
-from stepcache.run.decoder import vae_of
+from stepcache.pipes.vae import vae_of
 
 
 def images(pipe, **kwargs):
@@ -38,8 +38,8 @@ def test_a_pipelines_images_are_the_same():
         for captures in (3, 0):
             assert torch.equal(images(pipe), want)
             assert last_run(pipe).captures == captures
-        core = core_of(pipe)
-        assert last_run(pipe).static_bytes == core.buckets.static_nbytes + core.decoder.nbytes > core.decoder.nbytes > 0
+        engine = engine_of(pipe)
+        assert last_run(pipe).static_bytes == engine.static_nbytes > engine.decoder.buckets.static_nbytes > 0
         restore(pipe)
         assert torch.equal(images(accelerate(pipe, 3)), want)
         restore(pipe)
@@ -49,7 +49,7 @@ def test_eager_on_a_cpu_there_is_nothing_to_gain_and_nothing_is_changed():
     pipe = demo_pipe()
     want = images(accelerate(pipe, 3))
     assert torch.equal(images(accelerate(pipe, 3, vae=True)), want)
-    assert not core_of(pipe).decoder.buckets.held
+    assert not engine_of(pipe).decoder.buckets.held
     restore(pipe)
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_left_on_the_vae():
     images(pipe)
     assert state() == before
     latents = make_latents(1)
-    captures = core_of(pipe).plan.costs.captures
+    captures = engine_of(pipe).unet.costs.captures
     with torch.no_grad():
         pipe.vae.decode(latents)  # outside of a run the decoder is the VAE's own
         with denoising(pipe):
@@ -75,7 +75,7 @@ def test_nothing_is_left_on_the_vae():
             copied.decoder.conv_out.weight.zero_(), copied.decoder.conv_out.bias.zero_()
             assert not copied.decode(latents)[0].any()
             assert pipe.vae.decode(latents)[0].any()
-    assert core_of(pipe).plan.costs.captures == captures + 1
+    assert engine_of(pipe).unet.costs.captures == captures + 1
     assert state() == before
     restore(pipe)
     assert state() == before
@@ -87,7 +87,7 @@ def test_copies_and_pickles_have_graphs_of_their_own():
     for copied in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
         assert torch.equal(images(copied), want)
         assert last_run(copied).captures == 3
-        assert core_of(copied).decoder is not core_of(pipe).decoder
+        assert engine_of(copied).decoder is not engine_of(pipe).decoder
         restore(copied)
     images(pipe)
     assert last_run(pipe).captures == 0
@@ -169,8 +169,8 @@ def test_warm_up_decodes_too():
 def test_restore_frees_the_graphs():
     pipe = with_graphs(demo_pipe(), 3)
     images(pipe)
-    (bucket,) = core_of(pipe).decoder.buckets.held.values()
-    captured = bucket.graphs.captured
+    (bucket,) = engine_of(pipe).decoder.buckets.held.values()
+    captured = bucket.capture
     restore(pipe)
     assert captured.backend.released == 1 and captured.nbytes == 0
 

@@ -1,6 +1,4 @@
-"""Steps, slots and runs: each breakage of DeepCache's helper (research/peers.md, 1c) is a test that passes here."""
-
-import copy
+"""Steps, slots and runs: each way in which DeepCache's helper breaks is a test that passes here."""
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from diffusers import (
     KDPM2DiscreteScheduler,
     PNDMScheduler,
 )
-from support.small import BETAS, LoopPipe, core_of, demo_pipe, generate, loop_pipe, make_inputs, make_unet
+from support.small import BETAS, LoopPipe, engine_of, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
 
 from stepcache import Schedule, accelerate, denoising, last_run, restore
 from stepcache.run.session import MAX_SLOTS
@@ -21,11 +19,11 @@ def kinds(pipe):
 
 
 def loop_with(scheduler, **options):
-    return LoopPipe(make_unet("sd"), scheduler(**BETAS, **options))
+    return LoopPipe(make_unet("least"), scheduler(**BETAS, **options))
 
 
 def test_each_run_starts_with_a_full_step_whatever_its_length():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     for steps, want in ((7, "FPPFPPF"), (4, "FPPF"), (5, "FPPFP"), (1, "F")):
         pipe(steps)
         assert kinds(pipe) == want
@@ -34,7 +32,7 @@ def test_each_run_starts_with_a_full_step_whatever_its_length():
 
 def test_changed_strength_starts_anew():
     """img2img: 0.5, then 0.55, then 0.6 of 20 steps; the original starts the second on the first one's features."""
-    pipe, fresh = accelerate(loop_pipe(), interval=3), accelerate(loop_pipe(), interval=3)
+    pipe, fresh = accelerate(loop_pipe("least"), interval=3), accelerate(loop_pipe("least"), interval=3)
     for start in (10, 9, 8):
         result = pipe(20, start=start)
         assert kinds(pipe) == Schedule.uniform(3).kinds(20 - start)
@@ -69,7 +67,7 @@ def test_karras_tails_with_repeated_timesteps():
 
 
 def test_guidance_dropped_mid_run_runs_full_on_the_new_batch():
-    pipe = accelerate(loop_pipe(), interval=4)
+    pipe = accelerate(loop_pipe("least"), interval=4)
     inputs = make_inputs(pipe.unet)
     pipe.scheduler.set_timesteps(8)
     with torch.no_grad(), denoising(pipe):
@@ -85,7 +83,7 @@ def test_guidance_dropped_mid_run_runs_full_on_the_new_batch():
 
 @pytest.mark.parametrize("kind", ["keyword", "int", "0-d", "batched", "foreign"])
 def test_any_timestep_will_do(kind):
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet)
     pipe.scheduler.set_timesteps(4)
 
@@ -132,11 +130,11 @@ def batched_loop(pipe, steps=6):
 
 
 def test_several_unet_calls_in_a_step_have_a_feature_each():
-    pipe = accelerate(loop_pipe(), interval=3, branch=1)
+    pipe = accelerate(loop_pipe("least"), interval=3, branch=1)
     with denoising(pipe):
         separate = two_pass_loop(pipe)
     assert kinds(pipe) == "FFPPPPFFPPPP"
-    assert last_run(pipe).buffer_bytes == 2 * 8 * 16 * 16 * 4
+    assert last_run(pipe).buffer_bytes == 2 * 16 * 16 * 16 * 4
     with denoising(pipe):
         batched = batched_loop(pipe)
     assert (separate - batched).abs().max() < 1e-4
@@ -156,7 +154,7 @@ def panorama_loop(pipe, steps=6):
 
 
 def test_views_that_step_on_their_own_are_slots_of_one_step():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     with denoising(pipe):
         views = panorama_loop(pipe)
     assert kinds(pipe) == "FFFPPPPPPFFFPPPPPP"
@@ -172,7 +170,7 @@ def test_views_that_step_on_their_own_are_slots_of_one_step():
 
 def test_a_feature_older_than_the_last_full_step_is_not_used():
     """Guidance in the middle of the run only: the batch is 1, then 2, then 1 again."""
-    pipe = accelerate(loop_pipe(), interval=4)
+    pipe = accelerate(loop_pipe("least"), interval=4)
     inputs = make_inputs(pipe.unet)
     pipe.scheduler.set_timesteps(10)
     batches = [1, 1, 1, 2, 2, 2, 1, 1, 1, 1]
@@ -185,7 +183,7 @@ def test_a_feature_older_than_the_last_full_step_is_not_used():
 
 
 def test_a_slot_that_the_last_full_step_did_not_have_runs_full():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     inputs = make_inputs(pipe.unet)
     pipe.scheduler.set_timesteps(6)
     with torch.no_grad(), denoising(pipe):
@@ -197,7 +195,7 @@ def test_a_slot_that_the_last_full_step_did_not_have_runs_full():
 
 
 def test_an_interrupted_run_leaves_nothing_to_the_next():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
 
     def stop(pipe, i):
@@ -213,16 +211,16 @@ def test_an_interrupted_run_leaves_nothing_to_the_next():
 
 
 def test_an_interrupted_img2img_run_starts_full_where_it_enters_later():
-    pipe = accelerate(loop_pipe(), interval=5)
+    pipe = accelerate(loop_pipe("least"), interval=5)
     with pytest.raises(ZeroDivisionError):
         pipe(10, on_step=lambda pipe, i: 1 / (i - 2))
     late = pipe(10, start=4)
     assert kinds(pipe) == "FPPPPF"
-    assert torch.equal(late, accelerate(loop_pipe(), interval=5)(10, start=4))
+    assert torch.equal(late, accelerate(loop_pipe("least"), interval=5)(10, start=4))
 
 
 def test_inference_mode_and_back():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
     accelerate(pipe, interval=3)  # new buffers, first written in inference mode
     with torch.inference_mode():
@@ -232,7 +230,7 @@ def test_inference_mode_and_back():
 
 
 def test_a_call_that_wants_gradients_runs_the_stock_forward():
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet)
     sample = inputs["sample"].clone().requires_grad_()
     with torch.no_grad():
@@ -250,7 +248,7 @@ def test_a_call_that_wants_gradients_runs_the_stock_forward():
 
 
 def test_a_gradient_to_the_prompt_runs_the_stock_forward():
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet)
     text = inputs["encoder_hidden_states"].requires_grad_()
     pipe.scheduler.set_timesteps(2)
@@ -266,7 +264,7 @@ def test_a_gradient_to_the_prompt_runs_the_stock_forward():
 
 
 def test_one_feature_a_slot_at_one_address():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     pipe(6)
     feature = only_feature(pipe)
     address = feature.data_ptr()
@@ -277,13 +275,13 @@ def test_one_feature_a_slot_at_one_address():
 
 
 def only_feature(pipe):
-    (bucket,) = core_of(pipe).buckets.held.values()
+    (bucket,) = engine_of(pipe).unet.buckets.held.values()
     (kept,) = bucket.slots
     return kept.values[0].tensors[0]
 
 
 def test_max_buckets_bounds_the_memory():
-    pipe = accelerate(loop_pipe(), interval=2, max_buckets=2)
+    pipe = accelerate(loop_pipe("least"), interval=2, max_buckets=2)
     sizes = []
     for batch in (1, 2, 3, 1):
         pipe(4, batch=batch)
@@ -293,7 +291,7 @@ def test_max_buckets_bounds_the_memory():
 
 
 def test_a_loop_that_never_steps_runs_full_in_bounded_memory(caplog):
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet, batch=1)
     with torch.no_grad(), denoising(pipe):
         want = pipe.unet(**inputs).sample
@@ -305,7 +303,7 @@ def test_a_loop_that_never_steps_runs_full_in_bounded_memory(caplog):
 
 
 def test_a_loop_without_a_scheduler_advances_by_hand():
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet)
     with torch.no_grad(), denoising(pipe, steps=4) as run:
         for _ in range(4):
@@ -315,12 +313,12 @@ def test_a_loop_without_a_scheduler_advances_by_hand():
 
 
 def test_last_full_steps_by_count():
-    pipe = accelerate(loop_pipe(), schedule=Schedule.uniform(4, first=2, last=2))
+    pipe = accelerate(loop_pipe("least"), schedule=Schedule.uniform(4, first=2, last=2))
     pipe(9)
     assert kinds(pipe) == "FFPPFPPFF"
     pipe(9, start=3)  # the loop has 6 steps, the scheduler says 9: `last` counts from the end that it knows
     assert kinds(pipe) == "FFPPFP"
-    demo = accelerate(demo_pipe(), schedule=Schedule.uniform(4, last=2))
+    demo = accelerate(tiny_pipe(), schedule=Schedule.uniform(4, last=2))
     generate(demo, steps=7)
     assert kinds(demo) == "FPPPFFF"
     with torch.no_grad(), denoising(demo, steps=3):
@@ -334,7 +332,7 @@ def test_last_full_steps_by_count():
 def test_lora_scale_is_applied_and_taken_back():
     from peft import LoraConfig
 
-    pipe = demo_pipe(unet=copy.deepcopy(demo_pipe().unet))
+    pipe = tiny_pipe()
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "extra")
     want = {scale: generate(pipe, cross_attention_kwargs={"scale": scale}) for scale in (1.0, 0.5, 0.0)}
     assert not torch.equal(want[1.0], want[0.5])

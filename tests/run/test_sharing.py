@@ -7,9 +7,15 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
 )
-from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe
+from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, tiny_pipe
 
 from stepcache import accelerate, last_run, restore
+
+
+def pipes(count):
+    """Pipelines on one U-Net."""
+    unet = tiny_pipe().unet
+    return [demo_pipe(unet=unet) for _ in range(count)]
 
 
 def kinds(pipe):
@@ -17,14 +23,14 @@ def kinds(pipe):
 
 
 def test_two_pipelines_share_a_unet():
-    plain, fast = demo_pipe(), demo_pipe()
+    plain, fast, other = pipes(3)
     assert plain.unet is fast.unet
     want = generate(plain)
     accelerate(fast, interval=3)
     cached = generate(fast)
     assert torch.equal(generate(plain), want)
     assert not torch.equal(cached, want)
-    other = accelerate(demo_pipe(), interval=2, branch=1)
+    accelerate(other, interval=2, branch=1)
     generate(other)
     assert torch.equal(generate(fast), cached)
     assert (kinds(fast), kinds(other)) == ("FPPFPP", "FPFPFP")
@@ -37,7 +43,8 @@ def test_two_pipelines_share_a_unet():
 
 def test_a_run_inside_a_run_of_another_pipe():
     """A preview in a callback: a second accelerated pipe on the same U-Net, then the first goes on."""
-    outer, inner = accelerate(demo_pipe(), interval=3), accelerate(demo_pipe(), interval=2)
+    outer, inner = pipes(2)
+    accelerate(outer, interval=3), accelerate(inner, interval=2)
     want_outer, want_inner = generate(outer), generate(inner)
     previews = []
 
@@ -52,8 +59,8 @@ def test_a_run_inside_a_run_of_another_pipe():
 
 
 def test_a_run_inside_a_run_of_the_same_pipe():
-    pipe = accelerate(loop_pipe(scheduler=EulerDiscreteScheduler(**BETAS)), interval=3)
-    ddim = loop_pipe()
+    pipe = accelerate(loop_pipe("least", scheduler=EulerDiscreteScheduler(**BETAS)), interval=3)
+    ddim = loop_pipe("least")
     want = ddim(6)
     restore(pipe)
     pipe = accelerate(LoopPipe(ddim.unet, DDIMScheduler(**BETAS)), interval=3)
@@ -69,13 +76,14 @@ def test_a_run_inside_a_run_of_the_same_pipe():
 
 def test_two_threads_with_a_pipeline_each_share_a_unet():
     settings = [(3, 0), (2, 1), (1, 0)]
-    pipes = [accelerate(demo_pipe(), *setting) for setting in settings]
-    plain = demo_pipe()
+    *fast, plain = pipes(4)
+    for pipe, setting in zip(fast, settings, strict=True):
+        accelerate(pipe, *setting)
     # The U-Net is shared, the tokenizer must not be: a fast tokenizer keeps its padding as state, so that threads which
     # call one at the same time now and then get prompts of the wrong length, without stepcache too.
     prompt, negative = plain.encode_prompt("tiger face", "cpu", 1, True)
     options = {"prompt": None, "prompt_embeds": prompt, "negative_prompt_embeds": negative, "seed": 7}
-    want = [generate(pipe, **options) for pipe in (*pipes, plain)]
+    want = [generate(pipe, **options) for pipe in (*fast, plain)]
     errors = []
 
     def work(pipe, latents):
@@ -85,7 +93,7 @@ def test_two_threads_with_a_pipeline_each_share_a_unet():
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip([*pipes, plain], want, strict=True)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip([*fast, plain], want, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -96,7 +104,7 @@ def test_two_threads_with_a_pipeline_each_share_a_unet():
 
 def test_two_threads_run_the_same_stateless_pipe():
     """Its scheduler (DDIM) keeps nothing between steps, so stock allows it; the runs must not share a feature."""
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
     results = []
     barrier = threading.Barrier(2, timeout=60)

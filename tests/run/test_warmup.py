@@ -9,8 +9,8 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
-from support.small import demo_pipe, generate, loop_pipe, sdxl_pipe, state_of
-from test_pipelines import run
+from support.builders import sdxl
+from support.small import generate, generate_any, loop_pipe, state_of, tiny_pipe
 
 from stepcache import accelerate, last_run, warmup
 from stepcache.errors import InvalidSetting, NotAccelerated
@@ -18,27 +18,27 @@ from stepcache.graphs.standin import StandInBackend
 
 
 @pytest.mark.parametrize(
-    "name, make, cls",
+    "make, cls",
     [
-        ("sd", demo_pipe, StableDiffusionPipeline),
-        ("sd img2img", demo_pipe, StableDiffusionImg2ImgPipeline),
-        ("sd inpaint", demo_pipe, StableDiffusionInpaintPipeline),
-        ("sdxl", sdxl_pipe, StableDiffusionXLPipeline),
-        ("sdxl img2img", sdxl_pipe, StableDiffusionXLImg2ImgPipeline),
+        (tiny_pipe, StableDiffusionPipeline),
+        (tiny_pipe, StableDiffusionImg2ImgPipeline),
+        (tiny_pipe, StableDiffusionInpaintPipeline),
+        (sdxl, StableDiffusionXLPipeline),
+        (sdxl, StableDiffusionXLImg2ImgPipeline),
     ],
 )
-def test_the_first_request_finds_everything_warm(name, make, cls):
+def test_the_first_request_finds_everything_warm(make, cls):
     pipe = accelerate(make(cls), interval=3, cuda_graphs=StandInBackend)
     size = 16 * pipe.vae_scale_factor
     record = warmup(pipe, size, size, progress=False)
     assert record.captures == 2 and record.kinds == "FP"
-    run(pipe, name)
+    generate_any(pipe)
     assert last_run(pipe).captures == 0
     assert last_run(pipe).kinds.startswith("FPPF")  # the pipe's own schedule is back
 
 
 def test_batches_and_no_guidance_are_other_buckets():
-    pipe = accelerate(demo_pipe(), cuda_graphs=StandInBackend)
+    pipe = accelerate(tiny_pipe(), cuda_graphs=StandInBackend)
     warmup(pipe, 64, 64, batch_size=3, guidance=False, progress=False)
     warmup(pipe, 48, 64, progress=False)
     generate(pipe, prompt=["tiger face"] * 3, guidance_scale=1.0)
@@ -50,7 +50,7 @@ def test_batches_and_no_guidance_are_other_buckets():
 
 
 def test_the_pipe_and_the_random_numbers_are_as_before():
-    pipe = accelerate(demo_pipe(), interval=3)
+    pipe = accelerate(tiny_pipe(), interval=3)
     generate(pipe)
     before, numbers = state_of(pipe), torch.get_rng_state()
     warmup(pipe, 64, 64, progress=False)
@@ -69,7 +69,7 @@ def test_the_pipe_and_the_random_numbers_are_as_before():
 
 
 def test_the_bar_says_what_it_does(capsys):
-    pipe = accelerate(demo_pipe(), cuda_graphs=StandInBackend)
+    pipe = accelerate(tiny_pipe(), cuda_graphs=StandInBackend)
     warmup(pipe, 64, 64)
     shown = capsys.readouterr().err
     assert "full graph 2x4x16x16: capturing" in shown
@@ -87,14 +87,14 @@ def test_the_bar_says_what_it_does(capsys):
     ],
 )
 def test_sizes_that_cannot_be_made(arguments, message):
-    pipe = accelerate(demo_pipe())
+    pipe = accelerate(tiny_pipe())
     with pytest.raises(InvalidSetting, match=message):
         warmup(pipe, *arguments, progress=False)
     assert last_run(pipe) is None
 
 
 def test_arguments_that_the_pipeline_does_not_take():
-    pipe = accelerate(demo_pipe())
+    pipe = accelerate(tiny_pipe())
     with pytest.raises(InvalidSetting, match="StableDiffusionPipeline takes no control_image; it takes prompt"):
         warmup(pipe, 64, 64, progress=False, control_image=None)
 

@@ -13,7 +13,7 @@ from stepcache import accelerate, denoising, last_run
 
 
 def test_watched_methods_keep_their_signature():
-    pipe = accelerate(loop_pipe())
+    pipe = accelerate(loop_pipe("least"))
     names = ("step", "set_timesteps")
     want = [inspect.signature(getattr(pipe.scheduler, name)) for name in names]
     with denoising(pipe):
@@ -23,7 +23,7 @@ def test_watched_methods_keep_their_signature():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_made_in_a_run_are_on_their_own(copied):
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     pipe.scheduler.set_timesteps(4)
     inputs = make_inputs(pipe.unet)
     with torch.no_grad(), denoising(pipe):
@@ -36,7 +36,7 @@ def test_copies_made_in_a_run_are_on_their_own(copied):
 
 def test_attributes_saved_and_put_back_are_still_watched():
     """As panorama pipelines do with the state of their scheduler."""
-    pipe = accelerate(loop_pipe(scheduler=DPMSolverMultistepScheduler(**BETAS)), interval=2)
+    pipe = accelerate(loop_pipe("least", scheduler=DPMSolverMultistepScheduler(**BETAS)), interval=2)
     pipe.scheduler.set_timesteps(4)
     inputs = make_inputs(pipe.unet)
     before = set(vars(pipe.scheduler))
@@ -63,7 +63,7 @@ def loop(pipe, steps=4):
 
 @pytest.mark.parametrize("predict", ["hold", "linear"])
 def test_each_loop_of_a_run_is_on_its_own(predict):
-    pipe = accelerate(loop_pipe(), interval=3, predict=predict)
+    pipe = accelerate(loop_pipe("least"), interval=3, predict=predict)
     with denoising(pipe):
         want = loop(pipe)
     with denoising(pipe):
@@ -74,7 +74,7 @@ def test_each_loop_of_a_run_is_on_its_own(predict):
 
 def test_another_scheduler_in_the_midst_of_a_run():
     """Text2Video-Zero goes on with a copy of its scheduler."""
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     first = pipe.scheduler
     with denoising(pipe):
         want = loop(pipe)

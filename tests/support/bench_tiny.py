@@ -1,6 +1,6 @@
 """A pipeline and a grid that are measured in seconds: the demo's text encoder and VAE around the smallest U-Net."""
 
-from support.small import demo_pipe, make_unet
+from support.small import tiny_pipe
 
 from stepcache.bench.grid import GridSpec
 from stepcache.bench.models import Model
@@ -15,11 +15,6 @@ SPEC = {
     "backend": "eager",
     "device": "cpu",
 }
-
-
-def tiny_pipe():
-    """Of StableDiffusionPipeline, in float32; its U-Net has branches 0 to 3."""
-    return demo_pipe(unet=make_unet("least", cross_attention_dim=96))
 
 
 def tiny_model():

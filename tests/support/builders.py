@@ -19,7 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 from support.small import BETAS as _BETAS
-from support.small import SDXL_TIME, SMALL, sdxl_pipe
+from support.small import SDXL_TIME, SMALL, mask, picture, sdxl_pipe
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -48,9 +48,9 @@ TINY_XL = {
     "projection_class_embeddings_input_dim": 6 * 8 + 8,
 }
 
-PICTURE = Image.radial_gradient("L").resize((PIXELS, PIXELS)).convert("RGB")
+PICTURE = picture(PIXELS)
 OTHER_PICTURE = PICTURE.rotate(90).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-MASK = Image.linear_gradient("L").resize((PIXELS, PIXELS)).point(lambda v: 255 * (v > 127))
+MASK = mask(PIXELS)
 
 
 def random(*shape: int, seed: int = 5) -> torch.Tensor:
@@ -58,10 +58,11 @@ def random(*shape: int, seed: int = 5) -> torch.Tensor:
 
 
 def ready(model: torch.nn.Module) -> Any:
-    """In evaluation, and with layers that start at zero (a ControlNet's outputs) doing something."""
+    """In evaluation mode; layers that start at zero (a ControlNet's outputs) get weights, the same at every call."""
+    generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
         if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return model.eval().requires_grad_(False)
 
 

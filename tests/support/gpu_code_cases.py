@@ -18,7 +18,7 @@ from benchmarks.engine.gpu_code_trace import Launch, OwnKernel, function_code, g
 from stepcache import accelerate
 from stepcache.forwards.join import fused_join, reference_join
 from stepcache.forwards.macs import branch_macs, meta_unet
-from stepcache.graphs.compiled import CUDA_OPTIONS
+from stepcache.graphs.options import CUDA_OPTIONS
 
 SIZE = 16
 OPTIONS = {"default": CUDA_OPTIONS, "torch": {}, "descent": gpu_code.DESCENT}

@@ -64,14 +64,15 @@ SHAPES = REAL + EDGES + MIXES
 def numeric_cases(*more: Shape) -> list:
     """(shape, dtype, layout) of the tests in the interpreter.
 
-    The real joins are its slowest cases: half of their combinations are for `-m slow`, but none of the edges'.
+    Two combinations have each dtype size and each layout. The others are slow, and so are the real joins, the longest
+    cases, for which these two are enough: what is special about a dtype in a layout shows at the other shapes.
     """
     cases = []
     for shape in [*SHAPES, *more]:
-        for dtype in DTYPES:
-            for layout in LAYOUTS:
-                slow = shape in REAL and (dtype == "fp32") != (layout == "contiguous")
-                marks = [pytest.mark.slow] if slow else []
+        for dtype, layout in product(DTYPES, LAYOUTS):
+            main = (dtype, layout) in (("fp32", "contiguous"), ("bf16", "channels_last"))
+            if main or shape not in REAL:
+                marks = [pytest.mark.slow] if shape in REAL or not main else []
                 cases.append(pytest.param(shape, dtype, layout, id=f"{shape.why}-{dtype}-{layout}", marks=marks))
     return cases
 
@@ -135,6 +136,11 @@ def conv_arguments(shape: Shape, dtype: torch.dtype, layout: torch.memory_format
         made["residual"] = x.to(dtype).contiguous(memory_format=layout)
         made["residual_bias"] = torch.randn(shape.out, generator=generator).to(dtype)
     return made
+
+
+def on_the_gpu(arguments: dict) -> dict:
+    """The same arguments on the current CUDA device."""
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
 def widened(arguments: dict) -> dict:

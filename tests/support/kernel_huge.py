@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from stepcache.kernels.cat_group_norm_silu import cat_group_norm_silu_reference
 from stepcache.kernels.cat_group_norm_silu import op as norm_op
-from stepcache.kernels.cat_group_norm_silu.kernel import normalize_silu_kernel
+from stepcache.kernels.cat_group_norm_silu.two_launches import normalize_silu_kernel
 from stepcache.kernels.dual_conv1x1 import dual_conv1x1_reference
 from stepcache.kernels.dual_conv1x1.kernel import dual_conv1x1_kernel
 from stepcache.kernels.dual_conv1x1.launch import tiles

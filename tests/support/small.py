@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from stepcache import accelerate
@@ -182,10 +183,14 @@ class LoopPipe:
 
 # Two levels, one of them with attention: the least that compiles in a few seconds.
 UNETS["least"] = {**UNETS["inpaint"], "in_channels": 4, "layers_per_block": 1}
+# Changes of "least" that compile sooner still. Four joins, two of them at half the size:
+NO_ATTENTION = {"down_block_types": (D, D), "up_block_types": (U, U), "mid_block_type": None}
+# Two joins:
+ONE_LEVEL = {"block_out_channels": (8,), "down_block_types": (D,), "up_block_types": (U,), "mid_block_type": None}
 
 
-def loop_pipe(name: str = "sd", scheduler: object = None) -> LoopPipe:
-    return LoopPipe(make_unet(name), scheduler or DDIMScheduler(**BETAS))
+def loop_pipe(name: str = "sd", scheduler: object = None, **changes: object) -> LoopPipe:
+    return LoopPipe(make_unet(name, **changes), scheduler or DDIMScheduler(**BETAS))
 
 
 @functools.cache
@@ -204,6 +209,11 @@ def demo_pipe(cls: type = StableDiffusionPipeline, **changes: object):
     pipe = cls(**components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_pipe(cls: type = StableDiffusionPipeline, *, unet: dict | None = None, **changes: object):
+    """The demo's text encoder and VAE around a U-Net of its own: "least", with the changes `unet` to its config."""
+    return demo_pipe(cls, unet=make_unet("least", cross_attention_dim=96, **(unet or {})), **changes)
 
 
 @functools.cache
@@ -245,15 +255,34 @@ def generate(pipe, steps: int = 6, seed: int = 0, sized: bool = True, **kwargs) 
     return pipe(**{**options, **kwargs}, num_inference_steps=steps, generator=generator).images
 
 
-def core_of(pipe):
+def picture(pixels: int) -> Image.Image:
+    return Image.radial_gradient("L").resize((pixels, pixels)).convert("RGB")
+
+
+def mask(pixels: int) -> Image.Image:
+    """White below, black above."""
+    return Image.linear_gradient("L").resize((pixels, pixels)).point(lambda value: 255 * (value > 127))
+
+
+def generate_any(pipe, steps: int = 8, **options) -> torch.Tensor:
+    """`generate` from text, from an image or by inpainting, as the pipeline's class asks."""
+    kind, pixels = type(pipe).__name__, 16 * pipe.vae_scale_factor
+    if "Img2Img" in kind:
+        return generate(pipe, steps, sized=False, image=picture(pixels), strength=0.6, **options)
+    if "Inpaint" in kind:
+        options = {"image": picture(pixels), "mask_image": mask(pixels), "strength": 0.8, **options}
+    return generate(pipe, steps, **options)
+
+
+def engine_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
-    (core,) = attachment_of(pipe)._idle
-    return core
+    (engine,) = attachment_of(pipe)._idle
+    return engine
 
 
 def graphs_of(pipe):
     """The captured graphs of all buckets, oldest first."""
-    return [bucket.graphs.captured for bucket in core_of(pipe).buckets.held.values()]
+    return [bucket.capture for bucket in engine_of(pipe).unet.buckets.held.values()]
 
 
 def captured(pipe, *args, **options):

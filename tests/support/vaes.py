@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import diffusers
 import torch
 
-from stepcache.graphs import GraphSettings
-from stepcache.graphs.compiled import Programs
-from stepcache.graphs.costs import Costs
+from stepcache.graphs.compiled import Compilations
+from stepcache.graphs.decoder import DecoderGraphs
+from stepcache.graphs.progress import Costs
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
-from stepcache.run.decoder import DecoderGraphs, vae_of
+from stepcache.pipes.vae import vae_of
 from stepcache.run.watch import Interception
 
 CAPTURED = GraphSettings(cuda_graphs=StandInBackend)
@@ -47,7 +48,7 @@ def make_latents(batch=2, height=8, width=8):
 
 
 def make_graphs(settings=CAPTURED, max_buckets=4):
-    return DecoderGraphs(settings, max_buckets, Costs(), Programs())
+    return DecoderGraphs(settings, max_buckets, Costs(), Compilations())
 
 
 @contextmanager

@@ -197,7 +197,11 @@ def _from_pipe(pipe: Any) -> Any:
     return made
 
 
-OFFLOADED = {"compiled": RUNS_EAGER, "captured": RUNS_EAGER, "warning": "Hooks that offload, cast or align devices"}
+OFFLOADED = {
+    "compiled": RUNS_EAGER,
+    "captured": RUNS_EAGER,
+    "warning": "Hooks on the layers of the U-Net offload, cast or align devices",
+}
 
 OFFLOADING = [
     Way("model CPU offload", _model_offload, captured=NOT_CAPTURED, warning="Offloading hooks move the U-Net"),
@@ -278,7 +282,7 @@ WRAPPED = [
         compiled=RUNS_EAGER,
         captured=RUNS_EAGER,
         changes=True,
-        warning="Forward hooks sit on the U-Net's layers",
+        warning="Forward hooks are on the layers of the U-Net",
     ),
     Way(
         "forward hooks on blocks",

@@ -1,8 +1,8 @@
-"""The blocks of diffusers' 2D U-Nets (models/unets/unet_2d_blocks.py): how each type calls its layers and samplers.
+"""How each type of block in diffusers' 2D U-Nets (models/unets/unet_2d_blocks.py) calls its layers and samplers.
 
-A layer is a ResNet with its attention, if there is one. Most down blocks keep a skip after each layer and one after
-their downsampler, and up blocks have a join at each layer. K blocks keep one skip a block and have one join. Blocks of
-NCSN++ ("Skip" in diffusers) carry an image beside the hidden state, which unet_2d.py sees to.
+A layer is a ResNet and its attention, if it has one. Most down blocks keep one skip after each layer and one after
+their downsampler, and up blocks have a join at each layer. K blocks keep one skip per block and have one join. NCSN++
+blocks ("Skip" in diffusers) carry an image beside the hidden state, which unet_2d.py handles.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedUNet
 from ..reuse.cut import Cut, Layout
-from .join import Join, freeu, layout_of
+from .freeu import freeu
+from .join import JoinFunction
+from .join_shape import memory_format_of
 from .touched import check_untouched
 
 # (attention, hidden [B, C, H, W], temb [B, E], its other arguments) -> [B, C, H, W]. The arguments are
-# encoder_hidden_states, attention_mask, encoder_attention_mask and cross_attention_kwargs, each of which may be None.
+# encoder_hidden_states, attention_mask, encoder_attention_mask and cross_attention_kwargs, all of them optional.
 Attend = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 
 
 def transformer(attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Of Transformer2DModel."""
+    """Call a Transformer2DModel."""
     return attention(hidden, **arguments, return_dict=False)[0]
 
 
 def self_attention(attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Of an Attention over the image alone."""
+    """Call an Attention over the image alone."""
     return attention(hidden)
 
 
 def added_text(attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Of an Attention over the keys of image and text together, with one mask for both. unCLIP's is the first kind."""
+    """Call an Attention over the keys of image and text together, with one mask. unCLIP's is `attention_mask`."""
     text, mask = arguments["encoder_hidden_states"], arguments["attention_mask"]
     if mask is None and text is not None:
         mask = arguments["encoder_attention_mask"]
@@ -45,15 +47,15 @@ def added_text(attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: di
 
 
 def k_attention(attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Of KAttentionBlock."""
+    """Call a KAttentionBlock."""
     return attention(hidden, emb=temb, **arguments)
 
 
 class Kind(NamedTuple):
-    """What is particular to a type of block."""
+    """What differs between types of blocks."""
 
     attend: Attend | None = None  # how a layer's attention is called; None: layers are ResNets alone
-    freeu: bool = False  # its forward heeds FreeU's settings
+    freeu: bool = False  # its forward applies FreeU
     sized: bool = False  # its upsamplers are told their output size
     by_block: bool = False  # a K block
     image: bool = False  # a block of NCSN++
@@ -84,7 +86,7 @@ UP = {
 KINDS = {**DOWN, **UP}
 _BY_FORWARD = {getattr(unet_2d_blocks, name).forward: kind for name, kind in KINDS.items()}
 
-# Of the other blocks in that file: why not.
+# Why the other blocks in that file are refused.
 _ENCODER = "It is a block of a VAE, which keeps no skips."
 REFUSED = {
     "AutoencoderTinyBlock": _ENCODER,
@@ -96,12 +98,12 @@ REFUSED = {
 
 
 def kind_of(block: nn.Module) -> Kind:
-    """The kind of a block that `check` lets pass: by its forward, which a subclass shares, and torch.compile traces."""
+    """The kind of a block that `check` accepts, by its forward, which subclasses share and torch.compile can trace."""
     return _BY_FORWARD[type(block).forward]
 
 
 def check(unet: nn.Module, name: str, refused: dict[str, str] = REFUSED) -> None:
-    """Raise UnsupportedUNet, with the place, where a forward is not the known one.
+    """Raise UnsupportedUNet, naming the place, if a forward is not a known one.
 
     name: the class whose forward the U-Net must have. refused: block type -> why it is refused.
     """
@@ -113,7 +115,7 @@ def check(unet: nn.Module, name: str, refused: dict[str, str] = REFUSED) -> None
             if type(block).forward not in _BY_FORWARD:
                 raise UnsupportedUNet(
                     f"{path}.{i} is a {type(block).__name__} of {type(block).forward.__module__}, which is not "
-                    "diffusers' own, though it has the name of one. Run this pipeline without stepcache."
+                    "diffusers' own, though it has the same name. Run this pipeline without stepcache."
                 )
             check_untouched(f"{path}.{i}", block)
     names: dict[bool, dict[str, None]] = {True: {}, False: {}}
@@ -122,15 +124,15 @@ def check(unet: nn.Module, name: str, refused: dict[str, str] = REFUSED) -> None
     if names[True] and names[False]:
         raise UnsupportedUNet(
             f"The U-Net mixes K blocks ({', '.join(names[True])}), which keep one skip each, with blocks that keep one "
-            f"a layer ({', '.join(names[False])}). stepcache knows U-Nets of the one kind or of the other. Run this "
-            "pipeline without stepcache."
+            f"per layer ({', '.join(names[False])}). stepcache supports U-Nets of either kind, but no mixture. Run "
+            "this pipeline without stepcache."
         )
 
 
 def check_forward(where: str, module: nn.Module, known: Iterable[str], refused: dict[str, str] | None = None) -> None:
-    """Raise UnsupportedUNet where the class that defines the module's forward is not one of `known`.
+    """Raise UnsupportedUNet if the class that defines the module's forward is not one of `known`.
 
-    A subclass that keeps forward is fine, one that overrides it is not. refused: class -> why, for the message.
+    A subclass may inherit forward, but not override it. refused: class -> why it is refused, for the message.
     """
     name = type(module).forward.__qualname__.removesuffix(".forward")
     if name not in known:
@@ -154,12 +156,12 @@ def layout(unet: nn.Module) -> Layout:
 
 
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules that a partial step does not run."""
+    """The modules that a partial step skips."""
     entry = unet.up_blocks[cut.block]
     deep: list[Any] = [unet.mid_block, *unet.up_blocks[: cut.block]]
     deep += [module for layer in _layers(entry, kind_of(entry))[: cut.layer] for module in layer]
     if kind_of(entry).image:
-        deep.append(entry.upsampler)  # what it makes of the image is in the feature
+        deep.append(entry.upsampler)  # the feature has the upsampled image
     skips = 0 if cut.by_block else 1  # conv_in's
     for block in unet.down_blocks:
         kind = kind_of(block)
@@ -188,7 +190,7 @@ def _upsampling(block: nn.Module, kind: Kind) -> list[nn.Module]:
 
 
 def _keeps_skip(block: nn.Module, kind: Kind) -> bool:
-    # Of K blocks, the deepest one with attention keeps none: the first up block goes on with its output.
+    # The deepest K block keeps none if it has attention: its output is what the first up block continues with.
     return kind.attend is None or block.downsamplers is not None
 
 
@@ -202,10 +204,10 @@ def down_layers(
     limit: int | None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The layers of a down block, until `limit` skips are there (None: all); appends to `skips` what it keeps.
+    """The layers of a down block, up to `limit` skips (None: all layers). Appends the skips it keeps to `skips`.
 
-    arguments: of attentions (`Attend`). residual: is added to the last layer's output. Returns the hidden state.
-    A K block that keeps no skip appends None in its place.
+    arguments: for attentions (`Attend`). residual: added to the last layer's output. Returns the hidden state. A K
+    block that keeps no skip appends None.
     """
     last = len(block.resnets) - 1
     layers = zip(block.resnets, block.attentions if kind.attend else block.resnets, strict=True)
@@ -231,13 +233,13 @@ def up_layers(
     temb: Tensor,
     arguments: dict[str, Any],
     skips: list[Any],
-    join: Join,
+    join: JoinFunction,
     first: int = 0,
     stop: int | None = None,
 ) -> Any:
-    """Layers `first` to `stop` - 1 (None: all from `first` on) of an up block, popping `skips` at their joins.
+    """Layers `first` to `stop` - 1 (None: to the last) of an up block. Pops `skips` at their joins.
 
-    hidden: a tensor, or at the first join of a partial step a Blend. Returns the hidden state.
+    hidden: a tensor, or a Blend at the first join of a partial step. Returns the hidden state.
     """
     layers = zip(block.resnets, block.attentions if kind.attend else block.resnets, strict=True)
     for i, (resnet, attention) in enumerate(layers):
@@ -258,20 +260,20 @@ def up_layers(
 
 
 def _attended(attend: Attend, attention: nn.Module, hidden: Tensor, temb: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """A layer's attention on `hidden` [B, C, H, W]. In a GPU's compiled graphs its result has the layout of `hidden`.
+    """A layer's attention on `hidden` [B, C, H, W]. In compiled GPU graphs its result has the layout of `hidden`.
 
-    Linear projections leave their output contiguous, and every convolution and join behind them would convert it.
-    Inductor makes the one conversion here a part of the kernel that adds the residual, so that it costs nothing. Eager
-    it would be a launch, and on a CPU other bits than the stock forward's.
+    Linear projections leave their output contiguous, and every later convolution and join would convert it. Inductor
+    fuses the one conversion here into the kernel that adds the residual, so it is free. In eager mode it would be a
+    launch, and on a CPU it would change bits of the stock forward's result.
     """
     attended = attend(attention, hidden, temb, arguments)
     if attended.device.type == "cuda" and torch.compiler.is_compiling():
-        return attended.contiguous(memory_format=layout_of(hidden))
+        return attended.contiguous(memory_format=memory_format_of(hidden))
     return attended
 
 
 def resampled(samplers: Iterable[nn.Module], hidden: Tensor, temb: Tensor, *size: Any) -> Tensor:
-    """`hidden` through down- or upsamplers. ResNets among these take the time embedding, others `size`, if given."""
+    """Run down- or upsamplers on `hidden`. ResNets among them take the time embedding, others `size`, if given."""
     for sampler in samplers:
         hidden = sampler(hidden, temb) if isinstance(sampler, ResnetBlock2D) else sampler(hidden, *size)
     return hidden

@@ -1,8 +1,8 @@
 """Multiply-accumulates of full and partial steps, counted on the meta device: shapes only, no weights.
 
-One MAC is two of torch's FLOPs. Counted are convolutions, linear layers and attention's two products; normalisation,
-activations and additions are not, as is usual. The bound that follows is on what skipping work alone can give; it
-knows nothing of kernels, and not of the VAE and the text encoder.
+One MAC is two of torch's FLOPs. As usual, only convolutions, linear layers and attention's two products count, not
+normalisation, activations and additions. The resulting bound is on what skipping work alone can give: it does not
+consider kernels, the VAE or the text encoder.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from ..reuse.cut import Cut
 from . import FAMILIES, family_of
 from .join import reference_join
 
-# Text tokens of CLIP, which all U-Nets of Stable Diffusion are conditioned on.
+# CLIP's text tokens, on which all U-Nets of Stable Diffusion are conditioned.
 TOKENS = 77
 
 
 @dataclass(frozen=True)
 class BranchMacs:
-    """What one branch costs. `full` and `partial` are MACs of one U-Net call; `feature` is the cached [B, C, H, W]."""
+    """What one branch costs: MACs of one U-Net call in a full and a partial step, and the feature's [B, C, H, W]."""
 
     branch: int
-    full: int
-    partial: int
-    feature: tuple[int, ...]
+    full_macs: int
+    partial_macs: int
+    feature_shape: tuple[int, ...]
 
     @property
     def share(self) -> float:
-        """The partial step's part of the full one, 0 to 1."""
-        return self.partial / self.full
+        """MACs of a partial step over those of a full one, 0 to 1."""
+        return self.partial_macs / self.full_macs
 
     def bound(self, interval: int) -> float:
-        """How many times faster a uniform schedule of `interval` can at most make the U-Net, if time goes as MACs."""
+        """The U-Net's greatest possible speed-up with a uniform schedule of `interval`, if time follows MACs."""
         return interval / (1 + (interval - 1) * self.share)
 
     def feature_bytes(self, itemsize: int = 2) -> int:
         """Bytes of the cached feature at `itemsize` bytes a value (2: fp16, bf16)."""
-        return math.prod(self.feature) * itemsize
+        return math.prod(self.feature_shape) * itemsize
 
 
 def meta_unet(config: Mapping[str, Any]) -> nn.Module:
     """The U-Net of a diffusers `config` (unet/config.json, or `unet.config`) on the meta device: no memory, no weights.
 
-    UnsupportedUNet, with diffusers' own words, where the class is not supported or cannot be built from the config.
+    Raises UnsupportedUNet if the class is not supported, or diffusers cannot build it from the config.
     """
     name = config.get("_class_name", "UNet2DConditionModel")
     if name not in FAMILIES:
@@ -61,23 +61,23 @@ def meta_unet(config: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             unet: nn.Module = getattr(diffusers, name).from_config(dict(config))
-    except Exception as error:  # whatever a wrong value runs into in there: it is the config that is wrong
+    except Exception as error:  # diffusers may raise anything for a bad config
         raise UnsupportedUNet(
             f"diffusers cannot build a {name} from this config ({type(error).__name__}: {error}). "
             "Check it against the model's own unet/config.json."
         ) from error
-    # SVD's mixing factors are made from numbers, and so on the CPU.
+    # SVD makes its mixing factors from numbers, so they are on the CPU.
     return unet.to("meta").eval().requires_grad_(False)
 
 
 def branch_macs(
     unet: nn.Module, height: int, width: int, batch: int = 1, branches: Iterable[int] | None = None
 ) -> Iterator[BranchMacs]:
-    """One BranchMacs for each of `branches` (default: all that the U-Net has), counted as it is asked for.
+    """Yield one BranchMacs for each of `branches` (default: all of the U-Net's), counting each on demand.
 
     unet: on the meta device, from `meta_unet`. height, width: of the latents. batch: of the U-Net call, twice the
-    images with guidance. Raises UnsupportedUNet for blocks or kinds of conditioning that are not known here and for
-    latents that the U-Net cannot take, InvalidSetting for a unet that is not on the meta device or a branch it lacks.
+    number of images with guidance. Raises UnsupportedUNet for unknown blocks, conditionings without example inputs and
+    latents that the U-Net cannot take, InvalidSetting for a U-Net not on the meta device or a branch it lacks.
     """
     if any(not p.is_meta for p in unet.parameters()):
         raise InvalidSetting("branch_macs() takes a U-Net on the meta device: meta_unet(unet.config).")
@@ -98,23 +98,24 @@ def _count(unet: nn.Module, family: ModuleType, cuts: list[Cut], inputs: dict[st
             size = "x".join(str(n) for n in inputs["sample"].shape[-2:])
             raise UnsupportedUNet(
                 f"This U-Net does not run on latents of {size} ({error}). Try a larger size; if that fails too, "
-                "its config wants inputs that are not built here."
+                "its config needs inputs that stepcache does not build."
             ) from error
         return counter.get_total_flops() // 2
 
     if not cuts:
         return
     shapes: list[tuple[int, ...]] = []
-    # The full step would hand each feature out, but tracing one for each branch takes most of the time.
-    whole = macs(lambda: shapes.extend(feature_shapes(unet, inputs)))
+    # The features' shapes come from this one full step, because tracing one for each branch takes most of the time.
+    full_macs = macs(lambda: shapes.extend(feature_shapes(unet, inputs)))
     for cut in cuts:
         shape = shapes[cut.branch]
         feature = inputs["sample"].new_empty(shape)
-        yield BranchMacs(cut.branch, whole, macs(lambda f=feature, c=cut: family.partial(unet, c, f, **inputs)), shape)
+        partial_macs = macs(lambda f=feature, c=cut: family.partial(unet, c, f, **inputs))
+        yield BranchMacs(cut.branch, full_macs, partial_macs, shape)
 
 
 def feature_shapes(unet: nn.Module, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Shapes [B, C, H, W] of the features of all branches, from one full step on `inputs` of the family's `full`."""
+    """The shapes [B, C, H, W] of all branches' features, from one full step on `inputs`."""
     family = family_of(unet)
     layout = family.layout(unet)
     shapes: list[tuple[int, ...]] = []
@@ -134,10 +135,10 @@ def feature_shapes(unet: nn.Module, inputs: Mapping[str, Any]) -> list[tuple[int
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
     """Inputs of the family's `full` and `partial` for latents of `height` x `width`, with the conditionings of `unet`.
 
-    A family's own `example_inputs`, if it has one; else those of text-to-image: zeros, float32, on the U-Net's device:
-    sample [B, in_channels, H, W], timestep [1], encoder_hidden_states [B, 77, D], and class labels, the guidance
-    embedding of LCM, SDXL's added conditions and image embeddings where the config has them. UnsupportedUNet, with the
-    config's setting, for a conditioning that is not built here.
+    They come from the family's own `example_inputs`, if it has one. Otherwise they are text-to-image inputs, float32
+    zeros on the U-Net's device: sample [B, in_channels, H, W], timestep [1], encoder_hidden_states [B, 77, D], and, if
+    the config has them, class labels, LCM's guidance embedding, SDXL's added conditions and image embeddings. Raises
+    UnsupportedUNet, with the config's setting, for any other conditioning.
     """
     own = getattr(family_of(unet), "example_inputs", None)
     if own is not None:
@@ -149,7 +150,7 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    # A hint, as large as the image, comes in as four channels of latents.
+    # The hint, an image, becomes four channels of the latents.
     hint = config.addition_embed_type == "image_hint"
     inputs = {"sample": zeros(batch, config.in_channels - 4 * hint, height, width), "timestep": zeros(1)}
     if (text := _text_width(config)) is not None:
@@ -172,7 +173,7 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
     added: dict[str, Tensor] = {}
     if config.addition_embed_type == "text_time":
         width_all, width_id = config.projection_class_embeddings_input_dim, config.addition_time_embed_dim
-        # The config only has the sum of the two; how it is divided does not change the count. SDXL has 6 ids.
+        # The config only has the sum of the two widths. How they divide it does not change the count. SDXL has 6 ids.
         ids = min(6, (width_all - 1) // width_id)
         added = {"text_embeds": zeros(batch, width_all - ids * width_id), "time_ids": zeros(batch, ids)}
     elif config.addition_embed_type == "text_image":
@@ -190,7 +191,7 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
 
 
 def _text_width(config: Any) -> int | None:
-    """Width of the text embeddings that go into the U-Net; None where it takes none."""
+    """The width of the U-Net's text embeddings, None if it takes none."""
     if config.encoder_hid_dim_type == "image_proj":
         return None
     if config.encoder_hid_dim_type in ("text_proj", "text_image_proj"):
@@ -209,6 +210,6 @@ def _text_width(config: Any) -> int | None:
 
 def _unknown(name: str, value: object) -> UnsupportedUNet:
     return UnsupportedUNet(
-        f"No example inputs for a U-Net with {name}={value!r}: counting knows text, image embeddings, class labels and "
-        "SDXL's text_time. stepcache may still accelerate it; measure it instead."
+        f"No example inputs for a U-Net with {name}={value!r}: counting supports text, image embeddings, class labels "
+        "and SDXL's text_time. stepcache may still accelerate it; measure it instead."
     )

@@ -1,12 +1,12 @@
 """Full and partial forward of `UNet2DModel` (DDPM, latent diffusion without text, class-conditional ones, NCSN++).
 
-Both follow diffusers' own forward operation by operation, as unet_2d_condition.py does. They take what that forward
-takes, but `timestep` is always a tensor [1] or [B] on the U-Net's device. It keeps its dtype, in which the stock
-forward computes, too: "fourier" U-Nets divide the output by it, "learned" ones look it up.
+Both follow diffusers' own forward operation by operation, as unet_2d_condition.py does. They take the same inputs, but
+`timestep` is always a tensor [1] or [B] on the U-Net's device. It keeps its dtype, because the stock forward computes
+in it: "fourier" U-Nets divide the output by it, "learned" ones look it up.
 
-NCSN++ carries an image beside the hidden state. On the down path it is the sample, made smaller, and it is worked out
-anew in each step. On the up path each block adds to it, so a partial step needs the one that the deep blocks made:
-there the feature is [B, C + out_channels, H', W'], the hidden state and, behind it, the image at the same size.
+NCSN++ carries an image beside the hidden state. On the down path it is the downsampled sample, and each step computes
+it again. On the up path each block adds to it, so a partial step needs the image that the deep blocks made. There the
+feature is [B, C + out_channels, H', W']: the hidden state, followed by the image at the same size.
 
 Shapes: sample [B, in_channels, H, W], class_labels [B] or [B, E], feature [B, C, H', W'], output
 [B, out_channels, H, W]. Dtypes as in the stock forward; the feature has that of the hidden state.
@@ -17,14 +17,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
 from . import blocks
-from .calls import Call, timestep_of
-from .join import Join, reference_join, value_of
+from .blend import Blend, value_of
+from .calls import Call, given, timestep_of, wrapper
+from .join import JoinFunction, reference_join
 
-layout, deep_modules = blocks.layout, blocks.deep_modules
+layout, deep_modules, wrap = blocks.layout, blocks.deep_modules, wrapper(UNet2DOutput)
 
 # This U-Net has no text.
 ARGUMENTS = dict.fromkeys(
@@ -33,7 +35,7 @@ ARGUMENTS = dict.fromkeys(
 
 
 def check(unet: nn.Module) -> None:
-    """Raise UnsupportedUNet, with the name, where the U-Net's or one of its blocks' forward is not the known one."""
+    """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
     blocks.check(unet, "UNet2DModel")
 
 
@@ -43,27 +45,17 @@ def bind(
     class_labels: Tensor | None = None,
     return_dict: bool = True,
 ) -> Call:
-    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
+    """Bind the arguments of the stock forward, in its order and with its defaults, for `full` and `partial`."""
     if not isinstance(timestep, Tensor):
         timestep = torch.tensor(int(timestep))
     inputs = {"sample": sample, "timestep": timestep_of(timestep, sample, timestep.dtype)}
-    if class_labels is not None:
-        inputs["class_labels"] = class_labels
-    return Call(inputs, 1.0, return_dict)
-
-
-def wrap(output: Tensor, return_dict: bool) -> Any:
-    """The output [B, out_channels, H, W] as the stock forward returns it."""
-    if not return_dict:
-        return (output,)
-    from diffusers.models.unets.unet_2d import UNet2DOutput
-
-    return UNet2DOutput(sample=output)
+    return Call({**inputs, **given(class_labels=class_labels)}, 1.0, return_dict)
 
 
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
-    """Inputs of `full` and `partial` on the U-Net's device: sample [B, in_channels, H, W] and class labels of zeros,
-    float32 but for indices, and timestep 1."""
+    """Inputs of `full` and `partial` on the U-Net's device: timestep 1, and zeros for the sample [B, in_channels, H, W]
+    and class labels. float32, except for indices.
+    """
     config, device = unet.config, unet.conv_in.weight.device
     inputs = {
         "sample": torch.zeros(batch, config.in_channels, height, width, device=device),
@@ -77,12 +69,12 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
 
 
 def image_channels(unet: nn.Module, cut: Cut) -> int:
-    """Channels of the image in the feature, behind those of the hidden state: 0 but for NCSN++."""
+    """How many channels of the feature are the image, the last ones. 0 except for NCSN++."""
     made = any(blocks.kind_of(block).image for block in unet.up_blocks[: cut.block])
     return unet.conv_out.out_channels if made else 0
 
 
-def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: JoinFunction = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     call = _prepare(unet, **inputs)
     hidden, skips = _down(unet, call, cut, limit=None)
@@ -95,20 +87,22 @@ def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) 
     return _out(unet, call, hidden, image), feature
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+def partial(
+    unet: nn.Module, cut: Cut, feature: Tensor | Blend, join: JoinFunction = reference_join, **inputs: Any
+) -> Tensor:
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     call = _prepare(unet, **inputs)
     _, skips = _down(unet, call, cut, limit=cut.skips)
     hidden, image = feature, None
     if channels := image_channels(unet, cut):
-        feature = value_of(feature)
-        hidden, image = feature[:, :-channels], feature[:, -channels:]
+        both = value_of(feature)
+        hidden, image = both[:, :-channels], both[:, -channels:]
     hidden, image = _up(unet, call, hidden, image, skips, join, start=(cut.block, cut.layer))
     return _out(unet, call, hidden, image)
 
 
 class _Prepared(NamedTuple):
-    """What the blocks need, worked out once a call."""
+    """What the blocks need, computed once per call."""
 
     sample: Tensor
     temb: Tensor
@@ -133,7 +127,7 @@ def _prepare(unet: nn.Module, sample: Tensor, timestep: Tensor, class_labels: Te
 
 
 def _down(unet: nn.Module, call: _Prepared, cut: Cut, limit: int | None) -> tuple[Tensor, list[Any]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
+    """The down path, up to `limit` skips (None: all of it). Returns (hidden, skips)."""
     hidden, image = unet.conv_in(call.sample), call.sample
     skips: list[Any] = [] if cut.by_block else [hidden]
     for block in unet.down_blocks:
@@ -159,13 +153,14 @@ def _up(
     hidden: Any,
     image: Tensor | None,
     skips: list[Any],
-    join: Join,
+    join: JoinFunction,
     start: tuple[int, int],
     stop: tuple[int, int] | None = None,
 ) -> tuple[Any, Tensor | None]:
-    """The up path from layer `start` (block, layer) to before `stop` (None: to its end). Returns (hidden, image).
+    """The up path from layer `start` (block, layer) up to but not including `stop` (None: to the end).
 
-    image: of NCSN++, None before its first block; at `start` and `stop` in the size of the hidden state there.
+    image: NCSN++'s, None before its first block; at `start` and `stop` it has the size of the hidden state there.
+    Returns (hidden, image).
     """
     for b, block in enumerate(unet.up_blocks):
         if b < start[0]:
@@ -186,7 +181,7 @@ def _up(
 
 
 def _after_layers(block: nn.Module, call: _Prepared, hidden: Tensor, image: Tensor | None) -> tuple[Tensor, Any]:
-    """The rest of an up block of NCSN++: it adds to the image and makes the hidden state larger."""
+    """The rest of an NCSN++ up block, which adds to the image and upsamples the hidden state."""
     for attention in getattr(block, "attentions", ()):
         hidden = attention(hidden)
     if block.resnet_up is not None:

@@ -1,11 +1,11 @@
 """Full and partial forward of `UNet2DConditionModel` (SD 1.x, 2.x, SDXL, refiner, inpaint, distilled ones; Kandinsky
 2.x, DeepFloyd IF, the latent upscaler).
 
-Both follow diffusers' own forward operation by operation, through the U-Net's own methods and modules, so that in
-fp32 `full` gives the stock output bit for bit, and so does `partial` on a feature of the same step. They take what
-that forward takes, with three differences: `timestep` is a float32 tensor [1] or [B] on the U-Net's device (exact for
-integers, and `Timesteps` casts to float32 anyway), the LoRA scale is not in `cross_attention_kwargs`, and lists of
-T2I-Adapter residuals are not consumed.
+Both follow diffusers' own forward operation by operation, through the U-Net's own methods and modules. In fp32 `full`
+gives the stock output bit for bit, and so does `partial` on a feature of the same step. They take the inputs of that
+forward, with three differences: `timestep` is a float32 tensor [1] or [B] on the U-Net's device (exact for integers,
+and `Timesteps` casts to float32 anyway), `cross_attention_kwargs` has no LoRA scale, and lists of T2I-Adapter residuals
+are not consumed.
 
 Shapes: sample [B, in_channels, H, W], encoder_hidden_states [B, L, D] or None, time embedding [B, E], feature
 [B, C, H', W'], output [B, out_channels, H, W]. Dtypes as in the stock forward; the feature has that of the hidden
@@ -18,22 +18,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from ..reuse.cut import Cut
 from . import blocks
-from .calls import Call, timestep_of, without_scale
-from .join import Join, reference_join
+from .blend import Blend
+from .calls import Call, attention_bias, given, is_uneven, timestep_of, without_scale, wrapper
+from .join import JoinFunction, reference_join
 
-_SKIP = "It carries an image beside the hidden state, for which diffusers' UNet2DConditionModel has no place either."
+_SKIP = "It carries an image beside the hidden state, which diffusers' UNet2DConditionModel does not support either."
 REFUSED = {**blocks.REFUSED, **dict.fromkeys([name for name, kind in blocks.KINDS.items() if kind.image], _SKIP)}
 
-layout, deep_modules = blocks.layout, blocks.deep_modules
+layout, deep_modules, wrap = blocks.layout, blocks.deep_modules, wrapper(UNet2DConditionOutput)
 
 
 def check(unet: nn.Module) -> None:
-    """Raise UnsupportedUNet, with the name, where the U-Net's or one of its blocks' forward is not the known one."""
+    """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
     blocks.check(unet, "UNet2DConditionModel", REFUSED)
 
 
@@ -52,41 +54,29 @@ def bind(
     encoder_attention_mask: Tensor | None = None,
     return_dict: bool = True,
 ) -> Call:
-    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
+    """Bind the arguments of the stock forward, in its order and with its defaults, for `full` and `partial`."""
     cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
-    # Without mid-block residual, down-block residuals are T2I-Adapter's under their old name, as in the stock forward.
+    # As in the stock forward: without a mid-block residual, down-block residuals are T2I-Adapter's, by their old name.
     if mid_block_additional_residual is None and down_intrablock_additional_residuals is None:
         down_intrablock_additional_residuals, down_block_additional_residuals = down_block_additional_residuals, None
-    inputs: dict[str, Any] = {
-        "sample": sample,
-        "timestep": timestep_of(timestep, sample),
-    }
-    optional = {
-        "encoder_hidden_states": encoder_hidden_states,
-        "class_labels": class_labels,
-        "timestep_cond": timestep_cond,
-        "attention_mask": attention_mask,
-        "cross_attention_kwargs": cross_attention_kwargs,
-        "added_cond_kwargs": added_cond_kwargs,
-        "control_down": down_block_additional_residuals,
-        "control_mid": mid_block_additional_residual,
-        "adapter": down_intrablock_additional_residuals,
-        "encoder_attention_mask": encoder_attention_mask,
-    }
-    inputs.update((name, value) for name, value in optional.items() if value is not None)
+    inputs = given(
+        sample=sample,
+        timestep=timestep_of(timestep, sample),
+        encoder_hidden_states=encoder_hidden_states,
+        class_labels=class_labels,
+        timestep_cond=timestep_cond,
+        attention_mask=attention_mask,
+        cross_attention_kwargs=cross_attention_kwargs,
+        added_cond_kwargs=added_cond_kwargs,
+        control_down=down_block_additional_residuals,
+        control_mid=mid_block_additional_residual,
+        adapter=down_intrablock_additional_residuals,
+        encoder_attention_mask=encoder_attention_mask,
+    )
     return Call(inputs, scale, return_dict)
 
 
-def wrap(output: Tensor, return_dict: bool) -> Any:
-    """The output [B, out_channels, H, W] as the stock forward returns it."""
-    if not return_dict:
-        return (output,)
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-    return UNet2DConditionOutput(sample=output)
-
-
-def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: JoinFunction = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     call = _prepare(unet, **inputs)
     hidden, skips, rest = _down(unet, call, cut, limit=None)
@@ -96,15 +86,17 @@ def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) 
     return _out(unet, _up(unet, call, feature, skips, join, start=entry)), feature
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+def partial(
+    unet: nn.Module, cut: Cut, feature: Tensor | Blend, join: JoinFunction = reference_join, **inputs: Any
+) -> Tensor:
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     call = _prepare(unet, **inputs)
     _, skips, _ = _down(unet, call, cut, limit=cut.skips)
     return _out(unet, _up(unet, call, feature, skips, join, start=(cut.block, cut.layer)))
 
 
 class _Prepared(NamedTuple):
-    """What the blocks need, worked out once a call."""
+    """What the blocks need, computed once per call."""
 
     sample: Tensor
     temb: Tensor
@@ -112,7 +104,7 @@ class _Prepared(NamedTuple):
     control_down: tuple[Tensor, ...]
     control_mid: Tensor | None
     adapter: list[Tensor]
-    sized: bool  # H or W is no multiple of the U-Net's factor: upsamplers are told their output size
+    sized: bool  # `is_uneven`: upsamplers are told their output size
 
 
 def _prepare(
@@ -130,7 +122,7 @@ def _prepare(
     adapter: list[Tensor] | None = None,
     encoder_attention_mask: Tensor | None = None,
 ) -> _Prepared:
-    sized = any(size % 2**unet.num_upsamplers for size in sample.shape[-2:])
+    sized = is_uneven(unet, sample)
     if unet.config.center_input_sample:
         sample = 2 * sample - 1.0
 
@@ -157,22 +149,17 @@ def _prepare(
             encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs
         ),
         "cross_attention_kwargs": cross_attention_kwargs,
-        "attention_mask": _bias(attention_mask, sample),
-        "encoder_attention_mask": _bias(encoder_attention_mask, sample),
+        "attention_mask": attention_bias(attention_mask, sample.dtype),
+        "encoder_attention_mask": attention_bias(encoder_attention_mask, sample.dtype),
     }
-    # ControlNet sends both kinds of residual; one without the other is ignored, as in the stock forward.
+    # ControlNet sends both kinds of residuals. As in the stock forward, one kind alone is ignored.
     if control_down is None or control_mid is None:
         control_down, control_mid = (), None
     return _Prepared(sample, temb, attention, tuple(control_down), control_mid, list(adapter or ()), sized)
 
 
-def _bias(mask: Tensor | None, sample: Tensor) -> Tensor | None:
-    """A mask [B, keys] (1 keeps, 0 drops) as a bias [B, 1, keys] on attention scores, in the sample's dtype."""
-    return None if mask is None else ((1 - mask.to(sample.dtype)) * -10000.0).unsqueeze(1)
-
-
 def _down(unet: nn.Module, call: _Prepared, cut: Cut, limit: int | None) -> tuple[Tensor, list[Any], list[Tensor]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips, adapter residuals left)."""
+    """The down path, up to `limit` skips (None: all of it). Returns (hidden, skips, adapter residuals left)."""
     hidden = unet.conv_in(call.sample)
     skips: list[Any] = [] if cut.by_block else [hidden]
     rest = call.adapter
@@ -182,8 +169,8 @@ def _down(unet: nn.Module, call: _Prepared, cut: Cut, limit: int | None) -> tupl
         residual, rest = (rest[0], rest[1:]) if rest else (None, rest)
         hidden = _down_block(block, call, hidden, residual, skips, limit)
     if call.control_down and cut.by_block:
-        raise InvalidSetting("A U-Net of K blocks takes no residuals of a ControlNet: its skips are one a block.")
-    # zip: a ControlNet may send fewer residuals than there are skips, a partial step takes fewer than are sent.
+        raise InvalidSetting("A U-Net of K blocks takes no ControlNet residuals: it has one skip per block.")
+    # Not strict: a ControlNet may send fewer residuals than there are skips, and a partial step has fewer skips.
     for i, (skip, residual) in enumerate(zip(skips, call.control_down, strict=False)):
         skips[i] = skip + residual
     return hidden, skips, rest
@@ -192,11 +179,11 @@ def _down(unet: nn.Module, call: _Prepared, cut: Cut, limit: int | None) -> tupl
 def _down_block(
     block: nn.Module, call: _Prepared, hidden: Tensor, residual: Tensor | None, skips: list[Any], limit: int | None
 ) -> Tensor:
-    """One down block; its outputs are appended to `skips`. `residual` is T2I-Adapter's for this block."""
+    """One down block; appends its outputs to `skips`. residual: T2I-Adapter's for this block."""
     kind = blocks.kind_of(block)
     if residual is not None and kind.attend in (blocks.added_text, blocks.k_attention):
-        raise InvalidSetting(f"A {type(block).__name__} takes no residuals of a T2I-Adapter, in diffusers neither.")
-    # A block with transformers takes the residual before its downsampler, others take it after that, skip included.
+        raise InvalidSetting(f"A {type(block).__name__} takes no T2I-Adapter residuals, in diffusers either.")
+    # A block with transformers adds the residual before its downsampler. Others add it after, to the skip too.
     early = kind.attend is blocks.transformer or block.downsamplers is None
     added = residual if early else None
     hidden = blocks.down_layers(block, kind, hidden, call.temb, call.attention, skips, limit, added)
@@ -215,7 +202,7 @@ def _mid(unet: nn.Module, call: _Prepared, hidden: Tensor, rest: list[Tensor]) -
             hidden = unet.mid_block(hidden, call.temb, **call.attention)
         else:
             hidden = unet.mid_block(hidden, call.temb)
-        # T2I-Adapter-XL sends one residual more, for the mid block.
+        # T2I-Adapter-XL sends one more residual, for the mid block.
         if rest and hidden.shape == rest[0].shape:
             hidden += rest[0]
     return hidden if call.control_mid is None else hidden + call.control_mid
@@ -226,11 +213,11 @@ def _up(
     call: _Prepared,
     hidden: Any,
     skips: list[Any],
-    join: Join,
+    join: JoinFunction,
     start: tuple[int, int],
     stop: tuple[int, int] | None = None,
 ) -> Any:
-    """The up path from layer `start` (block, layer) to before `stop` (None: to its end). Returns the hidden state."""
+    """The up path from layer `start` (block, layer) up to but not including `stop` (None: to the end)."""
     for b, block in enumerate(unet.up_blocks):
         if b < start[0]:
             continue

@@ -1,9 +1,9 @@
 """Full and partial forward of `UNet3DConditionModel` (ModelScope and Zeroscope text-to-video).
 
-After each ResNet comes a temporal convolution, after each spatial attention a temporal one. Both forwards follow
-diffusers' own operation by operation, as unet_2d_condition.py does, with the differences told there, and two more:
-ControlNet residuals [B*F, ...] are given as [B, F, ...], and `class_labels` and `attention_mask` are dropped, of which
-the stock forward makes nothing either.
+A temporal convolution follows each ResNet, a temporal attention each spatial one. Both forwards follow diffusers' own
+operation by operation, as unet_2d_condition.py does, with the differences listed there and two more: ControlNet
+residuals [B*F, ...] come as [B, F, ...], and `class_labels` and `attention_mask` are dropped, because the stock forward
+ignores them.
 
 Shapes: sample [B, in_channels, F, H, W], timestep [1] or [B], encoder_hidden_states [B, L, D], feature [B*F, C, H', W']
 with the frames of one video next to each other, output [B, out_channels, F, H, W].
@@ -16,31 +16,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
-from ..reuse.cut import Cut, Layout, layout_of
+from ..reuse.cut import Cut
 from . import video
-from .calls import Call, timestep_of, without_scale
-from .join import Blend, Join, freeu, reference_join
+from .blend import Blend
+from .calls import Call, given, is_uneven, timestep_of, without_scale, wrapper
+from .freeu import freeu
+from .join import JoinFunction, reference_join
 
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
 PARTS = ("resnets", "temp_convs", "attentions", "temp_attentions")
 
+layout, wrap = video.layout, wrapper(UNet3DConditionOutput)
+
 
 def check(unet: nn.Module) -> None:
-    """Raise UnsupportedUNet, with the name, where the U-Net's or one of its blocks' forward is not the known one."""
+    """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
     video.check_blocks(unet, "UNet3DConditionModel", DOWN_BLOCKS, UP_BLOCKS)
 
 
-def layout(unet: nn.Module) -> Layout:
-    """The U-Net's joins and skips."""
-    return layout_of(unet.down_blocks, unet.up_blocks)
-
-
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules that a partial step does not run."""
-    return video.deep_modules_of(unet, cut, PARTS)
+    """The modules that a partial step skips."""
+    return video.deep_modules(unet, cut, PARTS)
 
 
 def bind(
@@ -55,33 +55,19 @@ def bind(
     mid_block_additional_residual: Tensor | None = None,
     return_dict: bool = True,
 ) -> Call:
-    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
-    batch, frames = sample.shape[0], sample.shape[2]
+    """Bind the arguments of the stock forward, in its order and with its defaults, for `full` and `partial`."""
     cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
-    inputs: dict[str, Any] = {
-        "sample": sample,
-        "timestep": timestep_of(timestep, sample),
-        "encoder_hidden_states": encoder_hidden_states,
-    }
-    if timestep_cond is not None:
-        inputs["timestep_cond"] = timestep_cond
-    if cross_attention_kwargs is not None:
-        inputs["cross_attention_kwargs"] = cross_attention_kwargs
-    if down_block_additional_residuals is not None:
-        residuals = down_block_additional_residuals
-        inputs["control_down"] = tuple(video.by_video(residual, batch, frames) for residual in residuals)
-    if mid_block_additional_residual is not None:
-        inputs["control_mid"] = video.by_video(mid_block_additional_residual, batch, frames)
+    control = down_block_additional_residuals
+    inputs = given(
+        sample=sample,
+        timestep=timestep_of(timestep, sample),
+        encoder_hidden_states=encoder_hidden_states,
+        timestep_cond=timestep_cond,
+        cross_attention_kwargs=cross_attention_kwargs,
+        control_down=None if control is None else tuple(video.by_video(residual, sample) for residual in control),
+        control_mid=video.by_video(mid_block_additional_residual, sample),
+    )
     return Call(inputs, scale, return_dict)
-
-
-def wrap(output: Tensor, return_dict: bool) -> Any:
-    """The output [B, out_channels, F, H, W] as the stock forward returns it."""
-    if not return_dict:
-        return (output,)
-    from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
-
-    return UNet3DConditionOutput(sample=output)
 
 
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
@@ -101,18 +87,20 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
     return inputs
 
 
-def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: JoinFunction = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+def partial(
+    unet: nn.Module, cut: Cut, feature: Tensor | Blend, join: JoinFunction = reference_join, **inputs: Any
+) -> Tensor:
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
-    """What the blocks need, worked out once a call."""
+    """What the blocks need, computed once per call."""
 
     sample: Tensor  # [B*F, in_channels, H, W]
     temb: Tensor  # [B*F, E]
@@ -136,17 +124,17 @@ def _prepare(
     batch, _, frames = sample.shape[:3]
     temb = unet.time_embedding(unet.time_proj(timestep.expand(batch)).to(unet.dtype), timestep_cond)
     return _Prepared(
-        sample.transpose(1, 2).reshape(batch * frames, -1, *sample.shape[3:]),
+        video.frames_of(sample),
         video.each_frame(temb, frames),
         video.each_frame(encoder_hidden_states, frames),
         {"num_frames": frames, "cross_attention_kwargs": cross_attention_kwargs},
         control_down,
         None if control_mid is None else video.by_frame(control_mid, 4),
-        video.sized(unet, sample),
+        is_uneven(unet, sample),
     )
 
 
-def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+def _walk(unet: nn.Module, join: JoinFunction, call: _Prepared) -> video.Walk:
     def down(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
         return _after_resnet(block, i, call, block.resnets[i](hidden, call.temb))
 

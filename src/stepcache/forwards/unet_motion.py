@@ -1,8 +1,8 @@
 """Full and partial forward of `UNetMotionModel` (AnimateDiff on SD 1.x and SDXL, PIA): ResNets with motion modules.
 
-Both follow diffusers' own forward operation by operation, as unet_2d_condition.py does, with the differences told
-there, and one more: what comes once a frame, [B*F, ...], is given as [B, F, ...], so that the first dimension of every
-input is the batch (`bind` sees to it).
+Both follow diffusers' own forward operation by operation, as unet_2d_condition.py does, with the differences listed
+there and one more: `bind` turns inputs that have one entry per frame, [B*F, ...], into [B, F, ...], so that the first
+dimension of every input is the batch.
 
 Shapes: sample [B, in_channels, F, H, W], timestep [1] or [B], encoder_hidden_states [B, F, L, D], feature
 [B*F, C, H', W'] with the frames of one video next to each other, output [B, out_channels, F, H, W].
@@ -15,31 +15,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.unets.unet_motion_model import UNetMotionOutput
 from torch import Tensor, nn
 
-from ..reuse.cut import Cut, Layout, layout_of
+from ..reuse.cut import Cut
 from . import video
-from .calls import Call, timestep_of, without_scale
-from .join import Blend, Join, freeu, reference_join, value_of
+from .blend import Blend, value_of
+from .calls import Call, attention_bias, given, is_uneven, timestep_of, without_scale, wrapper
+from .freeu import freeu
+from .join import JoinFunction, reference_join
 
 DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")
 PARTS = ("resnets", "attentions", "motion_modules")
 
+layout, wrap = video.layout, wrapper(UNetMotionOutput)
+
 
 def check(unet: nn.Module) -> None:
-    """Raise UnsupportedUNet, with the name, where the U-Net's or one of its blocks' forward is not the known one."""
+    """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
     video.check_blocks(unet, "UNetMotionModel", DOWN_BLOCKS, UP_BLOCKS)
 
 
-def layout(unet: nn.Module) -> Layout:
-    """The U-Net's joins and skips."""
-    return layout_of(unet.down_blocks, unet.up_blocks)
-
-
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules that a partial step does not run."""
-    return video.deep_modules_of(unet, cut, PARTS)
+    """The modules that a partial step skips."""
+    return video.deep_modules(unet, cut, PARTS)
 
 
 def bind(
@@ -54,37 +54,21 @@ def bind(
     mid_block_additional_residual: Tensor | None = None,
     return_dict: bool = True,
 ) -> Call:
-    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
+    """Bind the arguments of the stock forward, in its order and with its defaults, for `full` and `partial`."""
     cross_attention_kwargs, scale = without_scale(cross_attention_kwargs)
-
-    def by_video(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else video.by_video(tensor, sample.shape[0], sample.shape[2])
-
     control = down_block_additional_residuals
-    inputs: dict[str, Any] = {
-        "sample": sample,
-        "timestep": timestep_of(timestep, sample),
-        "encoder_hidden_states": by_video(encoder_hidden_states),
-    }
-    optional = {
-        "timestep_cond": timestep_cond,
-        "attention_mask": by_video(attention_mask),
-        "cross_attention_kwargs": cross_attention_kwargs,
-        "added_cond_kwargs": added_cond_kwargs,
-        "control_down": None if control is None else tuple(by_video(residual) for residual in control),
-        "control_mid": by_video(mid_block_additional_residual),
-    }
-    inputs.update((name, value) for name, value in optional.items() if value is not None)
+    inputs = given(
+        sample=sample,
+        timestep=timestep_of(timestep, sample),
+        encoder_hidden_states=video.by_video(encoder_hidden_states, sample),
+        timestep_cond=timestep_cond,
+        attention_mask=video.by_video(attention_mask, sample),
+        cross_attention_kwargs=cross_attention_kwargs,
+        added_cond_kwargs=added_cond_kwargs,
+        control_down=None if control is None else tuple(video.by_video(residual, sample) for residual in control),
+        control_mid=video.by_video(mid_block_additional_residual, sample),
+    )
     return Call(inputs, scale, return_dict)
-
-
-def wrap(output: Tensor, return_dict: bool) -> Any:
-    """The output [B, out_channels, F, H, W] as the stock forward returns it."""
-    if not return_dict:
-        return (output,)
-    from diffusers.models.unets.unet_motion_model import UNetMotionOutput
-
-    return UNetMotionOutput(sample=output)
 
 
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
@@ -110,18 +94,20 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
     return inputs
 
 
-def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: JoinFunction = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+def partial(
+    unet: nn.Module, cut: Cut, feature: Tensor | Blend, join: JoinFunction = reference_join, **inputs: Any
+) -> Tensor:
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
-    """What the blocks need, worked out once a call."""
+    """What the blocks need, computed once per call."""
 
     sample: Tensor  # [B*F, in_channels, H, W]
     temb: Tensor  # [B*F, E]
@@ -156,22 +142,20 @@ def _prepare(
     if unet.encoder_hid_proj is not None and unet.config.encoder_hid_dim_type == "ip_image_proj":
         embeds = _added(added_cond_kwargs, "image_embeds", "an IP-Adapter")
         text_states = text_states, [video.each_frame(embed, frames) for embed in unet.encoder_hid_proj(embeds)]
-    bias = None
-    if attention_mask is not None:
-        bias = ((1 - video.by_frame(attention_mask, 2).to(sample.dtype)) * -10000.0).unsqueeze(1)
+    mask = None if attention_mask is None else video.by_frame(attention_mask, 2)
     attention = {
         "encoder_hidden_states": text_states,
         "cross_attention_kwargs": cross_attention_kwargs,
-        "attention_mask": bias,
+        "attention_mask": attention_bias(mask, sample.dtype),
     }
     return _Prepared(
-        sample.transpose(1, 2).reshape(batch * frames, -1, *sample.shape[3:]),
+        video.frames_of(sample),
         video.each_frame(temb, frames),
         frames,
         attention,
         control_down,
         None if control_mid is None else video.by_frame(control_mid, 4),
-        video.sized(unet, sample),
+        is_uneven(unet, sample),
     )
 
 
@@ -182,13 +166,13 @@ def _added(conditions: dict[str, Any] | None, name: str, why: str) -> Any:
     return conditions[name]
 
 
-def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+def _walk(unet: nn.Module, join: JoinFunction, call: _Prepared) -> video.Walk:
     def down(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
         return _after_resnet(block, i, call, block.resnets[i](input_tensor=hidden, temb=call.temb))
 
     def mid(hidden: Tensor) -> Tensor:
         if unet.mid_block is not None:
-            # Some motion adapters leave the mid block alone: then it is that of the 2D U-Net.
+            # Some motion adapters leave the mid block as it is in the 2D U-Net.
             moves = {"num_frames": call.frames} if hasattr(unet.mid_block, "motion_modules") else {}
             hidden = unet.mid_block(hidden, call.temb, **call.attention, **moves)
         return hidden if call.control_mid is None else hidden + call.control_mid
@@ -204,13 +188,13 @@ def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
 
 
 def _after_resnet(block: nn.Module, i: int, call: _Prepared, hidden: Tensor) -> Tensor:
-    # By keyword, as in diffusers: FreeNoise's split inference wraps layers, and splits what it finds under a name.
+    # By keyword, as in diffusers: FreeNoise's split inference wraps layers, and splits arguments by their names.
     if getattr(block, "has_cross_attention", False):
         hidden = block.attentions[i](hidden_states=hidden, **call.attention, return_dict=False)[0]
     return block.motion_modules[i](hidden, num_frames=call.frames)
 
 
-def _join(join: Join, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
+def _join(join: JoinFunction, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
     if type(resnet).__name__ == "SplitInferenceModule":  # FreeNoise's, see _after_resnet
         return resnet(input_tensor=torch.cat([value_of(hidden), skip], dim=1), temb=temb)
     return join(resnet, hidden, skip, temb)

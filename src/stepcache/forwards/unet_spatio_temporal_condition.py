@@ -1,8 +1,8 @@
 """Full and partial forward of `UNetSpatioTemporalConditionModel` (Stable Video Diffusion).
 
-Each ResNet is a spatial one and a temporal one, and a mixer of the two; a join is that of the spatial one. Both
-forwards follow diffusers' own operation by operation, as unet_2d_condition.py does; they take what that forward takes,
-with `timestep` as a float32 tensor [1] or [B]. LoRA scale, ControlNet and FreeU are none of this U-Net's.
+Each ResNet is a spatial ResNet, a temporal one and a mixer of the two; a join is that of the spatial one. Both forwards
+follow diffusers' own operation by operation, as unet_2d_condition.py does, and take its inputs, with `timestep` as a
+float32 tensor [1] or [B]. This U-Net has no LoRA scale, ControlNet or FreeU.
 
 Shapes: sample [B, F, in_channels, H, W], encoder_hidden_states [B, 1, D], added_time_ids [B, 3], feature
 [B*F, C, H', W'] with the frames of one video next to each other, output [B, F, out_channels, H, W].
@@ -14,36 +14,35 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor, nn
 
-from ..reuse.cut import Cut, Layout, layout_of
+from ..reuse.cut import Cut
 from . import blocks, video
-from .calls import Call, timestep_of
-from .join import Blend, Join, reference_join
+from .blend import Blend
+from .calls import Call, is_uneven, timestep_of, wrapper
+from .join import JoinFunction, reference_join
 
 DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 PARTS = ("resnets", "attentions")
 
+layout, wrap = video.layout, wrapper(UNetSpatioTemporalConditionOutput)
+
 
 def check(unet: nn.Module) -> None:
-    """Raise UnsupportedUNet, with the name, where the forward of the U-Net, a block or a join is not the known one."""
+    """Raise UnsupportedUNet, naming the module, if the forward of the U-Net, a block or a join is not the known one."""
     video.check_blocks(unet, "UNetSpatioTemporalConditionModel", DOWN_BLOCKS, UP_BLOCKS)
     for b, block in enumerate(unet.up_blocks):
         for i, resnet in enumerate(block.resnets):
-            # Taken apart in `_join`.
+            # `_join` calls its parts.
             blocks.check_forward(f"up_blocks.{b}.resnets.{i}", resnet, ("SpatioTemporalResBlock",))
             blocks.check_untouched(f"up_blocks.{b}.resnets.{i}", resnet)
 
 
-def layout(unet: nn.Module) -> Layout:
-    """The U-Net's joins and skips."""
-    return layout_of(unet.down_blocks, unet.up_blocks)
-
-
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules that a partial step does not run."""
-    return video.deep_modules_of(unet, cut, PARTS)
+    """The modules that a partial step skips."""
+    return video.deep_modules(unet, cut, PARTS)
 
 
 def bind(
@@ -53,7 +52,7 @@ def bind(
     added_time_ids: Tensor,
     return_dict: bool = True,
 ) -> Call:
-    """The arguments of the stock forward, in its order and with its defaults, ready for `full` and `partial`."""
+    """Bind the arguments of the stock forward, in its order and with its defaults, for `full` and `partial`."""
     inputs = {
         "sample": sample,
         "timestep": timestep_of(timestep, sample),
@@ -63,17 +62,8 @@ def bind(
     return Call(inputs, 1.0, return_dict)
 
 
-def wrap(output: Tensor, return_dict: bool) -> Any:
-    """The output [B, F, out_channels, H, W] as the stock forward returns it."""
-    if not return_dict:
-        return (output,)
-    from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
-
-    return UNetSpatioTemporalConditionOutput(sample=output)
-
-
 def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> dict[str, Any]:
-    """Inputs of `full` and `partial` for latents of `height` x `width` and as many frames as the model was made for."""
+    """Inputs of `full` and `partial` for latents of `height` x `width` and the model's own number of frames."""
     config = unet.config
     zeros = functools.partial(torch.zeros, device=unet.conv_in.weight.device)
     ids = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
@@ -86,18 +76,20 @@ def example_inputs(unet: nn.Module, height: int, width: int, batch: int = 1) -> 
     }
 
 
-def full(unet: nn.Module, cut: Cut, join: Join = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
+def full(unet: nn.Module, cut: Cut, join: JoinFunction = reference_join, **inputs: Any) -> tuple[Tensor, Tensor]:
     """The whole U-Net. Returns (output, feature): feature is the hidden state entering join `cut.branch`."""
     return video.full(_walk(unet, join, _prepare(unet, **inputs)), cut)
 
 
-def partial(unet: nn.Module, cut: Cut, feature: Tensor, join: Join = reference_join, **inputs: Any) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+def partial(
+    unet: nn.Module, cut: Cut, feature: Tensor | Blend, join: JoinFunction = reference_join, **inputs: Any
+) -> Tensor:
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     return video.partial(_walk(unet, join, _prepare(unet, **inputs)), cut, feature)
 
 
 class _Prepared(NamedTuple):
-    """What the blocks need, worked out once a call."""
+    """What the blocks need, computed once per call."""
 
     sample: Tensor  # [B*F, in_channels, H, W]
     temb: Tensor  # [B*F, E]
@@ -118,11 +110,11 @@ def _prepare(
         video.each_frame(temb, frames),
         video.each_frame(encoder_hidden_states, frames),
         torch.zeros(batch, frames, dtype=sample.dtype, device=sample.device),
-        video.sized(unet, sample),
+        is_uneven(unet, sample),
     )
 
 
-def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
+def _walk(unet: nn.Module, join: JoinFunction, call: _Prepared) -> video.Walk:
     context = {"encoder_hidden_states": call.image, "image_only_indicator": call.still}
 
     def attend(block: nn.Module, i: int, hidden: Tensor) -> Tensor:
@@ -145,8 +137,8 @@ def _walk(unet: nn.Module, join: Join, call: _Prepared) -> video.Walk:
     return video.Walk(unet, unet.conv_in(call.sample), down, mid, up, out, call.sized)
 
 
-def _join(join: Join, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, call: _Prepared) -> Tensor:
-    """`resnet` on the concat of `hidden` and `skip`: a join of its spatial half, then SpatioTemporalResBlock's rest."""
+def _join(join: JoinFunction, resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, call: _Prepared) -> Tensor:
+    """Join `hidden` and `skip` in the spatial ResNet, then run the rest of SpatioTemporalResBlock."""
     batch, frames = call.still.shape
     spatial = join(resnet.spatial_res_block, hidden, skip, call.temb).unflatten(0, (batch, frames)).transpose(1, 2)
     temporal = resnet.temporal_res_block(spatial, call.temb.unflatten(0, (batch, frames)))

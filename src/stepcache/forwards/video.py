@@ -1,8 +1,8 @@
-"""What the U-Nets for video share: the walk along their blocks, and tensors that come once a frame.
+"""What the video U-Nets share: the walk along their blocks, and tensors with one entry per frame.
 
-Their convolutions and spatial attentions work on single frames, so inside of the U-Net a batch is [B*F, C, H, W], with
-the frames of one video next to each other: two halves of the videos are two halves of the frames, too. What each layer
-is made of (motion modules, temporal convolutions, temporal ResNets) is the family's own.
+Their convolutions and spatial attentions work on single frames, so inside the U-Net a batch is [B*F, C, H, W], with the
+frames of one video next to each other. So half of the videos is half of the frames, too. What a layer consists of
+(motion modules, temporal convolutions, temporal ResNets) is up to the family.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..reuse.cut import Cut
+from ..reuse.cut import Cut, Layout, layout_of
 from . import blocks
-from .join import Blend
+from .blend import Blend
 
-# (block, i, hidden) -> hidden: ResNet i of a down block and all that follows it, up to the next skip.
+# (block, i, hidden) -> hidden: ResNet i of a down block and everything after it, up to the next skip.
 DownLayer = Callable[[nn.Module, int, Tensor], Tensor]
-# (block, i, hidden, skip) -> hidden: the same of an up block, after its join.
-UpLayer = Callable[[nn.Module, int, Any, Tensor], Tensor]
+# (block, i, hidden, skip) -> hidden: the join at ResNet i of an up block and everything after it, up to the next join.
+UpLayer = Callable[[nn.Module, int, Tensor | Blend, Tensor], Tensor]
 
 
 def check_blocks(unet: nn.Module, name: str, down: tuple[str, ...], up: tuple[str, ...]) -> None:
-    """UnsupportedUNet where the forward of the U-Net is not that of class `name`, or a block's not one of the known."""
+    """Raise UnsupportedUNet if the U-Net's forward is not that of class `name`, or a block's is not a known one."""
     blocks.check_forward("the U-Net", unet, (name,))
     for path, known in (("down_blocks", down), ("up_blocks", up)):
         for i, block in enumerate(getattr(unet, path)):
@@ -31,8 +31,13 @@ def check_blocks(unet: nn.Module, name: str, down: tuple[str, ...], up: tuple[st
             blocks.check_untouched(f"{path}.{i}", block)
 
 
-def deep_modules_of(unet: nn.Module, cut: Cut, parts: tuple[str, ...]) -> list[nn.Module]:
-    """The modules that a partial step does not run. parts: names of a block's lists of layers, such as "resnets"."""
+def layout(unet: nn.Module) -> Layout:
+    """The U-Net's joins and skips."""
+    return layout_of(unet.down_blocks, unet.up_blocks)
+
+
+def deep_modules(unet: nn.Module, cut: Cut, parts: tuple[str, ...]) -> list[nn.Module]:
+    """The modules that a partial step skips. parts: names of a block's lists of layers, such as "resnets"."""
 
     def layer(block: Any, i: int) -> list[nn.Module]:
         return [getattr(block, part)[i] for part in parts if hasattr(block, part)]
@@ -52,26 +57,32 @@ def deep_modules_of(unet: nn.Module, cut: Cut, parts: tuple[str, ...]) -> list[n
     return [module for module in (*deep, unet.mid_block) if module is not None]
 
 
-def by_video(tensor: Tensor, batch: int, frames: int) -> Tensor:
-    """A tensor [B*F, ...] as [B, F, ...], a view, so that its first dimension is the batch; others as they are."""
-    return tensor.unflatten(0, (batch, frames)) if tensor.shape[0] == batch * frames else tensor
+def by_video(tensor: Tensor | None, sample: Tensor) -> Tensor | None:
+    """View a tensor [B*F, ...] as [B, F, ...], for `sample` [B, C, F, H, W]. Any other tensor, and None, stay."""
+    batch, frames = sample.shape[0], sample.shape[2]
+    return tensor if tensor is None or tensor.shape[0] != batch * frames else tensor.unflatten(0, (batch, frames))
 
 
 def by_frame(tensor: Tensor, dims: int) -> Tensor:
-    """What `by_video` made, as [B*F, ...] of `dims` dimensions again; others as they are."""
+    """Undo `by_video`: [B, F, ...] as [B*F, ...] of `dims` dimensions. Any other tensor stays."""
     return tensor.flatten(0, 1) if tensor.dim() > dims else tensor
 
 
+def frames_of(sample: Tensor) -> Tensor:
+    """A sample [B, C, F, H, W] as [B*F, C, H, W]."""
+    return sample.transpose(1, 2).reshape(sample.shape[0] * sample.shape[2], -1, *sample.shape[3:])
+
+
 def each_frame(tensor: Tensor, frames: int) -> Tensor:
-    """[B, ...] as [B*F, ...]: once for each frame."""
+    """Repeat each entry of [B, ...] for every frame: [B*F, ...]."""
     return tensor.repeat_interleave(frames, dim=0, output_size=tensor.shape[0] * frames)
 
 
 class Walk(NamedTuple):
-    """One call of a U-Net, ready to be walked through. down, up: its layers; mid: what is between the two paths.
+    """One call of a U-Net: its layers as functions. mid: what is between the down and the up path.
 
     first: skip 0, [B*F, C, H, W]. out: the output layers, on the last hidden state. control: a ControlNet's residuals
-    for the skips. sized: upsamplers are told their output size.
+    for the skips. sized: whether upsamplers are told their output size.
     """
 
     unet: nn.Module
@@ -93,15 +104,15 @@ def full(walk: Walk, cut: Cut) -> tuple[Tensor, Tensor]:
 
 
 def partial(walk: Walk, cut: Cut, feature: Tensor | Blend) -> Tensor:
-    """The last `cut.branch` + 1 joins, entered with `feature`, and the skips that they take. Returns the output."""
+    """The last `cut.branch` + 1 joins, starting from `feature`, and the skips they need. Returns the output."""
     _, skips = _down(walk, limit=cut.skips)
     return walk.out(_up(walk, feature, skips, start=(cut.block, cut.layer)))
 
 
 def _down(walk: Walk, limit: int | None) -> tuple[Tensor, list[Tensor]]:
-    """The down path, until `limit` skips are there (None: all). Returns (hidden, skips)."""
+    """The down path, up to `limit` skips (None: all of it). Returns (hidden, skips)."""
     hidden, skips = _down_blocks(walk, limit)
-    residuals = walk.control  # a partial step has fewer skips than there are
+    residuals = walk.control  # more than the skips of a partial step
     return hidden, [
         skip + by_frame(residuals[i], skip.dim()) if i < len(residuals) else skip for i, skip in enumerate(skips)
     ]
@@ -131,7 +142,7 @@ def _up(
     start: tuple[int, int] = (0, 0),
     stop: tuple[int, int] | None = None,
 ) -> Any:
-    """The up path from ResNet `start` (block, layer) on, up to but without `stop` (None: all), popping `skips`."""
+    """The up path from ResNet `start` (block, layer) up to but not including `stop` (None: to the end)."""
     current: Any = hidden
     for b, block in enumerate(walk.unet.up_blocks):
         if b < start[0]:
@@ -153,8 +164,3 @@ def output_of(unet: nn.Module, hidden: Tensor) -> Tensor:
     if unet.conv_norm_out is not None:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
     return unet.conv_out(hidden)
-
-
-def sized(unet: nn.Module, sample: Tensor) -> bool:
-    """Whether H or W is no multiple of the U-Net's factor: then upsamplers are told their output size."""
-    return any(size % 2**unet.num_upsamplers for size in sample.shape[-2:])

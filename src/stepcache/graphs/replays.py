@@ -60,7 +60,7 @@ def times_us(
 
 
 class ReplayTimer:
-    """Times calls on one CUDA device (`tuning.Timer`)."""
+    """Times calls on one CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -15,22 +15,23 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..forwards import guidance
-from ..forwards.join import Blend, Join, fusable, fused_join, reference_join, shape_of
-from .buffers import Kept
+from ..forwards.blend import Blend
+from ..forwards.guidance import Compute
+from ..forwards.join import JoinFunction, fusable, fused_join, reference_join
+from ..forwards.join_shape import JoinShape, shape_of
+from ..reuse.predict import Predictor
 from .compiled import CompiledFunction
-from .costs import Costs
-from .stages import stage
-from .verdicts import OK, JoinShape, Setup, Verdict, Verdicts, cache_folder
-
-if TYPE_CHECKING:
-    from . import Plan
+from .kept import Kept
+from .progress import Costs, stage
+from .replays import ReplayTimer
+from .verdict_file import OK, Setup, Verdict, cache_folder
+from .verdicts import Verdicts
 
 logger = logging.getLogger("stepcache")
 
@@ -38,41 +39,31 @@ logger = logging.getLogger("stepcache")
 tuning_wanted: ContextVar[bool] = ContextVar("stepcache_tuning_wanted", default=False)
 
 
-class Timer(Protocol):
-    """Measures calls: CUDA graphs, or their stand-in in tests."""
-
-    def sets(self, nbytes: int) -> int:
-        """How many different inputs of so many bytes it takes for no call to find its own in a cache."""
-
-    def times_us(self, call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
-        """Microseconds of a call, measured several times."""
-
-
 class Judge:
     """Who knows, and finds out, which joins of one kind of device run on the ops."""
 
-    def __init__(self, verdicts: Verdicts, timer: Timer) -> None:
+    def __init__(self, verdicts: Verdicts, timer: ReplayTimer) -> None:
         self.verdicts, self.timer = verdicts, timer
         self.seen: dict[JoinShape, None] = {}  # in the order in which they came up
 
-    def judge(self, sites: Sequence[Site], options: dict[str, Any], costs: Costs) -> None:
+    def judge(self, calls: Sequence[JoinCall], options: dict[str, Any], costs: Costs) -> None:
         """Measure those of the joins that nothing is known about. options: of torch.compile."""
-        self.seen |= dict.fromkeys(site.shape for site in sites)
-        unknown = [site for site in sites if self.verdicts.get(site.shape) is None]
-        for i, site in enumerate(unknown, 1):
-            stage(f"join {i} of {len(unknown)}, {site.shape}: measuring")
+        self.seen |= dict.fromkeys(call.shape for call in calls)
+        unknown = [call for call in calls if self.verdicts.get(call.shape) is None]
+        for i, call in enumerate(unknown, 1):
+            stage(f"join {i} of {len(unknown)}, {call.shape}: measuring")
             try:
-                verdict = measure(site, options, self.verdicts.setup, self.timer)
+                verdict = measure(call, options, self.verdicts.setup, self.timer)
             except Exception as error:  # no memory, a kernel that does not compile: tried again by another process
                 logger.warning(
                     "The join %s could not be measured (%s: %s); it runs without the Triton ops.",
-                    site.shape, type(error).__name__, " ".join(str(error).split())[:200],
+                    call.shape, type(error).__name__, " ".join(str(error).split())[:200],
                 )  # fmt: skip
                 continue
             costs.joins_measured += 1
             self.verdicts.add(verdict)
             if verdict.status != OK:
-                logger.warning("The join %s runs without the Triton ops: %s.", site.shape, verdict.status)
+                logger.warning("The join %s runs without the Triton ops: %s.", call.shape, verdict.status)
 
 
 # Of this process: what is known of GPUs of one name, in one cache folder.
@@ -83,8 +74,6 @@ def judge_of(device: torch.device) -> Judge:
     """That of a CUDA device. Imports Triton."""
     import triton
 
-    from .replays import ReplayTimer
-
     setup = Setup(torch.cuda.get_device_name(device), torch.__version__, triton.__version__, __version__)
     key = setup, cache_folder()
     if key not in _verdicts:
@@ -93,7 +82,7 @@ def judge_of(device: torch.device) -> Judge:
 
 
 @dataclass(frozen=True)
-class Site:
+class JoinCall:
     """A join of a U-Net, with what it was given in one step. resnet is the U-Net's own."""
 
     shape: JoinShape
@@ -103,53 +92,62 @@ class Site:
     temb: Tensor | None
 
 
-def sites_of(plan: Plan, unet: nn.Module, inputs: dict[str, Any], reuse_guidance: bool) -> list[Site]:
-    """The joins of a full and of a partial step that could run on the ops, one of each shape. Runs both eager."""
-    found: dict[JoinShape, Site] = {}
+def calls_of_joins(
+    steps_of: Callable[[JoinFunction], tuple[Compute, Compute]],
+    kept: Kept,
+    predictor: Predictor,
+    unet: nn.Module,
+    inputs: dict[str, Any],
+) -> list[JoinCall]:
+    """The joins of a full and of a partial step that could run on the ops, one of each shape. Runs both eager.
+
+    steps_of: both steps, for a way to join. kept: an empty one, which is filled.
+    """
+    found: dict[JoinShape, JoinCall] = {}
 
     def join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         if fusable(resnet, hidden.buffers[0] if isinstance(hidden, Blend) else hidden, skip):
             shape = shape_of(resnet, hidden, skip)
-            found.setdefault(shape, Site(shape, resnet, hidden, skip, temb))
+            found.setdefault(shape, JoinCall(shape, resnet, hidden, skip, temb))
         return reference_join(resnet, hidden, skip, temb)
 
-    _, values = guidance.full(plan.family, unet, plan.cut, join, reuse_guidance, inputs)
-    kept = Kept(1 + reuse_guidance, plan.predictor.order, not plan.predictor.holds)
+    full, partial = steps_of(join)
+    _, values = full(unet, (), inputs)
     kept.begin(run=None)
     kept.write(values)
     kept.mark(stamp=None, step=0)
-    kept.weigh(plan.predictor, step=1)
-    guidance.partial(plan.family, unet, plan.cut, join, kept.current, inputs)
+    kept.weigh(predictor, step=1)
+    partial(unet, kept.current, inputs)
     return list(found.values())
 
 
-def measure(site: Site, options: dict[str, Any], setup: Setup, timer: Timer) -> Verdict:
+def measure(call: JoinCall, options: dict[str, Any], setup: Setup, timer: ReplayTimer) -> Verdict:
     """The join both ways: compiled with `options` of torch.compile, compared, timed."""
-    layout = torch.channels_last if site.shape.layout == "channels_last" else torch.contiguous_format
+    layout = torch.channels_last if call.shape.layout == "channels_last" else torch.contiguous_format
 
     def in_layout(tensor: Tensor) -> Tensor:
         return tensor.clone(memory_format=layout)
 
     def inputs() -> tuple[Any, ...]:
-        hidden = site.hidden
+        hidden = call.hidden
         if isinstance(hidden, Blend):
             hidden = Blend(tuple(in_layout(buffer) for buffer in hidden.buffers), hidden.weights)
         else:
             hidden = in_layout(hidden)
-        return site.resnet, hidden, in_layout(site.skip), site.temb
+        return call.resnet, hidden, in_layout(call.skip), call.temb
 
     first = inputs()
-    ours = _compiled(fused_join(lambda shape: True), f"join {site.shape} on the ops", options)
-    stock = _compiled(reference_join, f"join {site.shape}", options)
+    ours = _compiled(fused_join(lambda shape: True), f"join {call.shape} on the ops", options)
+    stock = _compiled(reference_join, f"join {call.shape}", options)
     wrong = _wrong(ours(*first), stock(*first), _exact(*first))
     if wrong:
-        return Verdict(setup, site.shape, None, None, wrong)
+        return Verdict(setup, call.shape, None, None, wrong)
     sets = [first] + [inputs() for _ in range(timer.sets(_nbytes(first)) - 1)]
     triton_us, inductor_us = (statistics.median(timer.times_us(call, sets)) for call in (ours, stock))
-    return Verdict(setup, site.shape, triton_us, inductor_us)
+    return Verdict(setup, call.shape, triton_us, inductor_us)
 
 
-def _compiled(join: Join, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
+def _compiled(join: JoinFunction, what: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     def run(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         return join(resnet, hidden, skip, temb)
 

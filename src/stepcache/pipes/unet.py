@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import AlreadyCached, UnsupportedPipeline
-from ..run.watch import ORIGINAL, seat
+from .seat import ORIGINAL, seat
 
 
 def checked_unet(pipe: object) -> nn.Module:

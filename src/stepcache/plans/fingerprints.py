@@ -1,4 +1,4 @@
-"""What tells one model, and one way of sampling, from another: for what was measured on one and is used on another."""
+"""Fingerprints of a model and its sampling, to notice when a plan is used on another one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Weights that are looked at: so many of each of so many tensors, spread evenly over the model.
+# How many tensors, spread evenly over the model, are sampled, and how many values of each.
 TENSORS, VALUES = 24, 16
 
-# Relative difference of two samples up to which they are of one model. Rounding to bf16 makes 0.002; few fine-tunes
-# stay below this.
+# Two samples up to this relative difference are of one model. Rounding to bf16 makes 0.002; few fine-tunes stay below.
 SAME = 0.01
 
 
 def config_hash(module: Any) -> str:
-    """16 hex digits of the config of a diffusers model, without what says where it came from (names with `_`)."""
+    """A hash, 16 hex digits, of a diffusers model's config without the entries on its origin (names with `_`)."""
     config = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -30,12 +29,13 @@ ADDED = ("lora_", "_ip.", "encoder_hid_proj.", ".to_qkv.", ".to_kv.")
 
 
 def weight_sample(module: nn.Module) -> tuple[float, ...]:
-    """A few hundred weights, always of the same places, in float32; () where they cannot be read.
+    """A few hundred weights, always from the same places, in float32; () if they cannot be read.
 
-    What is added to a model is left out: layers of a LoRA (until it is fused) and of an IP-Adapter, fused projections.
-    Cannot be read: weights that lie on no device (offloaded by hooks) or are quantised. The host waits for the device.
+    They exclude what is added to a model: layers of a LoRA (until it is fused) and of an IP-Adapter, and fused
+    projections. Quantised weights, and those that offloading hooks keep off any device, cannot be read. The host waits
+    for the device.
     """
-    # Matrices and kernels only: norms' weights of about 1 would drown them.
+    # Only matrices and kernels, because the norms' weights of about 1 would drown them.
     weights = {
         name.replace(".base_layer", ""): p
         for name, p in module.named_parameters()
@@ -51,13 +51,13 @@ def weight_sample(module: nn.Module) -> tuple[float, ...]:
 
 def _spread(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
-    # In Python: linspace on a device differs from one device to the next.
+    # In Python, because linspace differs between devices.
     places = [i * flat.numel() // VALUES for i in range(min(VALUES, flat.numel()))]
     return flat[torch.tensor(places, device=flat.device)]
 
 
 def same_weights(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two samples are of one model, whatever the dtype. True where one of them could not be read."""
+    """Whether two samples are of one model, in any dtype. True if one of them could not be read."""
     if not one or not other:
         return True
     if len(one) != len(other):
@@ -66,7 +66,7 @@ def same_weights(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def sampling(scheduler: Any) -> dict[str, Any]:
-    """Class of a diffusers scheduler and the settings that its own constructor takes, as JSON has them."""
+    """A diffusers scheduler's class and the settings that its own constructor takes, as JSON stores them."""
     takes = inspect.signature(type(scheduler).__init__).parameters
     config = dict(getattr(scheduler, "config", {}))
     settings = {name: config[name] for name in takes if name in config}
@@ -74,7 +74,7 @@ def sampling(scheduler: Any) -> dict[str, Any]:
 
 
 def sampling_differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of what is not the same in two `sampling`s; a setting that only one of them knows does not count."""
+    """The names of settings that differ between two `sampling` results. One that only one of them has is ignored."""
     if one["class"] != other["class"]:
         return ["class"]
     return [name for name, value in one.items() if name in other and other[name] != value]

@@ -1,7 +1,7 @@
 """Plans: what `stepcache calibrate` found for one model, scheduler and number of steps, as a JSON file.
 
-A plan says which steps are full, how much a partial step runs, what it takes the feature to be, and whether guidance
-is reused. It carries what it was made for, and the figures that were measured with it.
+A plan says which steps are full, which branch partial steps run, how they predict the feature, and whether they reuse
+guidance. It also records what it was made for, and the figures that were measured with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Table = Mapping[tuple[int, int, tuple[int, ...]], Weights]
 
 @dataclass(frozen=True)
 class MadeFor:
-    """What a plan was made for. unet: its class; config, weights: fingerprints.py's. guidance is only recorded."""
+    """What a plan was made for. unet: its class. config, weights: from fingerprints.py. guidance is only recorded."""
 
     unet: str
     config: str
@@ -35,21 +35,21 @@ class MadeFor:
 
     @classmethod
     def of(cls, pipe: Any, guidance: float) -> MadeFor:
-        """That of `pipe` with its present U-Net and scheduler."""
+        """What a plan is made for on `pipe` with its present U-Net and scheduler."""
         unet = pipe.unet
         weights = tuple(round(value, 6) for value in weight_sample(unet))
         return cls(type(unet).__name__, config_hash(unet), weights, sampling(pipe.scheduler), guidance)
 
     def not_the_model(self, unet: Any) -> str:
-        """Why a U-Net is not that one; "" where it is. Reads weights: the host waits for the device."""
+        """Why a U-Net is not the plan's, or "" if it is. Reads weights, so the host waits for the device."""
         if type(unet).__name__ != self.unet or config_hash(unet) != self.config:
-            return f"it was made for a {self.unet} with another config than that of this {type(unet).__name__}"
+            return f"it was made for a {self.unet} with another config than this {type(unet).__name__}"
         if not same_weights(self.weights, weight_sample(unet)):
-            return "this U-Net has the same config and other weights (another model, or a fine-tune of that one)"
+            return "this U-Net has the same config but other weights (another model, or a fine-tune of that one)"
         return ""
 
     def not_the_scheduler(self, scheduler: Any) -> str:
-        """Why a scheduler is not that one; "" where it is."""
+        """Why a scheduler is not the plan's, or "" if it is."""
         here = sampling(scheduler)
         differs = sampling_differs(self.scheduler, here)
         told = ", ".join(f"{name} {self.scheduler[name]!r} and not {here[name]!r}" for name in differs)
@@ -58,7 +58,7 @@ class MadeFor:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured on images: mean PSNR in dB and mean SSIM against the original's; and the speed-up in MACs."""
+    """What was measured on images: mean PSNR (dB) and mean SSIM against the original's, and the speed-up in MACs."""
 
     what: str
     speedup: float
@@ -71,10 +71,10 @@ class Plan:
     """One way to run, for `accelerate(pipe, plan=...)`.
 
     mask: a letter for each iteration of the loop, F or P. branch, guidance: as in `accelerate`. order, table: fitted
-    weights (predict.Fitted); an empty table is the line alone. damping: of the line, for steps that the table does not
-    know. speedup: the original's MACs over the plan's, in the U-Net. figures: on held-out prompts, this plan's first,
-    then DeepCache's algorithm at the same or lower cost, then (where there is one) at the next higher cost.
-    made_with: versions, date, prompts, seeds, command.
+    weights (predict.Fitted); with an empty table the line alone predicts. damping: the line's, for steps that the table
+    lacks. speedup: the original's MACs over the plan's, in the U-Net. figures: on held-out prompts, first this plan's,
+    then those of DeepCache's algorithm at the same or lower cost, then (if any) at the next higher cost. made_with:
+    versions, date, prompts, seeds, command.
     """
 
     made_for: MadeFor
@@ -100,55 +100,55 @@ class Plan:
                 f"A plan has an order of 1 to 3 and a damping of 0 to 1 (0 at order 1), got {self.order!r} and "
                 f"{self.damping!r}."
             )
-        for (value, step, full), weights in self.table.items():
-            if value not in (0, 1) or len(weights) != len(full) or not 1 <= len(full) <= self.order:
-                raise InvalidSetting(f"A plan's weights at step {step} do not fit: {weights} of steps {full}.")
+        for (value, step, full_steps), weights in self.table.items():
+            if value not in (0, 1) or len(weights) != len(full_steps) or not 1 <= len(full_steps) <= self.order:
+                raise InvalidSetting(f"A plan's weights at step {step} do not fit: {weights} of steps {full_steps}.")
 
     @property
     def schedule(self) -> Schedule:
-        """Its full steps."""
+        """Which steps are full."""
         return Schedule.explicit(self.mask)
 
     @property
     def predictor(self) -> Predictor:
-        """What its partial steps take the feature to be."""
+        """How partial steps predict the feature."""
         return Fitted(self.table, self.order, Line(self.damping)) if self.table else Line(self.damping)
 
     def check(self, scheduler: Any, unet: Any) -> None:
-        """InvalidSetting where it was made for another scheduler, or another U-Net (None: known to be that one)."""
+        """Raise InvalidSetting if it was made for another scheduler or U-Net. unet: None if known to be the plan's."""
         reason = self.made_for.not_the_scheduler(scheduler)
         if not reason and unet is not None:
             reason = self.made_for.not_the_model(unet)
         if reason:
             raise InvalidSetting(
-                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or take it "
-                "as it is with accelerate(..., adapt=True); its figures do not hold then."
+                f"This plan does not fit this pipe: {reason}. Calibrate one for it (stepcache calibrate), or use it "
+                "anyway with accelerate(..., adapt=True); its figures do not hold then."
             )
 
     def remarks(self, steps: int | None, guidance: object) -> Iterator[str]:
-        """What to say of a run of `steps` at that guidance scale (of None and tensors nothing)."""
+        """Warnings for a run of `steps` at that guidance scale; None and tensors are not checked."""
         if steps is not None and steps != len(self.mask):
             yield (
                 f"A plan for {len(self.mask)} steps in a run of {steps}: its full steps are stretched to "
-                f"{stretched(self.mask, steps)}, and a line damped by {self.damping:g} takes the place of its weights."
+                f"{stretched(self.mask, steps)}, and a line damped by {self.damping:g} replaces its weights."
             )
         if isinstance(guidance, (int, float)) and guidance != self.made_for.guidance:
             yield (
                 f"A plan that was calibrated with guidance scale {self.made_for.guidance:g} in a run with "
-                f"{guidance:g}: it works, but its figures are not those of this run."
+                f"{guidance:g}: it works, but its figures do not hold for this run."
             )
 
     def for_steps(self, steps: int | None, adapt: bool) -> tuple[Schedule, Predictor]:
-        """What a run of `steps` iterations goes by. InvalidSetting for another number than the plan's.
+        """Schedule and predictor for a run of `steps` iterations. Raises InvalidSetting if it is not the plan's number.
 
-        adapt: another number gets the mask stretched to it, and the line in the place of the fitted weights.
+        adapt: for another number, stretch the mask to it and use the line instead of the fitted weights.
         """
         if steps == len(self.mask):
             return self.schedule, self.predictor
         if not adapt or steps is None:
-            known = "whose number of steps nobody knows" if steps is None else f"of {steps} steps"
+            known = "of an unknown number of steps" if steps is None else f"of {steps} steps"
             raise InvalidSetting(
-                f"This plan is for {len(self.mask)} steps of the loop; it was used in a run {known}. Run that many, "
+                f"This plan is for {len(self.mask)} steps of the loop, but was used in a run {known}. Run that many, "
                 "calibrate a plan for this number, or let accelerate(..., adapt=True) stretch it."
             )
         return Schedule.explicit(stretched(self.mask, steps)), Line(self.damping)
@@ -157,20 +157,20 @@ class Plan:
         """The file's text."""
         body = asdict(self) | {"format": FORMAT}
         body["table"] = [
-            {"value": value, "step": step, "full": full, "weights": [round(w, 7) for w in weights]}
-            for (value, step, full), weights in self.table.items()
+            {"value": value, "step": step, "full": full_steps, "weights": [round(w, 7) for w in weights]}
+            for (value, step, full_steps), weights in self.table.items()
         ]
         order = ["format", *(f.name for f in fields(self) if f.name not in ("table", "made_for")), "made_for", "table"]
         lines = [f"{json.dumps(key)}: {_dump(body[key])}" for key in order]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file."""
+        """Write the plan to a file."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Plan:
-        """The plan in a file. InvalidSetting, with the reason, for what is none; OSError where it cannot be read."""
+        """Read a plan. Raises InvalidSetting, with the reason, if the file is not one; OSError if it cannot be read."""
         try:
             body = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(body, dict) or body.get("format") != FORMAT:
@@ -193,7 +193,7 @@ class Plan:
 
 
 def plan_of(plan: object) -> Plan:
-    """`accelerate`'s plan=: a Plan as it is, a path read. InvalidSetting for anything else."""
+    """The plan for `accelerate(plan=...)`: a Plan or the path of one. Raises InvalidSetting for anything else."""
     if isinstance(plan, Plan):
         return plan
     if isinstance(plan, (str, os.PathLike)):
@@ -202,13 +202,13 @@ def plan_of(plan: object) -> Plan:
 
 
 def stretched(mask: str, steps: int) -> str:
-    """A mask over another number of steps: each full step at the same fraction of the run, the first one at 0."""
-    full = {i * steps // len(mask) for i, letter in enumerate(mask) if letter == "F"}
-    return "".join("F" if i in full else "P" for i in range(steps))
+    """The mask for another number of steps: each full step stays at the same fraction of the run, the first at 0."""
+    full_steps = {i * steps // len(mask) for i, letter in enumerate(mask) if letter == "F"}
+    return "".join("F" if i in full_steps else "P" for i in range(steps))
 
 
 def _dump(value: Any) -> str:
-    """JSON, with a line for each entry of a list of objects."""
+    """JSON, with one line for each entry of a list of objects."""
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
         return "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n]"
     return json.dumps(value)

@@ -1,1 +1,1 @@
-"""What is reused when: schedules, cuts, predictions. Plain Python, no torch."""
+"""What is reused and when: schedules, cuts and predictors. Plain Python, without torch."""

@@ -1,13 +1,13 @@
-"""Where a U-Net is cut: joins, skips, and what a partial step of each branch runs. Ints and names only.
+"""Where a U-Net is cut: its joins and skips, and what a partial step of each branch runs. Ints and names only.
 
-A U-Net pushes one skip for `conv_in`, for each down-path ResNet (with its attention) and for each downsampler, and
-pops one at each join, an up-path ResNet. Joins are counted from the output: join 0 is the last one, and it takes
-skip 0, `conv_in`'s output. Branch m runs the last m+1 joins; they take skips 0..m. The feature is the hidden state
-that enters join m. The numbering is that of DeepCache's `cache_branch_id`; the paper's and onediff's (0, 0) is
-branch 1 (peers' notes: DESIGN.md, Words).
+A U-Net pushes one skip for `conv_in`, for each down-path ResNet (with its attention) and for each downsampler. It pops
+one at each join, an up-path ResNet. Joins are counted from the output: join 0 is the last one, and takes skip 0,
+`conv_in`'s output. Branch m runs the last m+1 joins, which take skips 0..m. The feature is the hidden state that enters
+join m. The numbering is that of DeepCache's `cache_branch_id`. What its paper (arXiv 2312.00858) and onediff call
+(0, 0) is branch 1.
 
-K blocks (those of the latent upscaler) are coarser: a down block keeps one skip, the output of its last ResNet, and an
-up block joins it at its first one; `conv_in`'s output is no skip. Skips and joins are counted in the same way.
+K blocks (in the latent upscaler) are coarser: a down block keeps one skip, the output of its last ResNet, and an up
+block joins it at its first ResNet. `conv_in`'s output is not a skip. Skips and joins are counted in the same way.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Join:
 
 @dataclass(frozen=True)
 class Layout:
-    """The skeleton of a U-Net: ResNets and samplers per block, in the order in which they run.
+    """The skeleton of a U-Net: ResNets and samplers of each block, in the order in which they run.
 
-    down: per down block, (number of ResNets, whether it ends in a downsampler).
-    up: per up block, (number of ResNets, whether it ends in an upsampler).
-    block_skips: of K blocks, how many down blocks keep their one skip; None where every layer keeps one.
+    down: for each down block, (number of ResNets, whether it ends in a downsampler).
+    up: for each up block, (number of ResNets, whether it ends in an upsampler).
+    block_skips: with K blocks, how many down blocks keep their one skip; None if every layer keeps one.
     """
 
     down: tuple[tuple[int, bool], ...]
@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def joins(self) -> tuple[Join, ...]:
-        """All joins in the order of branches: the last one that runs first."""
+        """All joins in the order of branches, so the last one to run comes first."""
         if self.block_skips is not None:
             return tuple(Join(b, 0) for b in reversed(range(len(self.up))))[: self.block_skips]
         order = [Join(b, i) for b, (resnets, _) in enumerate(self.up) for i in range(resnets)]
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def skips(self) -> tuple[str, ...]:
-        """Names of all skips in the order in which they are pushed, "down_blocks.0.resnets.1" for example."""
+        """The names of all skips in the order in which they are pushed, for example "down_blocks.0.resnets.1"."""
         if self.block_skips is not None:
             lasts = [resnets - 1 for resnets, _ in self.down[: self.block_skips]]
             return tuple(f"down_blocks.{b}.resnets.{last}" for b, last in enumerate(lasts))
@@ -61,7 +61,7 @@ class Layout:
         return tuple(names)
 
     def cut(self, branch: object) -> Cut:
-        """The cut for `branch`. InvalidSetting where it is no integer, BranchOutOfRange where there is none such."""
+        """The cut for `branch`. Raises InvalidSetting if it is not an int, BranchOutOfRange if the U-Net lacks it."""
         joins = self.joins
         number = as_int(branch)
         if number is None:
@@ -75,7 +75,7 @@ class Layout:
         return Cut(number, joins[number].block, joins[number].layer, self.block_skips is not None)
 
     def cached(self, branch: int) -> str:
-        """In words, the feature of `branch`: the output of the layer that runs just before its join."""
+        """The feature of `branch` in words: the output of the layer just before its join."""
         join = self.joins[branch]
         if join.layer > 0:
             return f"output of up_blocks.{join.block}, layer {join.layer - 1}"
@@ -88,7 +88,7 @@ class Layout:
 class Cut:
     """One branch of one U-Net: the partial step enters `up_blocks[block]` at ResNet `layer` with skips 0..branch.
 
-    by_block: skips are those of K blocks, one a block.
+    by_block: the U-Net has K blocks, with one skip per block.
     """
 
     branch: int
@@ -103,7 +103,7 @@ class Cut:
 
 
 def layout_of(down_blocks: Sequence[object], up_blocks: Sequence[object]) -> Layout:
-    """The layout of blocks with `resnets` and `downsamplers` / `upsamplers` (None or a list), as diffusers' have."""
+    """The layout of diffusers' blocks, by their `resnets` and `downsamplers` or `upsamplers` (a list or None)."""
     return Layout(
         down=tuple((len(b.resnets), bool(b.downsamplers)) for b in down_blocks),  # type: ignore[attr-defined]
         up=tuple((len(b.resnets), bool(b.upsamplers)) for b in up_blocks),  # type: ignore[attr-defined]

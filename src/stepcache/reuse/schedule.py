@@ -1,7 +1,7 @@
 """Which steps are full: a pure function of step index and step count.
 
 A step is one iteration of the denoising loop, counted from 0 at the start of each run. `F` is a full step, `P` a
-partial one. Nothing here knows of timesteps, schedulers or U-Nets.
+partial one. Nothing here depends on timesteps, schedulers or U-Nets.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..errors import InvalidSetting
 
 
 def as_int(value: object) -> int | None:
-    """`value` as an int, or None for what is none: True and 2.5 are not, nor is a tensor of either."""
+    """`value` as an int, or None if it is not one. True and 2.5 are not ints, nor are tensors of them."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # that it may be no index is the question
+        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is an answer
     except TypeError:
         return None
 
 
 def positive_int(name: str, value: object, at_least: int = 1, hint: str = "") -> int:
-    """`value` as an int of at least `at_least`; InvalidSetting with the value otherwise. True and 2.5 are no ints."""
+    """`value` as an int of at least `at_least`. Raises InvalidSetting otherwise; True and 2.5 are not ints."""
     number = as_int(value)
     if number is not None and number >= at_least:
         return number
@@ -36,11 +36,11 @@ def positive_int(name: str, value: object, at_least: int = 1, hint: str = "") ->
 
 @dataclass(frozen=True)
 class Schedule:
-    """Full steps of a run. Build one with `uniform`, `nonuniform` or `explicit`.
+    """The full steps of a run. Build one with `uniform`, `nonuniform` or `explicit`.
 
-    Step 0 is always full. `first` and `last` (default 0) make that many steps at the start and at the end full too;
-    the rest of the schedule stays where it is. Full steps near the start keep the composition, near the end the detail
-    (horseee/DeepCache#12), each at the price of a full forward.
+    Step 0 is always full. `first` and `last` (default 0) make that many steps at the start and at the end full too,
+    without shifting the others. Full steps near the start keep the composition, near the end the detail
+    (horseee/DeepCache#12). Each costs a full forward.
     """
 
     interval: int | None = None
@@ -58,7 +58,7 @@ class Schedule:
 
     @classmethod
     def uniform(cls, n: int, *, first: int = 0, last: int = 0) -> Schedule:
-        """Full at steps 0, n, 2n, ... (n=1: every step, the original pipeline's work)."""
+        """Full at steps 0, n, 2n, ... With n=1 every step is full, as in the original pipeline."""
         hint = "Take 1 for every step, 3 for DeepCache's usual setting."
         return cls(interval=positive_int("interval", n, hint=hint), first=first, last=last)
 
@@ -66,7 +66,7 @@ class Schedule:
     def explicit(cls, mask: str | Iterable[object], *, first: int = 0, last: int = 0) -> Schedule:
         """Full where `mask` says so: booleans, 0 and 1, or a string such as "FPPFPP".
 
-        The mask must start with a full step: a partial one would have no feature. Steps beyond its end are full.
+        The mask must start with a full step, because a partial one would have no feature. Steps past its end are full.
         """
         if isinstance(mask, str):
             unknown = sorted(set(mask) - set("FP"))
@@ -98,10 +98,10 @@ class Schedule:
     ) -> Schedule:
         """The paper's 1:N schedule (DeepCache, section 4.3): about total/n full steps, densest around step `center`.
 
-        `total` is the number of steps, `power` > 1 how strongly the density falls off. The published steps come from
-        code that takes a fractional power of a negative number, which is complex, and drops the imaginary part; a real
-        signed power gives other steps. Reproduced as published: total=50, n=5, center=15, power=1.4 gives
-        0, 5, 9, 13, 17, 21, 26, 31, 37, 43. Raises InvalidSetting where no power over 1 gives ceil(total/n) steps.
+        `total` is the number of steps; `power` > 1 is how strongly the density falls off. The published code takes a
+        fractional power of a negative number, which is complex, and drops the imaginary part; a real signed power
+        gives other steps. This reproduces the published steps: total=50, n=5, center=15, power=1.4 gives
+        0, 5, 9, 13, 17, 21, 26, 31, 37, 43. Raises InvalidSetting if no power over 1 gives ceil(total/n) steps.
         """
         total, n = positive_int("total", total), positive_int("n", n)
         try:
@@ -135,7 +135,7 @@ class Schedule:
         return step >= len(self.full) or self.full[step]
 
     def mask(self, steps: int) -> tuple[bool, ...]:
-        """`is_full` of each of `steps` steps."""
+        """Whether each of `steps` steps is full."""
         return tuple(self.is_full(step, steps) for step in range(positive_int("steps", steps, at_least=0)))
 
     def kinds(self, steps: int) -> str:
@@ -152,10 +152,10 @@ class Schedule:
 
 
 def _power_spaced(total: int, count: int, center: float, power: float) -> list[int]:
-    """Steps whose 1/power-th powers, measured from the center, are evenly spaced (complex below it, as published)."""
-    import numpy as np  # its rounding decides borderline steps, so its arithmetic is part of the definition
+    """Steps whose 1/power-th powers, relative to the center, are evenly spaced (complex below it, as published)."""
+    import numpy as np  # part of the definition: its rounding decides borderline steps
 
     start, stop = complex(-center) ** (1 / power), complex(total - center) ** (1 / power)
     points = np.linspace(start, stop, count + 1) ** power
-    # int32 cuts towards zero; the published code drops the two ends and puts step 0 in.
+    # int32 rounds towards zero. The published code drops the two ends and adds step 0.
     return [0, *(int(value) + int(center) for value in np.unique(np.int32(points.real))[1:-1])]

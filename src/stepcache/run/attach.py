@@ -12,7 +12,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,22 +20,25 @@ from torch import nn
 
 from ..errors import NotAccelerated, StepCacheError
 from ..forwards import family_of
-from ..graphs import Plan, Programs
-from ..graphs.buffers import Buckets
+from ..graphs.compiled import Compilations
+from ..graphs.decoder import DecoderGraphs
+from ..graphs.engine import Engine
+from ..graphs.unet import UNetGraphs
 from ..pipes.batches import guided
 from ..pipes.unet import checked_unet
+from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings
 from .channels_last import Layout, Part
-from .decoder import DecoderGraphs, vae_of
-from .session import Core, RunRecord, Session, current
-from .watch import watched
+from .record import RunRecord
+from .session import Session, current, never
+from .watch import follow_scheduler, watch
 
 _ATTACHMENT = "_stepcache_attachment"
 
 # The schedule of a warm-up, in the place of the pipe's own.
-rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
+warm_up_schedule: ContextVar[Schedule | None] = ContextVar("stepcache_warm_up_schedule", default=None)
 
 
 class Attachment:
@@ -50,8 +53,8 @@ class Attachment:
         # Weakly: the pipe may drop its U-Net or take another one, and its graphs and buffers go with it.
         self._unet: weakref.ref[nn.Module] | None = None
         # More than one only where threads have run the pipe at the same time.
-        self._idle: list[Core] = []
-        self._programs = Programs()  # all cores'
+        self._idle: list[Engine] = []
+        self._compilations = Compilations()  # of all engines
         self._open = True
         self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
 
@@ -62,8 +65,8 @@ class Attachment:
         self._finalizer = weakref.finalize(pipe, self._end)
         self._finalizer.atexit = False
 
-    def prepare(self, pipe: Any) -> tuple[nn.Module, Core]:
-        """The pipe's U-Net, checked, and a core for it, which the caller now has for itself."""
+    def prepare(self, pipe: Any) -> tuple[nn.Module, Engine]:
+        """The pipe's U-Net, checked, and an engine for it, which the caller has for itself."""
         unet, settings = checked_unet(pipe), self.settings
         if settings.reuse_guidance:
             guided(pipe)
@@ -79,19 +82,19 @@ class Attachment:
                 self._unet = weakref.ref(unet, lambda _: self._drop())
             if self._idle:
                 return unet, self._idle.pop()
-            programs = self._programs
+            compilations = self._compilations
         cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
-        plan = Plan(family, cut, settings.graphs, settings.predictor, programs)
-        decoder = DecoderGraphs(settings.graphs, buckets, plan.costs, programs) if settings.vae else None
-        return unet, Core(plan, Buckets(buckets), decoder)
+        graphs = UNetGraphs(family, cut, settings.graphs, buckets, settings.predictor, compilations)
+        decoder = DecoderGraphs(settings.graphs, buckets, graphs.costs, compilations) if settings.vae else None
+        return unet, Engine(graphs, decoder)
 
-    def park(self, unet: nn.Module, core: Core) -> None:
-        """Take the core back after a run, or free it where it is of no use any more."""
+    def park(self, unet: nn.Module, engine: Engine) -> None:
+        """Take the engine back after a run, or free it where no run can use it any more."""
         with self._lock:
             if self._open and self._unet is not None and self._unet() is unet:
-                self._idle.append(core)
+                self._idle.append(engine)
                 return
-        core.clear()
+        engine.clear()
 
     @contextmanager
     def run(self, pipe: Any, count_steps: Callable[[], int | None], in_call: bool = False) -> Iterator[Session]:
@@ -99,34 +102,33 @@ class Attachment:
 
         in_call: of the pipe's own call. In a hand-written loop what the pipe says of guidance is its last call's.
         """
-        unet, core = self.prepare(pipe)
-        rehearsed = rehearsal.get()
-        session = Session(unet, pipe.scheduler, rehearsed or self.settings.schedule, core, count_steps)
-        if rehearsed is None and self.settings.fit is not None:
-            session.fit = functools.partial(self._fit, pipe if in_call else None, core)
-        if self.settings.reuse_guidance and in_call:
-            session.guided = guided(pipe)
-        elif self.settings.reuse_guidance:
-            core.plan.say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
-        self.last = session.record
-        with self.layout.during_run(self.parts(pipe)), watched(pipe, session):
+        unet, engine = self.prepare(pipe)
+        say_once, warming_up = engine.unet.fallback.say_once, warm_up_schedule.get()
+
+        def fit(steps: int | None) -> tuple[Schedule, Predictor]:
+            if warming_up is not None:
+                return warming_up, self.settings.predictor
+            fitting = self.settings.for_steps(steps)
+            for remark in self.settings.remarks(steps, getattr(pipe, "_guidance_scale", None) if in_call else None):
+                say_once(remark)
+            return fitting
+
+        is_guided = guided(pipe) if self.settings.reuse_guidance and in_call else never
+        if self.settings.reuse_guidance and not in_call:
+            say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
+        with ExitStack() as places:
+            follow = functools.partial(follow_scheduler, pipe, places)
+            session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
+            self.last = session.record
+            places.enter_context(self.layout.during_run(self.parts(pipe)))
+            watch(pipe, session, places)
             token = current.set(session)
             try:
                 yield session
             finally:
                 current.reset(token)
                 session.close()
-                self.park(unet, core)
-
-    def _fit(self, pipe: Any, core: Core, steps: int | None) -> tuple[Schedule, Predictor]:
-        """Schedule and predictor for a run of `steps`. A plan warns of runs that it was not made for."""
-        settings = self.settings
-        assert settings.fit is not None
-        fitting = settings.fit(steps)
-        if settings.plan is not None:
-            for remark in settings.plan.remarks(steps, getattr(pipe, "_guidance_scale", None)):
-                core.plan.say_once(remark)
-        return fitting
+                self.park(unet, engine)
 
     def parts(self, pipe: Any) -> list[Part]:
         """The models of the pipe that are to be in channels_last, as far as it has them."""
@@ -146,9 +148,9 @@ class Attachment:
     def _drop(self) -> None:
         with self._lock:
             idle, self._idle, self._unet = self._idle, [], None
-            self._programs = Programs()
-        for core in idle:
-            core.clear()
+            self._compilations = Compilations()
+        for engine in idle:
+            engine.clear()
 
     def free(self) -> None:
         """Drop graphs and buffers, for good: a run that is still going on frees its own at its end."""

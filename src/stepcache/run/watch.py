@@ -15,37 +15,33 @@ from typing import Any
 
 from torch import nn
 
-from .decoder import vae_of
+from ..graphs.regional import call_block
+from ..pipes.seat import ORIGINAL, seat
+from ..pipes.vae import vae_of
 from .session import Session, current
 from .timesteps import without_waits
 
-ORIGINAL = "_stepcache_original"  # of a replacement: what it stands for
 
-
-@contextmanager
-def watched(pipe: Any, session: Session) -> Iterator[None]:
-    """Everything of `pipe` that `session` must see or answer is watched inside, and as it was afterwards."""
-    unet, core = session.unet, session.core
+def watch(pipe: Any, session: Session, places: ExitStack) -> None:
+    """Watch everything of `pipe` that `session` must see or answer, until `places` is closed."""
+    unet, engine = session.unet, session.engine
     owner, name = seat(unet)
-    with ExitStack() as places:
-        places.enter_context(Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
+    places.enter_context(Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
+    _watch_scheduler(session.scheduler, places)
+    for block in engine.unet.blocks(unet):
+        places.enter_context(Interception.on(block, "forward", functools.partial(_block_in_session, block)))
+    if engine.decoder is not None:
+        vae, decoder = vae_of(pipe)
+        engine.decoder.begin_run(vae, decoder)
+        places.enter_context(Interception.on(decoder, "forward", functools.partial(_decoder_in_session, decoder)))
+
+
+def follow_scheduler(pipe: Any, places: ExitStack, session: Session) -> None:
+    """Watch another scheduler where the pipe has put one in the place of its own mid-run."""
+    if pipe.scheduler is not session.scheduler:
+        session.scheduler = pipe.scheduler
         _watch_scheduler(session.scheduler, places)
-        session.follow = functools.partial(_follow, pipe, places)
-        for block in core.plan.blocks(unet):
-            places.enter_context(Interception.on(block, "forward", functools.partial(_block_in_session, block)))
-        if core.decoder is not None:
-            vae, decoder = vae_of(pipe)
-            core.decoder.begin_run(vae, decoder)
-            places.enter_context(Interception.on(decoder, "forward", functools.partial(_decoder_in_session, decoder)))
-        yield
-
-
-def seat(unet: nn.Module) -> tuple[object, str]:
-    """Where the U-Net's own forward hangs: under the offloading hooks of diffusers or accelerate, if any."""
-    registry = getattr(unet, "_diffusers_hook", None)
-    if registry is not None and registry._fn_refs:
-        return registry._fn_refs[0], "forward"
-    return (unet, "_old_forward") if hasattr(unet, "_old_forward") else (unet, "forward")
+        session.begin_loop()
 
 
 class _Replacement:
@@ -137,17 +133,13 @@ def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[...
 
 
 def _block_in_session(block: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        session = current.get()
-        return stock(*args, **kwargs) if session is None else session.core.plan.run_block(block, stock, args, kwargs)
-
-    return forward
+    return lambda *args, **kwargs: call_block(block, stock, args, kwargs)
 
 
 def _decoder_in_session(decoder: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         session = current.get()
-        graphs = None if session is None else session.core.decoder
+        graphs = None if session is None else session.engine.decoder
         if graphs is None or not graphs.belongs_to(decoder):
             return stock(*args, **kwargs)
         return graphs.call(decoder, stock, args, kwargs)
@@ -185,11 +177,3 @@ def _watch_scheduler(scheduler: object, places: ExitStack) -> None:
     for method, wrap in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
         if hasattr(scheduler, method):
             places.enter_context(Interception.on(scheduler, method, functools.partial(wrap, scheduler)))
-
-
-def _follow(pipe: Any, places: ExitStack, session: Session) -> None:
-    """Watch another scheduler where the pipe has put one in the place of its own in the midst of a run."""
-    if pipe.scheduler is not session.scheduler:
-        session.scheduler = pipe.scheduler
-        _watch_scheduler(session.scheduler, places)
-        session.begin_loop()

@@ -1,0 +1,150 @@
+"""The map of the package: its rooms, and which imports which; drawn from the code into docs/rooms-*.svg.
+
+A room is a folder of src/stepcache, or a file at its top; the Triton ops are one. Its line of text is the first
+sentence of its docstring. `errors` is left out, since all rooms import it, and so are arrows that a longer way implies.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from benchmarks import ROOT
+from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+
+SOURCE = ROOT / "src" / "stepcache"
+KERNELS = ROOT / "csrc_triton"
+LEFT_OUT = {"errors", "_version", "__init__"}
+
+# Pixels.
+ROW, BOX, GAP, LINE, MARGIN = 84, 58, 10, 14, 8
+
+
+def rooms() -> dict[str, str]:
+    """Each room's name, and the first sentence of its docstring."""
+    found = {path.stem: path for path in SOURCE.glob("*.py")}
+    found |= {path.parent.name: path for path in SOURCE.glob("*/__init__.py")}
+    found["kernels"] = KERNELS / "__init__.py"
+    docs = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in found.items()}
+    return {name: doc.split("\n\n")[0].replace("\n", " ") for name, doc in sorted(docs.items()) if name not in LEFT_OUT}
+
+
+def imports() -> dict[str, set[str]]:
+    """For each room the rooms that it imports, inside of functions too."""
+    found: dict[str, set[str]] = {name: set() for name in rooms()}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts[0] in found:
+            found[parts[0]] |= {name for name in _imported(path, parts[:-1]) if name in found and name != parts[0]}
+    return found
+
+
+def _imported(path: Path, package: tuple[str, ...]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        names = (node.module or "").split(".") if node.module else []
+        if node.level:
+            names = [*package[: len(package) - node.level + 1], *names]
+        elif names[0] == "stepcache":
+            names = names[1:]
+        else:
+            continue
+        yield from names[:1] or [alias.name for alias in node.names]
+
+
+def levels(edges: Mapping[str, set[str]]) -> dict[str, int]:
+    """Each room's floor, one above the highest that it imports. ValueError where imports run in a circle."""
+    known: dict[str, int] = {}
+
+    def level(name: str, above: tuple[str, ...] = ()) -> int:
+        if name in above:
+            raise ValueError(f"These rooms import each other in a circle: {' -> '.join((*above, name))}.")
+        if name not in known:
+            known[name] = 1 + max((level(other, (*above, name)) for other in edges[name]), default=-1)
+        return known[name]
+
+    for name in edges:
+        level(name)
+    return known
+
+
+def direct(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The same without the arrows that a longer way implies."""
+
+    def reach(name: str) -> set[str]:
+        return edges[name].union(*(reach(other) for other in edges[name]))
+
+    return {
+        name: {other for other in others if not any(other in reach(between) for between in others - {other})}
+        for name, others in edges.items()
+    }
+
+
+def draw(theme: Theme) -> str:
+    """The SVG: a row for each floor, the highest first."""
+    docs, edges = rooms(), imports()
+    floor = levels(edges)
+    height = MARGIN * 2 + ROW * max(floor.values()) + BOX
+    boxes: dict[str, tuple[float, float, float]] = {}  # left edge, upper edge, width
+    for n in range(max(floor.values()) + 1):
+        names = sorted(name for name in docs if floor[name] == n)
+        width = (WIDTH - 2 * MARGIN - GAP * (len(names) - 1)) / len(names)
+        for i, name in enumerate(names):
+            boxes[name] = MARGIN + i * (width + GAP), height - MARGIN - BOX - n * ROW, width
+    marks = []
+    for name, others in direct(edges).items():
+        for other in sorted(others):
+            (x, y, w), (to_x, to_y, to_w) = boxes[name], boxes[other]
+            marks.append(
+                f'<path d="M{x + w / 2:.0f} {y + BOX:.0f}L{to_x + to_w / 2:.0f} {to_y - 2:.0f}" fill="none" '
+                f'stroke="{theme.other}" marker-end="url(#imports)"/>'
+            )
+    for name, (x, y, w) in boxes.items():
+        marks.append(
+            f'<rect x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{BOX}" rx="6" fill="{theme.ground}" '
+            f'stroke="{theme.accent}"/>'
+        )
+        marks.append(_text(x + w / 2, y + 17, f'<tspan font-weight="600">{name}</tspan>'))
+        for i, line in enumerate(_lines(docs[name], int(w / 5.6))[:2]):
+            marks.append(_text(x + w / 2, y + 33 + LINE * i, escape(line), f'fill="{theme.muted}" font-size="10.5"'))
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="{FONTS}" font-size="13" text-anchor="middle" fill="{theme.ink}">'
+    )
+    marker = (
+        '<defs><marker id="imports" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        f'orient="auto" markerUnits="userSpaceOnUse"><path d="M0 0.5 8 4 0 7.5z" fill="{theme.other}"/></marker></defs>'
+    )
+    return "\n".join([head, marker, *marks, "</svg>"]) + "\n"
+
+
+def _text(x: float, y: float, text: str, style: str = "") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{text}</text>'
+
+
+def _lines(text: str, length: int) -> list[str]:
+    """The text in lines of at most that length, without its full stop."""
+    import textwrap
+
+    return textwrap.wrap(text.split(". ")[0].removesuffix("."), max(length, 12), max_lines=2, placeholder=" …")
+
+
+FIGURE = Figure(
+    "rooms",
+    "The rooms of the package, one floor above another; each imports only from floors below: commands at the top, then "
+    "calibration, comparison and bench, api, run, settings, graphs, forwards, and reuse at the bottom.",
+    draw,
+)
+
+
+def main() -> None:
+    """Write both pictures to docs/."""
+    for name, text in FIGURE.files().items():
+        (ROOT / "docs" / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The captured graphs of one bucket.
+
+Inputs, output and kept values lie outside of the pool, in ordinary memory. A call copies its inputs in, replays, and
+clones the output: schedulers keep outputs across steps (PNDM), and the next replay overwrites it. Graphs depend on each
+other through what is kept alone, so any order of replays (F P P F) is legal in one pool.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forwards.autocast import autocasts
+from ..forwards.nested import map_tensors, tensors_of
+from .backends import CaptureBackend, CapturedGraph, capture
+from .fallback import Fallback
+from .kept import Kept
+from .program import Program
+from .progress import Costs, stage
+from .snapshot import Snapshot
+from .turns import capturing, exclusive, replaying, when_quiet
+
+logger = logging.getLogger("stepcache")
+
+# Slots of a step (U-Net calls) that get graphs of their own; calls beyond it run uncaptured.
+MAX_CAPTURED_SLOTS = 4
+
+# Captures in a row that may be found stale. Modules that change at every call (processors that store what they see)
+# are captured in vain.
+MAX_STALE = 3
+
+# A group of inputs: their places among all, and the static tensors for them.
+_Group = tuple[list[int], list[Tensor]]
+
+
+class Capture:
+    """Graphs by program and slot, in one pool, with static inputs and a static output.
+
+    A failed capture warns once and sets `failed`; from then on the bucket runs uncaptured. What captures take is added
+    to `costs`.
+    by_run: whether only the first call of a run shows that nothing has changed since the run before. Its further calls
+    (tiles of one image) find the same weights in any case.
+    """
+
+    def __init__(
+        self,
+        backend: CaptureBackend,
+        device: torch.device,
+        costs: Costs,
+        fallback: Fallback,
+        by_run: bool = False,
+    ) -> None:
+        self.backend, self.device, self.costs, self.fallback = backend, device, costs, fallback
+        self.failed = False
+        self._graphs: dict[tuple[str, int], tuple[CapturedGraph, tuple[Tensor | None, ...]]] = {}  # with kept tensors
+        self._snapshots: dict[str, Snapshot] = {}
+        self._stale = 0  # captures in a row that were found stale
+        self._by_run, self._first = by_run, True
+        self._inputs: dict[str, Any] | None = None
+        self._groups: list[_Group] = []
+        self._output: Tensor | None = None
+        self._pool: object = None
+        self._turn = replaying(device)
+
+    def begin_run(self) -> None:
+        """The next call is the first one of a run."""
+        self._first = True
+
+    def run(
+        self, name: str, program: Program, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int
+    ) -> Tensor:
+        """The output of program `name`, a tensor of the caller's own; `kept` is that of `slot`.
+
+        Captured at the first call of a program and slot, replayed from then on.
+        """
+        if slot >= MAX_CAPTURED_SLOTS or not self._is_current(name, program, module):
+            return program(module, inputs, kept)
+        static = self._load(inputs)
+        graph, held = self._graphs.get((name, slot), (None, ()))
+        if graph is not None and not all(map(operator.is_, held, kept.tensors)):
+            # A call that was not captured (training mode, hooks) wrote a feature with other strides in between.
+            del self._graphs[name, slot]
+            self._reset([graph])
+            graph = None
+        if graph is None:
+
+            def record() -> None:
+                self._write(program(module, static, kept))
+
+            # Outside of a capture first: it compiles, tunes, and allocates what is static in ordinary memory.
+            with exclusive(), _uncached_casts(self.device):
+                record()
+            if name not in self._snapshots:
+                # After the first call, since some processors write to themselves when they run.
+                self._snapshots[name] = Snapshot(module, program.left_out(module))
+            graph = self._capture(record, program.what)
+            if graph is None:
+                # What `record` wrote is the result.
+                output, self._output = self._output, None
+                assert output is not None
+                return output
+            self._graphs[name, slot] = graph, kept.tensors
+        with self._turn:
+            graph.replay()
+            assert self._output is not None
+            return self._output.clone()
+
+    def _is_current(self, name: str, program: Program, module: nn.Module) -> bool:
+        """Drop the graphs of a program whose captured state changed; False where capturing is given up.
+
+        A partial step looks only at the modules that it runs: comparing a whole U-Net takes longer than launching a
+        partial step, while a full step on the device hides it.
+        """
+        first, self._first = self._first, False
+        snapshot = self._snapshots.get(name)
+        if snapshot is None:
+            return True
+        if snapshot.holds():
+            if first or not self._by_run:
+                self._stale = 0
+            return True
+        self._stale += 1
+        if self._stale > MAX_STALE:
+            self.fallback.give_up_capture()
+            self.failed = True
+            self.free()
+            return False
+        logger.info("%s: weights or settings changed, capturing anew", program.what)
+        del self._snapshots[name]
+        self._reset([self._graphs.pop(key)[0] for key in list(self._graphs) if key[0] == name])
+        return True
+
+    def _load(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The static inputs, with these copied in, all of them at each call.
+
+        The same tensor at the same version may hold other values: the replay of a graph writes its outputs without a
+        new version, and a ControlNet under torch.compile(mode="reduce-overhead") returns the same tensors each time.
+        """
+        self.backend.enter(self.device)  # before all else: it orders the stream
+        if self._inputs is None:
+            self._inputs, self._groups = _static_like(inputs, self.device)
+        tensors = tensors_of(inputs)
+        for places, slots in self._groups:
+            torch._foreach_copy_(slots, [tensors[i] for i in places], non_blocking=True)
+        return self._inputs
+
+    def _write(self, output: Tensor) -> None:
+        """Copy `output` into the static one; part of what is captured."""
+        if self._output is None:
+            with torch.inference_mode(False):
+                self._output = torch.empty_like(output)
+        self._output.copy_(output)
+
+    def _capture(self, record: Callable[[], None], what: str) -> CapturedGraph | None:
+        """The graph of `record`; None where that failed, and then all other graphs are gone too."""
+        stage(f"{what}: capturing")
+        start = time.perf_counter()
+        try:
+            with capturing(self.device), _uncached_casts(self.device):
+                if not self._graphs:  # a pool whose graphs are all gone is the allocator's again
+                    self._pool = self.backend.pool()
+                graph = capture(self.backend, record, self._pool, self.device)
+        except Exception as error:
+            logger.warning("%s runs uncaptured; capturing it failed: %s: %s", what, type(error).__name__, error)
+            self.failed = True
+            self._drop()
+            return None
+        self.costs.captures += 1
+        self.costs.capture_seconds += time.perf_counter() - start
+        return graph
+
+    def _drop(self) -> None:
+        """Give up all graphs, their pool and the static inputs."""
+        graphs = [graph for graph, _ in self._graphs.values()]
+        held = [self._inputs, self._groups, self._output, self._pool]
+        self._graphs.clear()
+        self._snapshots.clear()
+        self._inputs, self._groups, self._pool = None, [], None
+        self._reset(graphs, held)
+
+    def _reset(self, graphs: Sequence[CapturedGraph], held: list[object] | None = None) -> None:
+        when_quiet(functools.partial(_reset, self.backend, self.device, graphs, held))
+
+    def free(self) -> None:
+        """Give all memory back; the next call captures anew."""
+        self._drop()
+        self._output = None
+
+    @property
+    def nbytes(self) -> int:
+        slots = [slot for _, group in self._groups for slot in group]
+        return sum(t.untyped_storage().nbytes() for t in (*slots, self._output) if t is not None)
+
+
+def _static_like(inputs: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], list[_Group]]:
+    """Tensors at fixed addresses for these inputs, in the same nesting, and the same in groups.
+
+    On the device whatever their source: a graph cannot read a tensor of the host (a mask for an IP-Adapter, say).
+    Tensors of one dtype and device are copied by one kernel, so they form a group.
+    """
+    slots: list[Tensor] = []
+
+    def allocate(value: Tensor) -> Tensor:
+        # An expanded tensor has several elements at one address, to which nothing can be copied.
+        expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+        form = torch.contiguous_format if expanded else torch.preserve_format
+        slots.append(torch.empty_like(value, memory_format=form, device=device))
+        return slots[-1]
+
+    with torch.inference_mode(False):
+        static = map_tensors(allocate, inputs)
+    groups: dict[object, _Group] = {}
+    for i, value in enumerate(tensors_of(inputs)):
+        places, group = groups.setdefault((value.dtype, value.device), ([], []))
+        places.append(i)
+        group.append(slots[i])
+    return static, list(groups.values())
+
+
+@contextmanager
+def _uncached_casts(device: torch.device) -> Iterator[None]:
+    """Autocast without its cache of cast weights, which the user's block frees at its end: a graph reads it."""
+    if not autocasts(device.type):
+        yield
+        return
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def _reset(
+    backend: CaptureBackend, device: torch.device, graphs: Sequence[CapturedGraph], held: list[object] | None
+) -> None:
+    """Reset graphs once no replay is in flight, then let go of what replays use (`held`), back to the device."""
+    backend.synchronize(device)
+    for graph in graphs:
+        graph.reset()
+    if held is not None:
+        held.clear()
+        backend.release(device)

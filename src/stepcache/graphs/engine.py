@@ -1,0 +1,27 @@
+"""The graphs of one pipe's models, for one run at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .decoder import DecoderGraphs
+from .unet import UNetGraphs
+
+
+@dataclass
+class Engine:
+    """The U-Net's graphs, and the VAE decoder's where they are wanted."""
+
+    unet: UNetGraphs
+    decoder: DecoderGraphs | None = None
+
+    @property
+    def static_nbytes(self) -> int:
+        decoder = 0 if self.decoder is None else self.decoder.buckets.static_nbytes
+        return self.unet.buckets.static_nbytes + decoder
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self.unet.buckets.clear()
+        if self.decoder is not None:
+            self.decoder.clear()

@@ -1,0 +1,58 @@
+"""compile="regional": a U-Net's repeated blocks are compiled, and all else runs eager.
+
+Compiling takes as long as one block of each shape (SD: 4, SDXL: 2) instead of the whole U-Net. ResNets stay eager, and
+the launches between blocks are left to capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..forwards.guidance import Compute, KeptValues, Values
+from .compiled import Compilations
+from .progress import Costs
+
+# (block, its class's forward, args, kwargs) -> result: how the program that is running now runs repeated blocks.
+_run: ContextVar[Callable[..., Any] | None] = ContextVar("stepcache_run_block", default=None)
+
+
+def repeated_blocks(unet: nn.Module) -> list[nn.Module]:
+    """The blocks that are compiled one by one."""
+    # U-Nets for video do not name theirs.
+    names = getattr(unet, "_repeated_blocks", None) or ("BasicTransformerBlock", "TemporalBasicTransformerBlock")
+    return [module for module in unet.modules() if type(module).__name__ in names]
+
+
+def regional(
+    compute: Compute, what: str, options: dict[str, Any], costs: Costs, compilations: Compilations, key: Hashable
+) -> Compute:
+    """`compute` with its repeated blocks compiled, each kind at the first call of a shape; programs of one `key` share
+    what is compiled.
+    """
+
+    def run_block(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        def block(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return forward(module, *args, **kwargs)
+
+        shape = args[0].shape
+        name = f"block {type(module).__name__} {tuple(shape)} of {what}"
+        return compilations.get((forward, shape, key), block, options, name)(costs, module, args, kwargs)
+
+    def run(module: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        token = _run.set(run_block)
+        try:
+            return compute(module, kept, inputs)
+        finally:
+            _run.reset(token)
+
+    return run
+
+
+def call_block(block: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """One call of a repeated block: compiled inside of a regional program, else `stock`."""
+    run, forward = _run.get(), getattr(stock, "__func__", None)
+    return stock(*args, **kwargs) if run is None or forward is None else run(block, forward, args, kwargs)

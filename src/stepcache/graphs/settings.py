@@ -1,0 +1,96 @@
+"""How graphs are run: the user's arguments, checked, and what follows from them on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..errors import InvalidSetting
+from ..forwards.join import JoinFunction, fused_join, reference_join
+from ..forwards.join_shape import JoinShape
+from .backends import CaptureBackend, CudaBackend
+from .options import captures_itself, check_options, cuda_options, own_copy
+from .tuning import Judge, judge_of
+
+HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """How graphs are run.
+
+    compile: "auto" (on CUDA only), True, False, "regional", or a dict of torch.compile arguments.
+    cuda_graphs: "auto" and True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
+    kernels: "auto" (the joins that were measured to be faster with them on this GPU), True (all joins), False, or a
+    `Judge` (tests).
+    """
+
+    compile: Any = "auto"
+    cuda_graphs: Any = "auto"
+    kernels: Any = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, dict):
+            object.__setattr__(self, "compile", own_copy(self.compile))
+            check_options(own_copy(self.compile))
+        elif self.compile is True or self.compile == "regional":
+            check_options({})
+        elif self.compile is not False and self.compile != "auto":
+            raise InvalidSetting(
+                'compile must be "auto", True, False, "regional" or a dict of torch.compile arguments, '
+                f"got {self.compile!r}."
+            )
+        if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
+            raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
+        if not (isinstance(self.kernels, (bool, Judge)) or self.kernels == "auto"):
+            raise InvalidSetting(f'kernels must be "auto", True or False, got {self.kernels!r}.')
+        if self.kernels is True and not HAS_TRITON:
+            raise InvalidSetting('kernels=True needs Triton, which is not installed here. Leave it at "auto".')
+        if self.cuda_graphs is True and not torch.cuda.is_available():
+            raise InvalidSetting('cuda_graphs=True, but torch sees no CUDA device here. Leave it at "auto".')
+
+    def compile_options(self, device: torch.device) -> dict[str, Any] | None:
+        """Arguments of torch.compile for graphs on `device`; None where they run eager."""
+        if self.compile is False or (self.compile == "auto" and device.type != "cuda"):
+            return None
+        if self.compile == "auto" and not HAS_TRITON:
+            return None  # Inductor's code for a GPU is Triton
+        options = own_copy(self.compile) if isinstance(self.compile, dict) else {}
+        inductor = options.get("backend", "inductor") == "inductor"
+        if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
+            options["options"] = cuda_options()
+        if options.get("mode") == "max-autotune" and inductor:
+            options["mode"] = "max-autotune-no-cudagraphs"  # captured by hand, or not at all
+        return options
+
+    def judge(self, device: torch.device) -> Judge | None:
+        """Who decides which joins on `device` run on the Triton ops; None where nothing is to be decided.
+
+        What is known holds for joins that Inductor compiles and a CUDA graph replays. Without a graph the host would
+        launch the ops one by one, and take longer for it than they do.
+        """
+        if isinstance(self.kernels, Judge):
+            return self.kernels
+        options = self.compile_options(device)
+        if self.kernels != "auto" or device.type != "cuda" or not HAS_TRITON:
+            return None
+        if options is None or self.compile == "regional":
+            return None
+        captured = self.backend(device) is not None or captures_itself(options)
+        return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
+
+    def join(self, wanted: frozenset[JoinShape]) -> JoinFunction:
+        """How graphs join. wanted: the joins that are decided to run on the Triton ops."""
+        if self.kernels is True:
+            return fused_join(lambda shape: True)
+        return fused_join(wanted.__contains__) if wanted else reference_join
+
+    def backend(self, device: torch.device) -> CaptureBackend | None:
+        """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
+        if callable(self.cuda_graphs):
+            return self.cuda_graphs()
+        by_torch = isinstance(self.compile, dict) and captures_itself(self.compile)
+        return None if self.cuda_graphs is False or by_torch or device.type != "cuda" else CudaBackend()

@@ -1,0 +1,159 @@
+"""A U-Net's graphs: what shares a bucket, and what a bucket's full and partial programs are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forwards.guidance import Compute, steps_of
+from ..forwards.join import JoinFunction, reference_join
+from ..forwards.join_shape import JoinShape
+from ..reuse.cut import Cut
+from ..reuse.predict import HOLD, Predictor
+from .bucket import Bucket, Buckets, key_of
+from .capture import Capture
+from .compiled import Compilations
+from .fallback import Fallback
+from .kept import Kept
+from .program import Program, compiled
+from .progress import Costs
+from .regional import regional, repeated_blocks
+from .settings import GraphSettings
+from .tuning import Judge, calls_of_joins, tuning_wanted
+
+
+class UNetGraphs:
+    """Buckets for one family of forwards, one cut, and one way to predict what is not computed. For one run at a time.
+
+    max_buckets: how many are held. compilations: what has been compiled, which all runs of a pipe share.
+    """
+
+    def __init__(
+        self,
+        family: ModuleType,
+        cut: Cut,
+        settings: GraphSettings,
+        max_buckets: int = 4,
+        predictor: Predictor = HOLD,
+        compilations: Compilations | None = None,
+    ) -> None:
+        self.family, self.cut, self.settings, self.predictor = family, cut, settings, predictor
+        self.compilations = Compilations() if compilations is None else compilations
+        self.buckets, self.costs = Buckets(max_buckets), Costs()
+        self.fallback = Fallback("the U-Net", "pipe.unet")
+        self._devices: dict[torch.device, tuple[bool, Judge | None]] = {}
+
+    def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
+        """The bucket of such inputs. reuse_guidance: their batch is [unconditional, conditional]."""
+        key = self._key(inputs, reuse_guidance)
+        return self.buckets.get(key, functools.partial(self._make, key, inputs["sample"], reuse_guidance))
+
+    def begin_run(self, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool) -> None:
+        """Called before a run's first call in `bucket`. In a warm-up, joins that have no verdict yet are measured."""
+        _, judge = self._on(inputs["sample"].device)
+        if bucket.is_plain and judge is None:
+            return
+        self.fallback.look(unet)
+        if judge is not None and tuning_wanted.get() and not self.fallback.hooks and not unet.training:
+            self._tune(judge, unet, bucket, inputs, reuse_guidance)
+
+    def run(self, name: str, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
+        """The output of program "full" or "partial" for these inputs. kept: that of `slot`, written or read."""
+        if not bucket.is_plain and self.fallback.is_eager(unet):
+            return bucket.eager[name](unet, inputs, kept)
+        return bucket.run(name, unet, inputs, kept, slot)
+
+    def blocks(self, unet: nn.Module) -> list[nn.Module]:
+        """The repeated blocks to be compiled one by one."""
+        return repeated_blocks(unet) if self.settings.compile == "regional" else []
+
+    def _key(self, inputs: dict[str, Any], reuse_guidance: bool) -> Hashable:
+        sample: Tensor = inputs["sample"]
+        plain, _ = self._on(sample.device)
+        if plain:
+            # Nothing is static but the feature, whose shape, dtype and device follow from the sample's.
+            return sample.shape, sample.dtype, sample.device, sample.stride(), reuse_guidance
+        return key_of(inputs, sample.device), reuse_guidance
+
+    def _on(self, device: torch.device) -> tuple[bool, Judge | None]:
+        """Whether nothing is compiled or captured on the device, and who decides there which joins run on the ops."""
+        known = self._devices.get(device)
+        if known is None:
+            plain = self.settings.compile_options(device) is None and self.settings.backend(device) is None
+            known = self._devices[device] = plain, self.settings.judge(device)
+        return known
+
+    def _kept(self, reuse_guidance: bool) -> Kept:
+        return Kept(1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
+
+    def _make(self, key: Hashable, sample: Tensor, reuse_guidance: bool) -> Bucket:
+        _, judge = self._on(sample.device)
+        wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
+        label = _label(sample)
+        eager = self._programs(self._steps(reference_join, reuse_guidance), label)
+        programs, capture = self._graphs(key, sample, reuse_guidance, wanted)
+        return Bucket(programs or eager, capture, eager, functools.partial(self._kept, reuse_guidance))
+
+    def _graphs(
+        self, key: Hashable, sample: Tensor, reuse_guidance: bool, wanted: frozenset[JoinShape]
+    ) -> tuple[dict[str, Program] | None, Capture | None]:
+        """A bucket's programs (None: the eager ones do) and capture. wanted: the joins to run on the Triton ops."""
+        settings, device, label = self.settings, sample.device, _label(sample)
+        options, join, backend = settings.compile_options(device), settings.join(wanted), settings.backend(device)
+        if options is None and join is reference_join and backend is None:
+            return None, None
+        full, partial = self._steps(join, reuse_guidance)
+        if options is not None:
+            run = regional if settings.compile == "regional" else compiled
+            shared = options, self.costs, self.compilations, (key, wanted)
+            full, partial = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
+        capture = None if backend is None else Capture(backend, device, self.costs, self.fallback)
+        return self._programs((full, partial), label), capture
+
+    def _steps(self, join: JoinFunction, reuse_guidance: bool) -> tuple[Compute, Compute]:
+        return steps_of(self.family, self.cut, join, reuse_guidance)
+
+    def _programs(self, steps: tuple[Compute, Compute], label: str) -> dict[str, Program]:
+        full, partial = steps
+        deep = functools.partial(self.family.deep_modules, cut=self.cut)
+        return {
+            "full": Program(f"full graph {label}", full),
+            "partial": Program(f"partial graph {label}", partial, reads=True, left_out=deep),
+        }
+
+    def _tune(
+        self, judge: Judge, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool
+    ) -> None:
+        """Measure the joins that have no verdict yet, and make the bucket's graphs anew where that changes them."""
+        sample, device = inputs["sample"], inputs["sample"].device
+        try:
+            calls = calls_of_joins(
+                functools.partial(self._steps, reuse_guidance=reuse_guidance),
+                self._kept(reuse_guidance), self.predictor, unet, inputs,
+            )  # fmt: skip
+        except torch.OutOfMemoryError:  # eager, as this is, a U-Net takes more memory than its graphs
+            self.fallback.say_once(
+                "There is no memory to look for the joins of this size: they run by the verdicts there are."
+            )
+            return
+        # A pipe that runs eager measures for those that do not (`stepcache tune`).
+        options = self.settings.compile_options(device) or GraphSettings().compile_options(device) or {}
+        judge.judge(calls, options, self.costs)
+        shapes = {call.shape for call in calls}
+        wanted = judge.verdicts.for_triton & shapes
+        key = self._key(inputs, reuse_guidance)
+        # Where nothing changes for the joins of this bucket, its graphs stay what they are.
+        if wanted != self.compilations.joins[key] & shapes:
+            bucket.free()
+            self.compilations.joins[key] = wanted
+            programs, bucket.capture = self._graphs(key, sample, reuse_guidance, wanted)
+            bucket.programs = programs or bucket.eager
+
+
+def _label(sample: Tensor) -> str:
+    return "x".join(map(str, sample.shape))
