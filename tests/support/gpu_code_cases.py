@@ -84,7 +84,7 @@ def graph(kind, channels_last):
     left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before
     (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
     options = ("default", "torch") if channels_last else ()
-    return {**counted(code, *options), "unet is as it was": left, "macs": getattr(macs, kind)}
+    return {**counted(code, *options), "unet is as it was": left, "macs": getattr(macs, f"{kind}_macs")}
 
 
 def on_the_ops(kind):
@@ -100,7 +100,11 @@ def on_the_ops(kind):
     }
     names = [call.kernel.name if isinstance(call, Launch) else call.name for call in code.calls]
     behind = [names[i - 1] for i, name in enumerate(names) if name.startswith("dual_conv1x1")]
-    return {**counted(code), "latent": latent, "formats": formats, "shortcuts behind": behind}
+    (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
+    return {
+        **counted(code, "default", "torch"), "latent": latent, "formats": formats, "shortcuts behind": behind,
+        "macs": getattr(macs, f"{kind}_macs"),
+    }  # fmt: skip
 
 
 CASES = {
