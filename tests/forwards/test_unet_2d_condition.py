@@ -1,9 +1,8 @@
 """Full is the stock forward bit for bit; so is partial on a feature of the same step, for every branch and layout."""
 
-import copy
-
 import pytest
 import torch
+from support.forward_checks import check_all_branches, skip_shapes, stock
 from support.small import UNETS, make_inputs, make_unet
 
 from stepcache.errors import UnsupportedUNet
@@ -11,27 +10,6 @@ from stepcache.forwards import family_of
 from stepcache.forwards import unet_2d_condition as family
 
 RESIDUAL_SIZES = (16, 16)
-
-
-def stock(unet, inputs):
-    with torch.no_grad():
-        return unet(**copy.deepcopy(inputs)).sample
-
-
-def check_all_branches(unet, inputs, fresh_branches=None):
-    """Full and partial of every branch against the stock forward; partial must not touch its feature."""
-    want = stock(unet, inputs)
-    layout = family.layout(unet)
-    with torch.no_grad():
-        for branch in range(len(layout.joins)):
-            cut = layout.cut(branch)
-            call = family.bind(**copy.deepcopy(inputs))
-            output, feature = family.full(unet, cut, **call.inputs)
-            assert torch.equal(output, want), f"full, branch {branch}"
-            kept = feature.clone()
-            output = family.partial(unet, cut, feature, **call.inputs)
-            assert torch.equal(output, want), f"partial, branch {branch}"
-            assert torch.equal(feature, kept), f"partial of branch {branch} changed the feature"
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -53,17 +31,6 @@ def test_channels_last(name):
     inputs = make_inputs(unet)
     inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     check_all_branches(unet, inputs)
-
-
-def skip_shapes(unet, inputs):
-    shapes = []
-    hooks = [unet.conv_in.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
-    for block in unet.down_blocks:
-        hooks.append(block.register_forward_hook(lambda m, i, o: shapes.extend(x.shape for x in o[1])))
-    stock(unet, inputs)
-    for hook in hooks:
-        hook.remove()
-    return shapes
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])

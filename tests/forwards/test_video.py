@@ -4,17 +4,8 @@ import inspect
 
 import pytest
 import torch
-from support.video_unets import (
-    FRAMES,
-    MODELSCOPE,
-    ONE_EACH,
-    UNETS,
-    check_all_branches,
-    make_inputs,
-    make_unet,
-    skip_shapes,
-    stock,
-)
+from support.forward_checks import check_all_branches, skip_shapes, stock
+from support.video_unets import FRAMES, MODELSCOPE, ONE_EACH, UNETS, make_inputs, make_unet
 
 from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import family_of, lora_scaled

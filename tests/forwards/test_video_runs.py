@@ -10,8 +10,9 @@ from diffusers import (
     DDIMScheduler,
     UNetSpatioTemporalConditionModel,
 )
+from support.forward_checks import check_all_branches, skip_shapes
 from support.small import BETAS
-from support.video_unets import ONE_EACH, UNETS, check_all_branches, make_inputs, make_unet, skip_shapes
+from support.video_unets import ONE_EACH, UNETS, make_inputs, make_unet
 
 from stepcache import accelerate, last_run, restore
 from stepcache.forwards import family_of

@@ -7,6 +7,7 @@ import copy
 import torch
 
 from stepcache.forwards import family_of
+from stepcache.forwards.join import reference_join
 from stepcache.forwards.macs import feature_shapes
 
 
@@ -15,7 +16,19 @@ def stock(unet, inputs):
         return unet(**copy.deepcopy(inputs)).sample
 
 
-def check_all_branches(unet, inputs):
+def skip_shapes(unet, inputs):
+    """Shapes of the down path's residuals in a call."""
+    shapes = []
+    hooks = [unet.conv_in.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
+    for block in unet.down_blocks:
+        hooks.append(block.register_forward_hook(lambda m, i, o: shapes.extend(x.shape for x in o[1])))
+    stock(unet, inputs)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
     """Full and partial of every branch against the stock forward.
 
     Partial must not touch its feature and run exactly what is not among the deep modules, features have the shapes that
@@ -34,19 +47,19 @@ def check_all_branches(unet, inputs):
             for branch, shape in enumerate(shapes):
                 cut = layout.cut(branch)
                 ran.clear()
-                output, feature = family.full(unet, cut, **bound)
+                output, feature = family.full(unet, cut, join, **bound)
                 everything = set(ran)
-                assert torch.equal(output, want), f"full, branch {branch}"
+                assert equal(output, want), f"full, branch {branch}"
                 assert tuple(feature.shape) == shape
                 kept = feature.clone()
                 ran.clear()
-                output = family.partial(unet, cut, feature, **bound)
-                assert torch.equal(output, want), f"partial, branch {branch}"
+                output = family.partial(unet, cut, feature, join, **bound)
+                assert equal(output, want), f"partial, branch {branch}"
                 assert torch.equal(feature, kept), f"partial of branch {branch} changed the feature"
                 deep = {m for root in family.deep_modules(unet, cut) for m in root.modules()}
                 assert not deep & ran
                 assert everything - ran <= deep
-                assert not torch.equal(family.partial(unet, cut, feature + 1, **bound), want)
+                assert not torch.equal(family.partial(unet, cut, feature + 1, join, **bound), want)
     finally:
         for hook in hooks:
             hook.remove()

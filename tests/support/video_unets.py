@@ -1,6 +1,5 @@
 """Small random U-Nets for video, arguments of their calls, and what their full and partial must do."""
 
-import copy
 import functools
 
 import torch
@@ -9,9 +8,6 @@ from diffusers import (
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
 )
-
-from stepcache.forwards import family_of
-from stepcache.forwards.join import reference_join
 
 FRAMES = 3
 
@@ -110,35 +106,3 @@ def make_inputs(unet, batch=2, frames=FRAMES, size=(8, 8), seed=1):
     if getattr(config, "time_cond_proj_dim", None):
         inputs["timestep_cond"] = randn(batch, config.time_cond_proj_dim)
     return inputs
-
-
-def stock(unet, inputs):
-    with torch.no_grad():
-        return unet(**copy.deepcopy(inputs)).sample
-
-
-def skip_shapes(unet, inputs):
-    shapes = []
-    hooks = [unet.conv_in.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
-    for block in unet.down_blocks:
-        hooks.append(block.register_forward_hook(lambda m, i, o: shapes.extend(x.shape for x in o[1])))
-    stock(unet, inputs)
-    for hook in hooks:
-        hook.remove()
-    return shapes
-
-
-def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
-    """Full and partial of every branch against the stock forward; partial must not touch its feature."""
-    want, family = stock(unet, inputs), family_of(unet)
-    layout = family.layout(unet)
-    with torch.no_grad():
-        for branch in range(len(layout.joins)):
-            cut = layout.cut(branch)
-            call = family.bind(**copy.deepcopy(inputs))
-            output, feature = family.full(unet, cut, join, **call.inputs)
-            assert equal(output, want), f"full, branch {branch}"
-            kept = feature.clone()
-            output = family.partial(unet, cut, feature, join, **call.inputs)
-            assert equal(output, want), f"partial, branch {branch}"
-            assert torch.equal(feature, kept), f"partial of branch {branch} changed the feature"
