@@ -10,7 +10,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from support.small import LoopPipe, make_unet
+from support.small import NO_ATTENTION, LoopPipe, make_unet
 
 from benchmarks.engine import fake_h100, gpu_code
 from benchmarks.engine import gpu_code_counts as counts
@@ -68,15 +68,8 @@ def product():
     return counted(code, *OPTIONS)
 
 
-# A full step without attention compiles in a third of the time; a partial one has it.
-NO_ATTENTION = {
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "mid_block_type": None,
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}
-
-
 def graph(kind, channels_last):
+    # A full step without attention compiles in a third of the time; a partial one has it.
     unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
     accelerate(LoopPipe(unet, DDIMScheduler()), channels_last=channels_last)
     before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
