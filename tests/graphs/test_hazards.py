@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from support.forward_checks import skip_shapes
 from support.small import NO_ATTENTION, captured, graphs_of, loop_pipe, make_inputs
 from support.vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
@@ -154,8 +155,7 @@ def test_on_cuda_workspaces_are_cleared_before_and_after_the_capture(monkeypatch
 
 def controlnet(unet, replayed):
     """Residuals that a graph writes at each step, to the same tensors."""
-    shapes = [(2, 8, 16, 16)] * 3 + [(2, 8, 8, 8)] + [(2, 16, 8, 8)] * 2
-    shapes += [(2, 16, 4, 4)] * 3 + [(2, 16, 2, 2)] * 3
+    shapes = skip_shapes(unet, make_inputs(unet))
     static, by = [torch.zeros(shape) for shape in (*shapes, shapes[-1])], torch.zeros(())
     graph = StandInGraph(lambda: [tensor.copy_(by.expand_as(tensor)) for tensor in static])
 

@@ -38,12 +38,15 @@ def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
     family = family_of(unet)
     layout = family.layout(unet)
     bound = family.bind(**copy.deepcopy(inputs)).inputs
+    with torch.no_grad():
+        shapes = feature_shapes(unet, bound)
+    assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
     ran = set()
-    hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in inner_modules(unet)]
+    # Joins on the ops leave hooked layers to the reference.
+    hooked = inner_modules(unet) if join is reference_join else []
+    hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in hooked]
     try:
         with torch.no_grad():
-            shapes = feature_shapes(unet, bound)
-            assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
             for branch, shape in enumerate(shapes):
                 cut = layout.cut(branch)
                 ran.clear()
