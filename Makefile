@@ -32,6 +32,7 @@ unit: $(READY)
 # The README's tables, from benchmarks/results.
 tables: $(READY)
 	$(BIN)/python -m benchmarks.pages.tables
+	$(BIN)/python -m benchmarks.pages.rooms
 
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)

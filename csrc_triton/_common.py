@@ -1,4 +1,4 @@
-"""What the ops share: which layout a call runs in, which buffers make up `h`, and whether Triton is there."""
+"""What the ops share: checks of their inputs, the layout of a call, the mix of buffers, and facts about the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_triton() -> None:
-    """Triton has no wheel for Windows and macOS; there the ops work on the CPU, through their references."""
+    """Raise RuntimeError without Triton. It has no wheels for Windows and macOS; there the ops run their references."""
     if not HAS_TRITON:
         raise RuntimeError(
             "this kernel needs Triton, which is not installed here (`pip install triton`, Linux only); "
@@ -22,16 +22,16 @@ def require_triton() -> None:
 
 
 def cdiv(a: int, b: int) -> int:
-    """Ceiling division; unlike triton.cdiv it needs no Triton, and it keeps a SymInt symbolic."""
+    """Ceiling division. Unlike triton.cdiv it works without Triton, and keeps a SymInt symbolic."""
     return (a + b - 1) // b
 
 
 def joint_format(*activations: Tensor) -> torch.memory_format:
-    """The memory format that a call runs in, and that its output has.
+    """The memory format in which a call runs, and of its output.
 
-    channels_last if any of the [N, C, H, W] activations is channels_last and not contiguous too (a one-pixel or
-    one-channel tensor is both), else contiguous. channels_last wins a mixed call because the convolution that reads
-    the result would convert it otherwise; the operands of the other layout are copied by `.contiguous`.
+    channels_last if any of the [N, C, H, W] activations is channels_last and not also contiguous (a one-pixel or
+    one-channel tensor is both), else contiguous. channels_last wins in a mixed call, because the convolution that reads
+    the result would convert it otherwise. `.contiguous` copies the operands in the other layout.
     """
     for x in activations:
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
@@ -40,7 +40,7 @@ def joint_format(*activations: Tensor) -> torch.memory_format:
 
 
 def check_join(h: Tensor, skip: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None) -> None:
-    """Refuse, with the values at hand, what neither the kernels nor the references take as the two inputs of a join."""
+    """Raise ValueError, with the values, unless these are two inputs of a join that kernels and references accept."""
     if h.dim() != 4 or skip.dim() != 4:
         raise ValueError(f"h and skip must be [N, C, H, W], got {tuple(h.shape)} and {tuple(skip.shape)}")
     if (h.shape[0], h.shape[2], h.shape[3]) != (skip.shape[0], skip.shape[2], skip.shape[3]):
@@ -64,13 +64,13 @@ def check_join(h: Tensor, skip: Tensor, h2: Tensor | None, h3: Tensor | None, mi
 
 
 def check_kernel_dtype(h: Tensor) -> None:
-    """The kernels keep float32 inside, so float64 is for the reference alone."""
+    """Raise ValueError for float64 and other dtypes: the kernels compute in float32."""
     if h.dtype not in KERNEL_DTYPES:
         raise ValueError(f"the kernel takes float32, float16 and bfloat16, got {h.dtype}")
 
 
 def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`h` in `dtype`, or mix[0] h + mix[1] h2 + mix[2] h3 computed in it: the first line of the references."""
+    """`h` in `dtype`, or mix[0] h + mix[1] h2 + mix[2] h3 computed in `dtype`."""
     if mix is None:
         return h.to(dtype)
     buffers = [b.to(dtype) for b in (h, h2, h3) if b is not None]
@@ -78,22 +78,22 @@ def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None,
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Make x's device the current one, on which Triton launches, whatever device x is on."""
+    """A context in which x's device is the current one, because Triton launches on the current device."""
     return torch.cuda.device_of(x) if torch.cuda.is_available() else nullcontext()
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of a GPU, how many multiprocessors it has; elsewhere (interpreter, meta device), how many an H100 has."""
+    """How many multiprocessors a GPU has. For other devices (interpreter, meta) an H100's number."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def warp_size(device: torch.device) -> int:
-    """Threads of a warp: 32, but 64 on AMD's data centre GPUs."""
+    """Threads of a warp: 32, or 64 on AMD's data centre GPUs."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def interpreting() -> bool:
-    """Whether this process runs kernels in Triton's interpreter, on the CPU (TRITON_INTERPRET=1)."""
+    """Whether kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1)."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)

@@ -57,7 +57,7 @@ def test_an_error_of_ours_is_one_line_and_no_traceback(capsys):
     assert cli.main(["inspect", "no/such/place"]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
-    assert errors.startswith("stepcache: There is no 'no/such/place' here.")
+    assert errors.startswith("stepcache: 'no/such/place' does not exist.")
     assert errors.count("\n") == 1
 
 

@@ -11,14 +11,14 @@ TESTS, SOURCE = Path(__file__).parent, Path(stepcache.__file__).parent
 # Modules that the tests of others cover, by the file of these.
 ELSEWHERE = {
     "bench/test_bench_grid.py": "bench/calls bench/cell bench/cell_rows bench/commit bench/heap",
-    "benchmarks/test_rows.py": "bench/repeats bench/rows bench/schema",
+    "bench/test_bench_agreement.py": "bench/schema",
     "benchmarks/test_tables.py": "bench/table",
     "calibration/test_calibration.py": "calibration/laboratory",
     "commands/test_bench.py": "bench/entries",
-    "commands/test_compare.py": "commands/quiet comparison/runs images/pipelines images/sheet",
+    "commands/test_compare.py": "commands/loading comparison/results images/pipelines",
     "forwards/test_unet_2d_condition.py": "forwards/calls forwards/freeu",
     "forwards/test_video.py": "forwards/unet_3d_condition forwards/unet_motion forwards/unet_spatio_temporal_condition",
-    "graphs/test_captured.py": "forwards/autocast forwards/nested graphs/engine graphs/snapshot",
+    "graphs/test_capture.py": "forwards/autocast forwards/nested graphs/engine graphs/snapshot",
     "graphs/test_compiled.py": "graphs/options graphs/regional graphs/settings graphs/unet",
     "graphs/test_hazards.py": "graphs/backends graphs/replays graphs/turns",
     "graphs/test_kept.py": "graphs/bucket",
@@ -27,11 +27,11 @@ ELSEWHERE = {
     "graphs/test_verdicts.py": "graphs/verdict_file",
     "pipes/test_unet.py": "pipes/seat",
     "reuse/test_predict.py": "forwards/blend",
+    "run/test_channels_last.py": "run/weights",
     "run/test_decoder.py": "graphs/decoder",
     "run/test_decoder_in_pipes.py": "pipes/vae",
     "run/test_session.py": "run/record run/steps",
     "run/test_warmup.py": "graphs/progress",
-    "test_cli.py": "commands/arguments",
     "test_public_api.py": "errors",
 }
 COVERED = [module for modules in ELSEWHERE.values() for module in modules.split()]

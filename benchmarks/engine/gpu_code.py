@@ -51,10 +51,10 @@ from benchmarks.console import columns, parser
 from benchmarks.engine import gpu_code_counts as counts
 from benchmarks.engine.gpu_code_trace import Code, graph_code
 from stepcache.bench.rows import write
-from stepcache.commands.inspect import read_config
 from stepcache.forwards.join import JoinFunction, fused_join, reference_join
 from stepcache.forwards.macs import example_inputs, meta_unet
 from stepcache.graphs.options import CUDA_OPTIONS
+from stepcache.images.unet_configs import read_config
 
 PIXELS = {"sd15": 512, "sd21": 512, "sdxl": 1024}
 KINDS = ("full", "partial")

@@ -33,7 +33,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.engine.fake_h100 import Product, fake_h100
 from benchmarks.engine.launches import OwnLaunch, launches_go_to
-from stepcache.forwards import family_of, guidance
+from stepcache.forwards import family_of
+from stepcache.forwards.guidance import steps_of
 from stepcache.forwards.join import JoinFunction
 from stepcache.graphs.options import CUDA_OPTIONS
 
@@ -316,18 +317,14 @@ def graph_code(
     buffers = {name: _fake(mode, b) for name, b in unet.named_buffers()}
     faked = tree_map_only(Tensor, lambda t: _fake(mode, t), dict(inputs))
 
-    def full(unet: nn.Module, inputs: dict[str, Any]) -> Any:
-        return guidance.full(family, unet, cut, join, False, inputs)
-
-    def partial(unet: nn.Module, kept: Any, inputs: dict[str, Any]) -> Tensor:
-        return guidance.partial(family, unet, cut, join, kept, inputs)
+    full, partial = steps_of(family, cut, join, reuse=False)
 
     with fake_h100() as to_pad, _reparametrize_module(unet, {**state, **buffers}):
         if kind == "full":
-            return _compile(mode, full, [unet, faked], list(state.values()), options, to_pad)
+            return _compile(mode, full, [unet, (), faked], list(state.values()), options, to_pad)
         # In the layout that the compiled full step gives it.
         with mode, torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", lambda: True):
-            _, kept = full(unet, faked)
+            _, kept = full(unet, (), faked)
         return _compile(mode, partial, [unet, kept, faked], list(state.values()), options, to_pad)
 
 

@@ -41,10 +41,10 @@ from benchmarks.console import columns, parser, spread
 from stepcache import accelerate
 from stepcache.bench.repeats import Spread, interleave
 from stepcache.bench.rows import write
-from stepcache.commands.inspect import read_config
 from stepcache.forwards import unet_2d_condition as family
 from stepcache.forwards.macs import meta_unet
 from stepcache.graphs.standin import StandInBackend
+from stepcache.images.unet_configs import read_config
 
 TARGET = 60.0
 STEPS = 50

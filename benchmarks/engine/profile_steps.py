@@ -47,8 +47,8 @@ from benchmarks.gpu import event
 from stepcache import Schedule, accelerate, denoising, last_run, restore
 from stepcache.bench.repeats import Spread
 from stepcache.bench.rows import write
-from stepcache.commands.inspect import BUNDLED, read_config
 from stepcache.forwards.macs import example_inputs
+from stepcache.images.unet_configs import BUNDLED, read_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {"compile": False, "cuda_graphs": False},

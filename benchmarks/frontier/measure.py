@@ -38,8 +38,9 @@ from stepcache.calibration import calibrate
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_psnr, psnr, ssim
-from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory, swap_scheduler
+from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory
 from stepcache.images.prompts import read_prompts
+from stepcache.images.schedulers import swap_scheduler
 
 SETTINGS = tuple(itertools.product(("ddim", "dpm++", "euler"), (20, 50), (3.0, 7.5)))
 INTERVALS = (2, 3, 4, 5)

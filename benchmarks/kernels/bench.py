@@ -27,9 +27,9 @@ from benchmarks.console import parser
 from benchmarks.gpu import driver_version
 from stepcache.bench.repeats import Spread
 from stepcache.bench.rows import Rig, read, write
-from stepcache.commands.inspect import read_config
 from stepcache.graphs.options import cuda_options
 from stepcache.graphs.replays import copies_beyond_l2, times_us
+from stepcache.images.unet_configs import read_config
 
 MODELS = {"sd15": 64, "sdxl": 128}
 """Latent height and width of SD 1.5 at 512 px and of SDXL at 1024 px."""
@@ -55,6 +55,11 @@ class JoinCase:
     def concat_elements(self) -> int:
         """Elements of the concat that the stock join makes."""
         return self.batch * (self.hidden + self.skip) * self.height * self.width
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The columns that all rows about a join have."""
+        return {name: getattr(self, name) for name in ("batch", "hidden", "skip", "out", "height", "width")}
 
     def __str__(self) -> str:
         return f"{self.model} join {self.index}: {self.hidden}+{self.skip}->{self.out} at {self.height}x{self.width}"
@@ -227,12 +232,7 @@ def _row(op: str, case: OpCase, name: str, sets: Sequence[Tensors], stock: Tenso
         op=op,
         model=join.model,
         join=join.index,
-        batch=join.batch,
-        hidden=join.hidden,
-        skip=join.skip,
-        out=join.out,
-        height=join.height,
-        width=join.width,
+        **join.sizes,
         dtype=str(case.dtype).removeprefix("torch."),
         layout="channels_last",
         variant=name,

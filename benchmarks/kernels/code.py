@@ -139,19 +139,13 @@ def row(called: OpCall, launch: OwnLaunch, target: str) -> Row:
     code = compile_launch(launch.function, launch.arguments, target)
     instructions, loops = instruction_counts(code)
     constants = [p.name for p in launch.function.params if p.is_constexpr]
-    join = called.join
     return Row(
         op=called.op,
         kernel=launch.kernel,
         target=target,
         dtype=DTYPE_NAMES[called.dtype],
         layout=LAYOUT,
-        batch=join.batch,
-        hidden=join.hidden,
-        skip=join.skip,
-        out=join.out,
-        height=join.height,
-        width=join.width,
+        **called.join.sizes,
         mix=called.mix,
         constants=" ".join(f"{name}={launch.arguments[name]}" for name in constants),
         num_warps=code.num_warps,

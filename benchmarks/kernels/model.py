@@ -217,9 +217,17 @@ def rows_of(join: JoinCase, count: int) -> Iterator[Row]:
 
     def row(part: str, side: str, launches: int, nbytes: int, instructions: float, us: float) -> Row:
         return Row(
-            join.model, count, join.batch, join.hidden, join.skip, join.out, join.height, join.width,
-            str(DTYPE).removeprefix("torch."), part, side, launches, nbytes, round(instructions), round(us, 2),
-        )  # fmt: skip
+            model=join.model,
+            joins=count,
+            **join.sizes,
+            dtype=str(DTYPE).removeprefix("torch."),
+            part=part,
+            side=side,
+            launches=launches,
+            bytes=nbytes,
+            instructions=round(instructions),
+            us=round(us, 2),
+        )
 
     for side, parts in (("stepcache", ours(join)), ("inductor", inductor(join))):
         for chain in (("concat", "norm"), ("shortcut",)):

@@ -1,25 +1,27 @@
 """The map of the package: its rooms, and which imports which; drawn from the code into docs/rooms-*.svg.
 
 A room is a folder of src/stepcache, or a file at its top; the Triton ops are one. Its line of text is the first
-sentence of its docstring. `errors` is left out, since all rooms import it, and so are arrows that a longer way implies.
+sentence of its docstring. Left out are `errors`, which all rooms import, `cli`, which starts commands by name, and
+arrows that a longer way implies.
 """
 
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
-from stepcache.bench.rows import ROOT
 
 SOURCE = ROOT / "src" / "stepcache"
 KERNELS = ROOT / "csrc_triton"
-LEFT_OUT = {"errors", "_version", "__init__"}
+LEFT_OUT = {"errors", "cli", "_version", "__init__"}
 
 # Pixels.
-ROW, BOX, GAP, LINE, MARGIN = 84, 58, 10, 14, 8
+ROW, BOX, ROOM, LINE, MARGIN = 102, 66, 192, 14, 8
 
 
 def rooms() -> dict[str, str]:
@@ -52,7 +54,8 @@ def _imported(path: Path, package: tuple[str, ...]) -> Iterator[str]:
             names = names[1:]
         else:
             continue
-        yield from names[:1] or [alias.name for alias in node.names]
+        # What `stepcache` itself has are rooms and the public names.
+        yield from names[:1] or [alias.name if (SOURCE / alias.name).is_dir() else "api" for alias in node.names]
 
 
 def levels(edges: Mapping[str, set[str]]) -> dict[str, int]:
@@ -88,28 +91,27 @@ def draw(theme: Theme) -> str:
     docs, edges = rooms(), imports()
     floor = levels(edges)
     height = MARGIN * 2 + ROW * max(floor.values()) + BOX
-    boxes: dict[str, tuple[float, float, float]] = {}  # left edge, upper edge, width
+    boxes: dict[str, tuple[float, float]] = {}  # middle, upper edge
     for n in range(max(floor.values()) + 1):
         names = sorted(name for name in docs if floor[name] == n)
-        width = (WIDTH - 2 * MARGIN - GAP * (len(names) - 1)) / len(names)
         for i, name in enumerate(names):
-            boxes[name] = MARGIN + i * (width + GAP), height - MARGIN - BOX - n * ROW, width
+            boxes[name] = WIDTH * (i + 0.5) / len(names), height - MARGIN - BOX - n * ROW
     marks = []
     for name, others in direct(edges).items():
         for other in sorted(others):
-            (x, y, w), (to_x, to_y, to_w) = boxes[name], boxes[other]
+            (x, y), (to_x, to_y) = boxes[name], boxes[other]
             marks.append(
-                f'<path d="M{x + w / 2:.0f} {y + BOX:.0f}L{to_x + to_w / 2:.0f} {to_y - 2:.0f}" fill="none" '
-                f'stroke="{theme.other}" marker-end="url(#imports)"/>'
+                f'<path d="M{x:.0f} {y + BOX:.0f}L{to_x:.0f} {to_y - 2:.0f}" fill="none" stroke="{theme.other}" '
+                'marker-end="url(#imports)"/>'
             )
-    for name, (x, y, w) in boxes.items():
+    for name, (x, y) in boxes.items():  # over the arrows that pass behind them
         marks.append(
-            f'<rect x="{x:.0f}" y="{y:.0f}" width="{w:.0f}" height="{BOX}" rx="6" fill="{theme.ground}" '
+            f'<rect x="{x - ROOM / 2:.0f}" y="{y:.0f}" width="{ROOM}" height="{BOX}" rx="6" fill="{theme.ground}" '
             f'stroke="{theme.accent}"/>'
         )
-        marks.append(_text(x + w / 2, y + 17, f'<tspan font-weight="600">{name}</tspan>'))
-        for i, line in enumerate(_lines(docs[name], int(w / 5.6))[:2]):
-            marks.append(_text(x + w / 2, y + 33 + LINE * i, escape(line), f'fill="{theme.muted}" font-size="10.5"'))
+        marks.append(_text(x, y + 17, f'<tspan font-weight="600">{name}</tspan>'))
+        for i, line in enumerate(_lines(docs[name])):
+            marks.append(_text(x, y + 32 + LINE * i, escape(line), f'fill="{theme.muted}" font-size="10.5"'))
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="{FONTS}" font-size="13" text-anchor="middle" fill="{theme.ink}">'
@@ -125,11 +127,9 @@ def _text(x: float, y: float, text: str, style: str = "") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{text}</text>'
 
 
-def _lines(text: str, length: int) -> list[str]:
-    """The text in lines of at most that length, without its full stop."""
-    import textwrap
-
-    return textwrap.wrap(text.split(". ")[0].removesuffix("."), max(length, 12), max_lines=2, placeholder=" …")
+def _lines(text: str) -> list[str]:
+    """Its first sentence, as much of it as a box holds."""
+    return textwrap.wrap(text.split(". ")[0].removesuffix(".").replace("`", ""), 32, max_lines=3, placeholder=" …")
 
 
 FIGURE = Figure(

@@ -63,7 +63,7 @@ def _launches(
     h3: Tensor | None,
     mix: Tensor | None,
 ) -> tuple[list[Launch], Tensor]:
-    """The launches of a call, in order, and the tensor that the last one fills."""
+    """The launches of a call in order, and the tensor that the last one fills."""
     check_kernel_dtype(h)
     memory_format = joint_format(h, skip)
     channels_last = memory_format == torch.channels_last
@@ -74,7 +74,7 @@ def _launches(
     out = torch.empty((batch, channels, height, width), dtype=h.dtype, device=h.device, memory_format=memory_format)
     inputs: dict[str, Any] = {
         "h": h.contiguous(memory_format=memory_format),
-        # None is a constant to Triton, so a kernel that used one that is not there would not compile.
+        # To Triton None is a constant, so a kernel that used a missing buffer would not compile.
         "h2": None if h2 is None else h2.contiguous(memory_format=memory_format),
         "h3": None if h3 is None else h3.contiguous(memory_format=memory_format),
         "mix": None if mix is None else mix.contiguous(),
@@ -124,7 +124,7 @@ def _launches(
     groups = groups_of_block(p.block_c, group_size)
     members, unroll = merge_tile(groups, group_size)
     normalize = statistics | result | {"GROUPS": groups, "MEMBERS": members, "UNROLL": unroll}
-    # The images first, since only the first axis of a grid may have more than 65535 programs.
+    # Images come first, because only a grid's first axis may have more than 65535 programs.
     grid = (batch, p.blocks, p.splits)
     return [Launch(channel_statistics_kernel, grid, statistics), Launch(normalize_silu_kernel, grid, normalize)], out
 
@@ -141,7 +141,7 @@ def cat_group_norm_silu(
     h3: Tensor | None = None,
     mix: Tensor | None = None,
 ) -> Tensor:
-    """silu(group_norm(cat([h, skip], 1))) without the concat: the op, which torch.compile and torch.export know.
+    """silu(group_norm(cat([h, skip], 1))) without the concat, as an op for torch.compile and torch.export.
 
     Args:
         h: [N, C1, H, W], in float32, float16 or bfloat16; CPU tensors may be float64.
@@ -150,15 +150,15 @@ def cat_group_norm_silu(
         bias: [C1 + C2], likewise.
         num_groups: divides C1 + C2; a group may straddle the seam.
         eps: added to the variance.
-        h2: a second buffer like h. Then h + h2 (+ h3) stand for mix[0] h + mix[1] h2 (+ mix[2] h3).
-        h3: a third one.
-        mix: float32 [number of buffers] on h's device, read by the kernels, so a CUDA graph sees new values.
+        h2: a second buffer like h. The hidden state is then mix[0] h + mix[1] h2 (+ mix[2] h3).
+        h3: a third buffer like h.
+        mix: float32 [number of buffers] on h's device. The kernels read it, so a CUDA graph sees new values.
 
     Returns:
         [N, C1 + C2, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).
 
-    No autograd. On CUDA and ROCm Triton launches (kernel.py), elsewhere the reference. To a compiler it is one opaque
-    call (README.md, "Why the ops are opaque").
+    No autograd. It launches Triton kernels on CUDA and ROCm, and runs the reference elsewhere. To a compiler it is one
+    opaque call (README.md, "Why the ops are opaque").
     """
     if h.device.type != "cuda":
         _check(h, skip, weight, bias, num_groups, h2, h3, mix)
@@ -196,7 +196,7 @@ def cat_group_norm_silu_triton(
     h3: Tensor | None = None,
     mix: Tensor | None = None,
 ) -> Tensor:
-    """`cat_group_norm_silu` as bare launches, without the dispatcher; takes CPU tensors if TRITON_INTERPRET=1."""
+    """`cat_group_norm_silu` without torch's dispatcher. Takes CPU tensors if TRITON_INTERPRET=1."""
     require_triton()
     _check(h, skip, weight, bias, num_groups, h2, h3, mix)
     launches, out = _launches(h, skip, weight, bias, num_groups, eps, h2, h3, mix)

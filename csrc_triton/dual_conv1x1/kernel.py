@@ -7,26 +7,26 @@ With x = cat([h, skip], 1), C = C1 + C2 channels, and W = weight[:, :, 0, 0]:
 
 Shapes and dtypes: h [N, C1, H, W], skip [N, C2, H, W], weight [O, C, 1, 1] and y [N, O, H, W] in one of float32,
 float16, bfloat16; bias [O], residual [N, O, H, W] and residual_bias [O] (all optional) in any of the three. `h` may be
-the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three buffers: it is formed in registers, in float32, and
-rounded to h's dtype for the tensor cores, as it would be if it were a tensor.
+the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three buffers, which is formed in registers in float32 and
+rounded to h's dtype for the tensor cores, like a tensor would be.
 
-Layouts: all activations channels_last ([N, P, C] in memory; the batch is then one image of N * P pixels, so a tile may
-span images), or all contiguous ([N, C, P]). The tile of activations is read along the memory's fastest axis in both.
+Layouts: all activations are channels_last ([N, P, C] in memory; the batch is then one image of N * P pixels, so a tile
+may span images) or all contiguous ([N, C, P]). Tiles of activations are read along the memory's fastest axis in both.
 The weight is [O, C] in memory in either format.
 
-Grid: one program for each tile of BLOCK_P pixels by BLOCK_O output channels, output channels fastest, so that the
-programs that read the same pixels run together and h and skip come from DRAM once. `launch.py` chooses the tile.
+Grid: one program for each tile of BLOCK_P pixels by BLOCK_O output channels, output channels fastest, so that programs
+that read the same pixels run together, and h and skip come from DRAM once. `launch.py` chooses the tile.
 
-The reduction is one loop over h's channels, then over skip's, in steps of one cache line of channels, into one float32
-accumulator: two library GEMMs would write and read a partial result of O channels instead. Each step picks its source
-by a scalar. Two loops would keep the addresses of both sources in registers, and fill the pipeline of loads twice. A
-step does not cross the seam: the last one of h is cut off where C1 is no multiple of BLOCK_K.
+The reduction is one loop over h's channels and then skip's, in steps of one cache line of channels, into one float32
+accumulator. Two library GEMMs would write and read a partial result of O channels instead. A scalar selects the source
+of each step. Two loops would keep the addresses of both sources in registers, and fill the pipeline of loads twice. A
+step does not cross the seam: if C1 is not a multiple of BLOCK_K, the last step of h is partial.
 
-The accumulator begins with the biases: at the end, their elements would take registers beside the accumulator's. The
-residual is added before the only rounding to the output's dtype.
+The accumulator starts with the biases. Added at the end, their elements would need registers besides the accumulator's.
+The residual is added before the only rounding, to the output's dtype.
 
-Numerics: float32 accumulation in the order of the channels, without split-K or atomics, so deterministic for one tile.
-float32 inputs are multiplied in TF32 only where torch allows it to the convolution that this replaces. Offsets are
+Numerics: float32 accumulation in the order of the channels, without split-K or atomics, so deterministic for each tile.
+float32 inputs are multiplied in TF32 only if torch allows it for the convolution that this replaces. Offsets are
 64-bit.
 
 Sources: the matrix multiplication of the Triton tutorials, of which this is the two-input form.
@@ -64,12 +64,11 @@ def dual_conv1x1_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid: images * cdiv(P, BLOCK_P) * cdiv(C_OUT, BLOCK_O). In channels_last all images are one, of P pixels.
+    """Grid: images * cdiv(P, BLOCK_P) * cdiv(C_OUT, BLOCK_O). In channels_last there is one image of P pixels.
 
-    h2, h3 and mix are there as far as NUM_MIX (0 to 3) says, else None; so are bias, residual and residual_bias where
-    there is none.
-    WIDE: offsets within a tile need 64 bits (where it begins is 64-bit in any case).
-    EVEN_K: C1 and C2 are multiples of BLOCK_K. UPCAST: the interpreter's, which cannot multiply bfloat16.
+    NUM_MIX (0 to 3): how many buffers are mixed. Of h2, h3, mix, bias, residual and residual_bias, missing ones are
+    None. WIDE: offsets within a tile need 64 bits (a tile's start always has them). EVEN_K: C1 and C2 are multiples of
+    BLOCK_K. UPCAST: for the interpreter, which cannot multiply bfloat16.
     """
     pid = tl.program_id(0)
     o_blocks = tl.cdiv(C_OUT, BLOCK_O)
@@ -97,8 +96,8 @@ def dual_conv1x1_kernel(
         biases = tl.zeros((1, BLOCK_O), tl.float32)
     if residual_bias is not None:
         biases += tl.load(residual_bias + o + out_channel, mask=out_inside, other=0.0).to(tl.float32)
-        # The maximum of one row is that row: it keeps the addition out of the accumulator's layout, in which a thread
-        # would hold its share of both. ptxas takes 126 registers so, and 142 otherwise (128 x 128, sm_90).
+        # The maximum of one row is that row. It keeps the addition out of the accumulator's layout, in which a thread
+        # would hold its share of both. ptxas needs 126 registers this way, and 142 otherwise (128 x 128, sm_90).
         biases = tl.max(biases, 0, keep_dims=True)
     acc = tl.broadcast_to(biases, (BLOCK_P, BLOCK_O))
     steps_of_h = tl.cdiv(C1, BLOCK_K)
@@ -119,7 +118,7 @@ def dual_conv1x1_kernel(
             weight_mask = out_inside & (c + k < channels)[:, None]
         x = tl.load(source + offsets, mask=mask, other=0.0)
         if NUM_MIX > 0:
-            # The loads stay outside of the branch, where the compiler can start them ahead of their step.
+            # The loads stay outside the branch, where the compiler can start them ahead of their step.
             only_h = mask & (k < tl.where(of_h, BLOCK_K, 0))[None, :]
             x2 = tl.load(h2 + offsets, mask=only_h, other=0.0) if NUM_MIX > 1 else x
             x3 = tl.load(h3 + offsets, mask=only_h, other=0.0) if NUM_MIX > 2 else x

@@ -1,4 +1,4 @@
-"""How a call of `dual_conv1x1` is cut into programs. Reasoned from the compiled code, not tuned on a GPU."""
+"""How a call of `dual_conv1x1` is divided into programs. Reasoned from the compiled code, not tuned on a GPU."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import NamedTuple
 
 from .._common import cdiv
 
-# Pixels, output channels, warps and stages of a tile, largest first. The stages keep 48 KiB or more on their way to a
-# program: as much as a multiprocessor takes from L2 while it waits for one load (350 cycles from L2, 1000 from DRAM).
-# They fit in the 99 KiB of shared memory of sm_89, and in the 64 KiB of gfx942, which needs one stage less. No tile
-# spills registers on any target. float32 products outside of tensor cores take more registers, so they have their own.
+# Pixels, output channels, warps and stages of a tile, largest first. The stages keep at least 48 KiB in flight, as much
+# as a multiprocessor takes from L2 while it waits for one load (350 cycles from L2, 1000 from DRAM). They fit in the
+# 99 KiB of shared memory of sm_89, and in the 64 KiB of gfx942, which needs one stage less. No tile spills registers on
+# any target. float32 products outside tensor cores need more registers, so they have their own tiles.
 TENSOR_TILES = ((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 4), (64, 32, 4, 5))
 IEEE_TILES = ((128, 64, 8, 3), (64, 32, 4, 5))
 LARGEST_BLOCK = 128
 # Bytes of a tile's row in one step of the reduction: a cache line, whatever the dtype.
 STEP_BYTES = 128
 
-# What one multiprocessor of an H100 does in a clock cycle. On other GPUs the ratios are much the same.
+# What one multiprocessor of an H100 does in a clock cycle. Other GPUs have similar ratios.
 PORT_BYTES = 64  # bytes that it takes from L2 when it asks alone
 L2_BYTES = 24  # its share when all of them ask
 TENSOR_PRODUCTS = 1740  # multiply-adds of 16-bit numbers; half as many in TF32
 IEEE_PRODUCTS = 100
-# Cycles of a step that its loads and products do not overlap with: the barrier, the last products of the step.
+# Cycles of a step that overlap with neither loads nor products: the barrier, and the step's last products.
 STEP_CYCLES = 200
 
 
 class Tile(NamedTuple):
-    """What one program computes, and with what means."""
+    """What one program computes, and its warps and stages."""
 
     block_p: int
     """Pixels."""
@@ -40,9 +40,9 @@ class Tile(NamedTuple):
 
 
 def tiles(element_size: int, precision: str, buffers: int) -> list[Tile]:
-    """All tiles for a dtype and precision, largest first; h is made of so many buffers.
+    """All tiles for a dtype, a precision and the number of buffers that h consists of, largest first.
 
-    Several buffers are all loaded in each step of h: half the channels keep them within the same shared memory.
+    Each step loads all buffers. With several, half the channels per step keep them within the same shared memory.
     """
     block_k = STEP_BYTES // element_size // (2 if buffers > 1 else 1)
     shapes = IEEE_TILES if _ieee(element_size, precision) else TENSOR_TILES
@@ -54,9 +54,9 @@ def tile(
     images: int, pixels: int, c1: int, c2: int, out_channels: int, element_size: int, precision: str, buffers: int,
     multiprocessors: int,
 ) -> Tile:  # fmt: skip
-    """The tile that `cycles` finds fastest, of those that are not half empty (the smallest may be).
+    """The fastest tile by `cycles`, among those that are at least half full, or else the smallest.
 
-    images: 1 in channels_last, where `pixels` are those of all images.
+    images: 1 in channels_last, where `pixels` counts those of all images.
     """
     every = tiles(element_size, precision, buffers)
     fitting = [t for t in every if t.block_p < 2 * pixels and t.block_o < 2 * out_channels] or every[-1:]
@@ -75,9 +75,9 @@ def programs(t: Tile, images: int, pixels: int, out_channels: int) -> int:
 def cycles(t: Tile, programs: int, c1: int, c2: int, element_size: int, precision: str, multiprocessors: int) -> float:
     """About how long the programs take, in clock cycles of an H100.
 
-    In each step, the multiprocessor with the most programs spends the time of the loads or that of the products,
-    whichever is longer. Meanwhile L2 serves the loads of all programs. The slower of the two decides: large tiles load
-    fewer bytes, small ones leave fewer multiprocessors idle.
+    A step of the multiprocessor with the most programs takes as long as its loads or its products, the longer of the
+    two. Meanwhile L2 serves the loads of all programs. The slower of both decides: large tiles load fewer bytes, small
+    ones leave fewer multiprocessors idle.
     """
     steps = cdiv(c1, t.block_k) + cdiv(c2, t.block_k)
     step_bytes = (t.block_p + t.block_o) * t.block_k * element_size
@@ -88,5 +88,5 @@ def cycles(t: Tile, programs: int, c1: int, c2: int, element_size: int, precisio
 
 
 def _ieee(element_size: int, precision: str) -> bool:
-    """Whether the products are computed outside of tensor cores."""
+    """Whether the products run outside tensor cores."""
     return element_size == 4 and precision == "ieee"

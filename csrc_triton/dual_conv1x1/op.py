@@ -52,10 +52,10 @@ def _check(
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """How float32 inputs are multiplied: as torch lets cuDNN's convolutions multiply them. Others have one way.
+    """How to multiply float32 inputs: as torch's settings allow cuDNN's convolutions. Other dtypes have one way.
 
-    torch resolves "none" to the settings above it: `torch.backends.cudnn.fp32_precision`, then that of all backends.
-    `torch.backends.cudnn.allow_tf32` says the same, but raises once a user has set the newer setting.
+    torch resolves "none" to the next setting: `torch.backends.cudnn.fp32_precision`, then that of all backends.
+    `torch.backends.cudnn.allow_tf32` says the same, but raises once a user has set one of the newer settings.
     """
     return "tf32" if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
@@ -90,7 +90,7 @@ def _launch(
         "h3": None if h3 is None else h3.contiguous(memory_format=memory_format),
         "mix": None if mix is None else mix.contiguous(),
         "skip": skip,
-        # One pixel each: contiguous and channels_last are the same [O, C1 + C2] in memory.
+        # With one pixel, contiguous and channels_last are the same [O, C1 + C2] in memory.
         "weight": weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous(),
         "bias": None if bias is None else bias.contiguous(),
         "residual": None if residual is None else residual.contiguous(memory_format=memory_format),
@@ -102,7 +102,7 @@ def _launch(
         "C_OUT": out_channels,
         "NUM_MIX": buffers,
         "CHANNELS_LAST": channels_last,
-        # The longest row of a tile, times the most rows that any tile has.
+        # The longest row of a tile times the most rows of any tile.
         "WIDE": LARGEST_BLOCK * max(c1 + c2, out_channels, 0 if channels_last else pixels) >= 2**31,
         "EVEN_K": c1 % t.block_k == 0 and c2 % t.block_k == 0,
         "PRECISION": precision,
@@ -128,7 +128,7 @@ def dual_conv1x1(
     mix: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d(cat([h, skip], 1), weight, bias) + residual + residual_bias without the concat: the op for torch.compile.
+    """conv2d(cat([h, skip], 1), weight, bias) + residual + residual_bias without the concat, as an op.
 
     Args:
         h: [N, C1, H, W], in float32, float16 or bfloat16; CPU tensors may be float64.
@@ -136,16 +136,16 @@ def dual_conv1x1(
         weight: [O, C1 + C2, 1, 1] as nn.Conv2d holds it, of h's dtype.
         bias: [O], in h's dtype or in float32, or None.
         residual: [N, O, H, W], added in float32 before the result is rounded.
-        h2: a second buffer like h. Then h + h2 (+ h3) stand for mix[0] h + mix[1] h2 (+ mix[2] h3).
-        h3: a third one.
-        mix: float32 [number of buffers] on h's device, read by the kernel, so a CUDA graph sees new values.
-        residual_bias: [O], as `bias`: that of the convolution that made the residual, which then runs without one. In
-            a compiled graph that saves the launch which adds it, a read and a write of the residual.
+        h2: a second buffer like h. The hidden state is then mix[0] h + mix[1] h2 (+ mix[2] h3).
+        h3: a third buffer like h.
+        mix: float32 [number of buffers] on h's device. The kernel reads it, so a CUDA graph sees new values.
+        residual_bias: [O], dtype as `bias`: the bias of the convolution that made the residual, which then runs without
+            it. In a compiled graph that saves a launch, and a read and a write of the residual.
 
     Returns:
         [N, O, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).
 
-    No autograd. On CUDA and ROCm one Triton launch (kernel.py), elsewhere the reference. To a compiler it is one opaque
+    No autograd. It is one Triton launch on CUDA and ROCm, and the reference elsewhere. To a compiler it is one opaque
     call (README.md, "Why the ops are opaque").
     """
     if h.device.type != "cuda":
@@ -184,7 +184,7 @@ def dual_conv1x1_triton(
     mix: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """`dual_conv1x1` as a bare launch, without the dispatcher; takes CPU tensors if TRITON_INTERPRET=1."""
+    """`dual_conv1x1` without torch's dispatcher. Takes CPU tensors if TRITON_INTERPRET=1."""
     require_triton()
     _check(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)
     grid, arguments, out = _launch(h, skip, weight, bias, residual, h2, h3, mix, residual_bias)

@@ -174,9 +174,9 @@ def warmup(
     One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that
     the pipeline cannot make or an argument that it does not take, NotAccelerated for a pipe that is not accelerated.
     """
-    from .run.warmup import rehearse
+    from .run.warmup import warm_up
 
-    return rehearse(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, tune, call)
+    return warm_up(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, tune, call)
 
 
 def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:

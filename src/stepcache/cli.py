@@ -1,7 +1,7 @@
-"""The `stepcache` command: which subcommands there are, and how their errors reach the terminal.
+"""The `stepcache` command: its subcommands, and how their errors reach the terminal.
 
-A subcommand is a file in `commands/` with `add_arguments(parser)` and `run(args) -> exit status`, and one line in
-COMMANDS. Its file is imported only where it is the one asked for.
+A subcommand is a file in `commands/` with `add_arguments(parser)` and `run(args) -> exit status`, and a line in
+COMMANDS. Only the file of the subcommand that runs is imported.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `stepcache` with these arguments (default: the process's own); returns the exit status.
+    """Run `stepcache` with these arguments (default: sys.argv's); returns the exit status.
 
-    0: done. 2: what was asked for cannot be done, said in one line on stderr. Arguments that do not parse leave
-    through SystemExit(2), and --help and --version through SystemExit(0), as argparse does it.
+    0: done. 2: failed, with the reason in one line on stderr. 130: interrupted. argparse itself raises SystemExit(2)
+    for arguments that do not parse, and SystemExit(0) for --help and --version.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # `stepcache ... | head`: the reader has what it wants. Python would complain once more while it shuts down.
+        # `stepcache ... | head` closed the pipe. Without this Python would complain again at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StepCacheError as error:
         return _fail(str(error))
     except OSError as error:
-        # A file that cannot be read or written: its name and the system's reason.
+        # A file could not be read or written: give its name and the system's reason.
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands; only the one asked for has its arguments."""
+    """The parser of all commands, with the arguments of the one asked for."""
     parser = argparse.ArgumentParser(
         prog="stepcache",
         description="Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps.",

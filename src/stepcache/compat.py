@@ -1,17 +1,17 @@
-"""`DeepCacheSDHelper` of the DeepCache package, on top of stepcache: names translated, no caching here.
+"""`DeepCacheSDHelper` of the DeepCache package, with the same arguments and defaults, on top of stepcache.
 
-Same arguments and defaults. The original's quirks, and what happens here instead:
+stepcache fixes quirks of the original. The differences:
 
 | original | here |
 |---|---|
 | finds the step by looking the timestep up in `scheduler.timesteps` (waits for the GPU; wrong for Heun, PNDM, Karras tails, a changed strength) | counts calls of `scheduler.step` in this pipeline call |
-| state lives from enable() to disable(), over all runs | each pipeline call starts anew |
-| also caches in a hand-written loop, at any time | inside `with stepcache.denoising(pipe):` only |
-| a cache_branch_id that the U-Net does not have runs something else, silently (12 and more: all but the mid block; -1: only conv_in and conv_out) | BranchOutOfRange |
+| state lives from enable() to disable(), across runs | each pipeline call starts anew |
+| also caches in a hand-written loop, at any time | only inside `with stepcache.denoising(pipe):` |
+| a cache_branch_id that the U-Net does not have silently runs something else (12 and more: all but the mid block; -1: only conv_in and conv_out) | BranchOutOfRange |
 | layers_per_block other than 2 cuts in the wrong place; mid_block=None fails | cut derived from the U-Net's own blocks |
 | any skip_mode but "uniform" fails with KeyError at the first step | InvalidSetting at set_params |
 | cache_interval=0 fails with ZeroDivisionError in the first step | InvalidSetting at set_params |
-| enable() before set_params() fails at the first step | the defaults of set_params hold (interval 1) |
+| enable() before set_params() fails at the first step | uses the defaults of set_params (interval 1) |
 | enable(pipe) ignores its argument | accelerates that pipe |
 | enable() twice breaks the U-Net; disable() before enable() fails | both harmless |
 | disable() leaves `forward` attributes on every block | nothing is left |
@@ -28,7 +28,7 @@ from .settings import Settings
 
 
 class DeepCacheSDHelper:
-    """Drop-in for `DeepCache.DeepCacheSDHelper`: set_params, enable, disable. Differences: see the module."""
+    """Drop-in for `DeepCache.DeepCacheSDHelper`: set_params, enable, disable. Differences: in the module's docstring."""
 
     def __init__(self, pipe: Any = None) -> None:
         self.pipe = pipe
@@ -36,10 +36,10 @@ class DeepCacheSDHelper:
         self.set_params()
 
     def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
-        """Interval (default 1: no reuse) and branch (default 0), at once where enabled. skip_mode: "uniform" only."""
+        """Set interval (default 1: no reuse) and branch (default 0), at once if enabled. skip_mode: "uniform" only."""
         if skip_mode != "uniform":
             raise InvalidSetting(
-                f'skip_mode={skip_mode!r}: DeepCache knows "uniform" only. For other schedules call '
+                f'skip_mode={skip_mode!r}: DeepCache knows only "uniform". For other schedules call '
                 "stepcache.accelerate(pipe, schedule=...)."
             )
         Settings.check(cache_interval, cache_branch_id)
@@ -52,7 +52,7 @@ class DeepCacheSDHelper:
         """Accelerate the pipe given here or at construction. Errors as `stepcache.accelerate`."""
         pipe = self.pipe if pipe is None else pipe
         if pipe is None:
-            raise UnsupportedPipeline("There is no pipe: DeepCacheSDHelper(pipe) or enable(pipe).")
+            raise UnsupportedPipeline("There is no pipe: use DeepCacheSDHelper(pipe) or enable(pipe).")
         accelerate(pipe, **self.params)
         if pipe is not self.pipe:
             self.disable()  # one helper, one pipe

@@ -1,4 +1,4 @@
-"""The whole of `run_grid` on a tiny pipeline: rows, file, failures, interrupt, deadline."""
+"""`run_grid` on a tiny pipeline: rows, file, failures, interrupt, deadline."""
 
 import gc
 import math
@@ -6,7 +6,6 @@ import time
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from support.bench_tiny import spec, tiny_model
@@ -14,12 +13,12 @@ from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
-from stepcache.bench.calls import Call
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
 from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.images.make import Request
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
 
@@ -98,10 +97,11 @@ def test_compiled_variants_say_what_compiling_took(tmp_path):
     assert compiled.compile_s > eager.first_call_s
     assert compiled.speedup is compiled.psnr is compiled.share is None  # eager was not asked for
     assert compiled.flop_bound > 1
+    assert compiled.reference == "stepcache eager" and 0 <= compiled.difference < 1e-3
 
 
 def test_every_size_is_compiled_for_itself(tmp_path):
-    # As a user's first size is. In one process Dynamo would make the second one's shapes dynamic.
+    # As a user's first size. Otherwise Dynamo would make the second one's shapes dynamic.
     sizes = [(64, 64), (64, 72)]
     rows = grid.run_grid(spec(variants=["compile"], sizes=sizes, steps=2, repeats=1), tmp_path / "rows.csv")
     assert [(row.height, row.width, row.graphs, row.status) for row in rows] == [(64, 64, 1, "ok"), (64, 72, 1, "ok")]
@@ -162,9 +162,9 @@ def test_a_failed_variant_is_freed(monkeypatch):
         return mine
 
     monkeypatch.setattr(Variant, "put_on", remembered)
-    call = Call(["fox face"], 64, 64, steps=2, guidance=3.0, seed=0)
+    request = Request(["fox face"], [0], 2, {"height": 64, "width": 64})
     one = cell_module.Cell(
-        model.pipe, call, [Variant("eager")], device="cpu", backend="eager", deadline=None,
+        model.pipe, request, [Variant("eager")], device="cpu", backend="eager", deadline=None,
         progress=tqdm(disable=True),
     )  # fmt: skip
     gc.disable()
@@ -196,7 +196,7 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
     rows = grid.run_grid(spec(), tmp_path / "none.csv", deadline=time.monotonic() - 1)
     assert len(rows) == 5 and {row.status for row in rows} == {"not run: out of time"}
 
-    # Over while the second variant of the first cell is started.
+    # The deadline passes while the second variant of the first cell starts.
     clock = iter([0.0, 0.0])
     monkeypatch.setattr(cell_module.time, "monotonic", lambda: next(clock, 2.0))
     rows = grid.run_grid(spec(repeats=3), tmp_path / "some.csv", deadline=1.0)
@@ -205,13 +205,14 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
 
 
 def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
-    run = cell_module.timed
+    model = tiny_model()
+    decode = model.pipe.vae.decode
 
-    def broken(call, pipe, clock):
-        result = run(call, pipe, clock)
-        return replace(result, images=np.full_like(result.images, np.nan))
+    def broken(*args, **kwargs):
+        return tuple(torch.full_like(images, torch.nan) for images in decode(*args, **kwargs))
 
-    monkeypatch.setattr(cell_module, "timed", broken)
+    monkeypatch.setattr(model.pipe.vae, "decode", broken)
+    monkeypatch.setattr(grid, "load", lambda *args: model)
     rows = grid.run_grid(spec(repeats=1, reuse=[(3, 0)]), tmp_path / "rows.csv")
     for row in rows:
         assert row.status == "ok, but its images are not finite" and row.psnr is row.ssim is None
@@ -246,7 +247,7 @@ def test_what_is_named_twice_is_measured_once():
 
 
 def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(Call, "__call__", lambda *args, **kwargs: pytest.fail("ran"))
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("ran"))
     with pytest.raises(BranchOutOfRange, match="branch=4"):
         grid.run_grid(spec(reuse=[(3, 4)]), tmp_path / "rows.csv")
     with pytest.raises(InvalidSetting, match="cannot do --steps 2000"):

@@ -1,4 +1,4 @@
-"""The real architectures without weights, the demo, and local directories."""
+"""The published architectures without weights, the demo, and local directories."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from support.small import UNETS, tiny_pipe
 
 from stepcache.bench import models
-from stepcache.bench.calls import Call
 from stepcache.errors import StepCacheError
+from stepcache.images.make import Request
 
 # Millions of parameters of the published weights.
 PUBLISHED = {
@@ -40,10 +40,10 @@ def test_random_weights_give_finite_images_and_the_same_ones(layout, monkeypatch
     before = torch.random.get_rng_state()
     first, second = (models.load("small", "cpu", torch.float32) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    call = Call(["a lighthouse", "plums"], 64, 64, steps=2, guidance=7.5, seed=0)
-    images = call(first.pipe)
+    request = Request(["a lighthouse", "plums"], [0, 1], 2, {"height": 64, "width": 64, "guidance_scale": 7.5})
+    images = request.make(first.pipe).images
     assert images.shape == (2, 64, 64, 3) and np.isfinite(images).all() and images.std() > 0.01
-    assert np.array_equal(call(second.pipe), images)
+    assert np.array_equal(request.make(second.pipe).images, images)
     assert not np.array_equal(images[0], images[1])
 
 

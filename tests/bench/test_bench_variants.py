@@ -1,4 +1,4 @@
-"""Each rung of the ladder on the same weights, without one seeing another."""
+"""The rungs of the ladder share weights and do not see each other."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,11 @@ from support.small import tiny_pipe
 from torch._dynamo.utils import counters
 
 from stepcache import accelerate, last_run
-from stepcache.bench.calls import Call, UNetClock, timed
+from stepcache.bench.calls import UNetClock, timed
 from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
+from stepcache.images.make import Request
 
-CALL = Call(["tiger face"], 64, 64, steps=4, guidance=3.0, seed=0)
+REQUEST = Request(["tiger face"], [0], 4, {"height": 64, "width": 64, "guidance_scale": 3.0})
 ON_CPU = {
     "compile+deepcache": Variant("compile+deepcache", "default", 3, 0),
     "eager": Variant("eager"),
@@ -55,21 +56,21 @@ def test_variants_give_the_same_images_while_others_run_in_between():
 
     def images(key):
         graphs = counters["stats"]["unique_graphs"]
-        run = timed(CALL, pipes[key], clocks[key])
+        run = timed(REQUEST, pipes[key], clocks[key])
         counts.append(counters["stats"]["unique_graphs"] - graphs)
         assert run.unet_calls == 4 and 0 < run.unet_seconds < run.seconds
         return run.images
 
-    # DeepCache's step is a number in Python, so each step compiles anew, until Dynamo has had enough of that U-Net.
+    # DeepCache's step is a Python number, so each step compiles again, until Dynamo gives up on that U-Net.
     with torch._dynamo.config.patch(recompile_limit=2):
         first = {key: images(key) for key in ON_CPU}
-        assert counts == [2, 0, 0, 1, 0, 2]  # nobody else's
+        assert counts == [2, 0, 0, 1, 0, 2]  # none of the others'
         counts.clear()
         second = {key: images(key) for key in reversed(ON_CPU)}
-    assert not any(counts)  # what was compiled is still there
+    assert not any(counts)  # what was compiled is kept
     for key in pipes:
         assert np.array_equal(first[key], second[key]), key
-    assert np.array_equal(CALL(pipe), first["eager"])
+    assert np.array_equal(REQUEST.make(pipe).images, first["eager"])
     assert attributes(pipe.unet) == before
     assert last_run(pipes["stepcache-compiled"]).kinds == "FPPF"
 
@@ -90,7 +91,7 @@ def test_twins_share_weights_and_nothing_else():
 
 
 def test_what_is_accelerated_has_kernels_of_its_own():
-    """In channels_last they would change what eager and DeepCache run on."""
+    """Shared weights in channels_last would change eager and DeepCache too."""
     pipe = tiny_pipe()
     strides = [p.stride() for p in pipe.unet.parameters()]
     for key in ("stepcache-eager", "stepcache-compiled"):
@@ -118,12 +119,12 @@ def test_what_a_cpu_cannot_run_says_so(monkeypatch):
 @pytest.mark.parametrize("variant", ladder(list(LADDER), MODES[:2], (3, 0)), ids=lambda v: v.label)
 def test_on_a_gpu(variant):
     pipe = tiny_pipe().to("cuda")
-    want = CALL(ON_CPU["eager" if variant.interval is None else "stepcache-eager"].put_on(pipe))
+    want = REQUEST.make(ON_CPU["eager" if variant.interval is None else "stepcache-eager"].put_on(pipe)).images
     mine = variant.put_on(pipe)
     clock = UNetClock(mine.unet, "cuda")
     captures = 0
     for _ in range(3):
-        run = timed(CALL, mine, clock)
+        run = timed(REQUEST, mine, clock)
         assert np.abs(run.images - want).max() < 0.05
         assert run.unet_calls == 4 and 0 < run.unet_seconds < run.seconds
         captures += last_run(mine).captures if variant.captures else 0

@@ -6,14 +6,6 @@ from stepcache import restore
 from stepcache.bench.rows import read, write
 
 
-@pytest.fixture(autouse=True)
-def _torch_as_it_was():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-
-
 def test_a_small_run(tmp_path):
     grid = ((2, 0), (3, 1))
     rows = cpu_ratio.measure(heads=1, steps=4, repeats=2, size=8, channels=(32, 32, 32, 32), grid=grid)

@@ -1,4 +1,4 @@
-"""The frontier's rows are what was run, and what is read off them is right."""
+"""The frontier's rows describe what ran, and fronts and gains follow from them."""
 
 import copy
 from dataclasses import replace
@@ -37,7 +37,7 @@ def test_a_tiny_setting(tmp_path):
     assert read(tmp_path / "frontier.csv", Row) == rows
     assert "ddim, 6 steps, guidance 3" in frontier_table(tmp_path / "frontier.csv")
     assert "| 6 | 2.56x |" in frontier_headline(tmp_path / "frontier.csv")
-    assert frontier_figures(tmp_path / "frontier.csv") == []  # none of those that are shown
+    assert frontier_figures(tmp_path / "frontier.csv") == []  # not a setting in SHOWN
 
 
 def test_the_prototype_of_alternate_guidance():

@@ -1,18 +1,26 @@
-"""The gate's cells: each a grid of its own, whose rows stand on their own images; and the summary of all figures."""
+"""The gate's cells, each with its own grid and checks, and the summary of all figures."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from support.bench_tiny import tiny_model
 
 from benchmarks.gate import cells as gate_cells
 from benchmarks.gate import jobs as gate_jobs
 from benchmarks.gate.jobs import Outcome
 from benchmarks.gate.summary import summary
 from benchmarks.kernels.bench import KernelRow
+from stepcache.bench import grid
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import Variant
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Cells measure a tiny pipeline instead of the demo."""
+    monkeypatch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
 
 
 @pytest.mark.parametrize("name", gate_cells.CELLS)
@@ -34,20 +42,20 @@ def test_no_row_is_measured_by_two_cells():
     assert len(set(rows)) == len(rows)
 
 
-def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tmp_path, monkeypatch):
+def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tiny, tmp_path, monkeypatch):
     what = gate_cells.GateCell(
         1, 1, "demo", 64, 1, ("stepcache-eager", "stepcache-graphs"), {"steps": 2, "repeats": 1, "device": "cpu"}
     )
     monkeypatch.setitem(gate_cells.CELLS, "mine", what)
     with pytest.raises(SystemExit, match="CUDA graphs: not here: needs CUDA"):
         gate_cells.run_cell("mine", tmp_path, seconds=100)
-    eager, graphs = read(tmp_path / gate_cells.FILE, BenchRow)  # stepcache eager runs beside each that is ours
+    eager, graphs = read(tmp_path / gate_cells.FILE, BenchRow)  # the reference of both runs too
     assert (eager.variant, eager.status) == ("stepcache eager", "ok")
-    assert eager.speedup > 0 and eager.speedup_over_deepcache > 0  # measured beside it, without rows of their own
+    assert eager.speedup > 0 and eager.speedup_over_deepcache > 0  # eager and DeepCache ran too, without rows
     assert graphs.pipeline_s is None
     with pytest.raises(SystemExit, match=r"not here: needs CUDA; stepcache eager: not run: out of time"):
         gate_cells.run_cell("mine", tmp_path, seconds=0)
-    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3  # what lacks time is no row, what lacks a GPU is
+    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3  # none for lack of time
     monkeypatch.setitem(gate_cells.CELLS, "mine", replace(what, variants=("stepcache-eager",)))
     with pytest.raises(SystemExit) as ended:
         gate_cells.run_cell("mine", tmp_path, seconds=0)
@@ -55,29 +63,29 @@ def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tmp_path, monkeypatc
     assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3
 
 
-def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tmp_path, monkeypatch):
+def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tiny, tmp_path, monkeypatch):
     put_on = Variant.put_on
 
     def failing(self, pipe, backend):
         mine = put_on(self, pipe, backend)
-        if self.key == "deepcache":
+        if self.key == "eager":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        if self.key == "stepcache-compiled":
+        if self.key == "stepcache-eager":
             mine.unet.conv_out.bias = torch.nn.Parameter(mine.unet.conv_out.bias + 1)
         return mine
 
     monkeypatch.setattr(Variant, "put_on", failing)
-    more = {"steps": 2, "repeats": 1, "device": "cpu", "backend": "eager", "modes": ("default",)}
-    variants = ("eager", "deepcache", "stepcache-compiled")
+    more = {"steps": 2, "repeats": 1, "device": "cpu"}
+    variants = ("eager", "deepcache", "stepcache-eager")
     monkeypatch.setitem(gate_cells.CELLS, "mine", gate_cells.GateCell(1, 1, "demo", 64, 1, variants, more))
     with pytest.raises(SystemExit) as ended:
         gate_cells.run_cell("mine", tmp_path, seconds=100)
-    assert "DeepCache 0.1.1: out of memory" in ended.value.code
-    assert "stepcache compiled: images are wrong: " in ended.value.code
-    eager, deepcache, compiled = read(tmp_path / gate_cells.FILE, BenchRow)
-    assert eager.status == "ok" and eager.pipeline_s > 0 and deepcache.pipeline_s is None
-    assert compiled.pipeline_s is compiled.speedup is compiled.psnr is None
-    assert compiled.reference == "stepcache eager" and compiled.difference > 0.1
+    assert "eager: out of memory" in ended.value.code
+    assert "stepcache eager: images are wrong: " in ended.value.code
+    eager, deepcache, ours = read(tmp_path / gate_cells.FILE, BenchRow)
+    assert deepcache.status == "ok" and deepcache.pipeline_s > 0 and eager.pipeline_s is None
+    assert ours.pipeline_s is ours.speedup is ours.psnr is None
+    assert ours.reference == "DeepCache 0.1.1" and ours.difference > 0.1
     text = summary(tmp_path, [])
     assert "images are wrong" in text and "out of memory" in text
 

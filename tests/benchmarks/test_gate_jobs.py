@@ -1,4 +1,4 @@
-"""The gate's jobs under a clock: shares of time, crashes, hangs, and what holds up what."""
+"""The gate's jobs: how they share the time, crash and hang, and which of them keep others from starting."""
 
 import os
 import signal
@@ -18,8 +18,8 @@ def runner(tmp_path):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_crash_and_a_hang_are_named_and_the_rest_goes_on(background, runner, monkeypatch, capsys):
-    """background: as under a shell's `&`, which leaves SIGINT ignored."""
-    monkeypatch.setattr(gate_jobs, "GRACE", 5)
+    """background: as under a shell's `&`, where SIGINT is ignored."""
+    monkeypatch.setattr(gate_jobs, "GRACE", 3)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     try:
         crash_and_hang(runner, capsys)
@@ -37,9 +37,9 @@ def crash_and_hang(runner, capsys):
         python("crash", "print('began'); raise ValueError('that is why')"),
         python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
         python(
-            "hang", "import time; print('waiting', flush=True)\ntry: time.sleep(99)\nfinally: print('saved')", most=4
+            "hang", "import time; print('waiting', flush=True)\ntry: time.sleep(99)\nfinally: print('saved')", most=3
         ),
-        python("deaf", deaf, most=4),
+        python("deaf", deaf, most=3),
         python("fine", "print('fine')", most=300),
     ]
     runner.run(jobs)
@@ -49,7 +49,7 @@ def crash_and_hang(runner, capsys):
     assert runner.outcomes["crash"].detail == "exit status 1: ValueError: that is why"
     assert runner.outcomes["killed"].detail.startswith("SIGSEGV")
     assert "saved" in runner.output("hang")  # it was interrupted, not killed
-    assert runner.outcomes["deaf"].detail == "It was ended after 4 s: deaf"
+    assert runner.outcomes["deaf"].detail == "It was ended after 3 s: deaf"
     assert runner.output("fine") == "fine\n"
     assert read_outcomes(runner.out / "gate.csv") == list(runner.outcomes.values())
     assert "RED crash: failed" in capsys.readouterr().out
@@ -65,9 +65,9 @@ def test_jobs_share_the_time_that_is_left(tmp_path):
         python("last", tell, least=60, most=70, told=True),
     ]
     runner.run(jobs)
-    assert runner.output("first") == f"--seconds {20 - gate_jobs.GRACE}\n"  # the others leave it nothing more
+    assert runner.output("first") == f"--seconds {20 - gate_jobs.GRACE}\n"  # the others need the rest
     assert runner.outcomes["too long"].detail == "It needs 101 s; 100 s were left."
-    assert runner.output("last") == f"--seconds {100 - gate_jobs.GRACE}\n"  # with nothing behind it, all that is left
+    assert runner.output("last") == f"--seconds {100 - gate_jobs.GRACE}\n"  # the last one gets all the rest
 
     now = 45.0
     late = Runner(tmp_path, dict(os.environ), deadline=100 + gate_jobs.GRACE, clock=lambda: now)

@@ -1,4 +1,4 @@
-"""Counts of the code that Inductor generates for a GPU, on functions of which they are known, and on a small U-Net."""
+"""Counts of the code that Inductor generates for a GPU: of functions with known counts, and of a small U-Net."""
 
 import json
 import os
@@ -15,12 +15,23 @@ CASES = Path(__file__).parents[1] / "support" / "gpu_code_cases.py"
 HALF = 2  # bytes
 
 
-@pytest.fixture(scope="module")
-def counted():
+def counts_of(*names):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, str(CASES)], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, str(CASES), *names], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def counted():
+    convolutions = "convolution as loaded", "convolution channels_last"
+    graphs = "partial channels_last", "full on the ops", "partial on the ops"
+    return counts_of(*convolutions, "transposed", "filled", "product", *graphs)
+
+
+@pytest.fixture(scope="module")
+def counted_slowly():
+    return counts_of("full channels_last", "partial channels_last", "partial as loaded")
 
 
 def test_a_weight_in_another_layout_than_its_input_is_relaid(counted):
@@ -56,7 +67,7 @@ def test_a_matrix_product_and_what_is_fused_behind_it(counted):
     assert case["externs"] == "addmm 1" and len(case["launches"]) == 1 and case["copies"] == [0, 0]
     assert case["flops"] == 2 * 64 * 32 * 16
     assert case["extern"] == HALF * (64 * 32 + 32 * 16 + 16 + 64 * 16)
-    # What Inductor's 1-d kernels have: two configurations, one of which it can be told to take.
+    # Inductor's 1-d kernels have two configurations, and an option takes only the first.
     assert case["configs"] == {"default": [1], "torch": [2], "descent": [9]}
 
 
@@ -65,30 +76,37 @@ def test_joins_on_the_ops_cost_their_launches_and_nothing_else(counted, kind, jo
     case = counted[f"{kind} on the ops"]
     assert len(case["joins"]) == joins and set(case["joins"]) <= {2, 3}  # one or two for the norm, one for the shortcut
     assert case["join copies"] == 0 and case["fills"] == 0
-    # Hidden states and skips come in channels_last. What is re-laid is the latent alone, where it comes in.
+    # Hidden states and skips arrive in channels_last. Only the latent is re-laid, at the input.
     assert all(case["formats"]["h"]) and all(case["formats"]["skip"])
     assert case["copies"] == [1, case["latent"]] and case["relaid"] == [0, 0]
-    # The residual goes from its convolution to the shortcut as it is: its bias is no launch between them.
+    # The residual goes straight from its convolution to the shortcut: no launch adds its bias in between.
     assert case["shortcuts behind"] == ["convolution"] * joins
+    assert case["flops"] == 2 * case["macs"]
+    assert set(case["configs"]["default"]) == {1} < set(case["configs"]["torch"])
 
 
-@pytest.mark.parametrize("kind", ["full", "partial"])
-def test_no_graph_of_an_accelerated_pipe_relays_a_weight(counted, kind):
-    case = counted[f"{kind} channels_last"]
+@pytest.mark.parametrize(
+    ("kind", "fixture"), [("partial", "counted"), pytest.param("full", "counted_slowly", marks=pytest.mark.slow)]
+)
+def test_no_graph_of_an_accelerated_pipe_relays_a_weight(kind, fixture, request):
+    """The full graph on the ops is above."""
+    case = request.getfixturevalue(fixture)[f"{kind} channels_last"]
     assert case["relaid"] == [0, 0]
     assert len(case["launches"]) > 10 and "convolution" in case["externs"]
     assert ("flash_attention" in case["externs"]) == (kind == "partial")
-    # By default nothing is tried out: each kernel is compiled once.
+    # By default each kernel is compiled once, without a search.
     assert set(case["configs"]["default"]) == {1} < set(case["configs"]["torch"])
     assert case["flops"] == 2 * case["macs"]
     assert case["unet is as it was"]
 
 
-def test_with_weights_as_loaded_some_are_relaid(counted):
-    case = counted["partial as loaded"]
+@pytest.mark.slow
+def test_with_weights_as_loaded_some_are_relaid(counted_slowly):
+    """As for a single convolution above."""
+    case = counted_slowly["partial as loaded"]
     count, size = case["relaid"]
     assert count >= 3 and size > 0
-    assert len(case["launches"]) >= len(counted["partial channels_last"]["launches"]) + count - 1
+    assert len(case["launches"]) >= len(counted_slowly["partial channels_last"]["launches"]) + count - 1
 
 
 def test_patches_are_undone(counted):
@@ -96,7 +114,7 @@ def test_patches_are_undone(counted):
 
 
 def test_rows_survive_the_file(tmp_path, capsys):
-    # What main() writes and prints, without compiling: the cases above do that.
+    # What main() writes and prints. The tests above compile.
     row = gpu_code.Row(
         "sd15", 512, "float16", 2, 0, "full", "reference", "as loaded", "{}", 386, 151, 151, 338, 1820,
         "addmm 134; mm 96", 52, 1, 1, 1, None, None, None, 0, 10**9, 10**9, 10**9, 10**12, 1.5, 7,

@@ -1,4 +1,4 @@
-"""The gate for a GPU: its dry run, its jobs under a clock, and what a bare checkout needs."""
+"""The GPU gate: its dry run, continued runs, and a checkout that is not installed."""
 
 import os
 import subprocess
@@ -27,7 +27,10 @@ def gate(*options):
 
 
 def test_the_dry_run_does_everything_in_small(tmp_path):
-    done = gate("--dry-run", "--out", tmp_path / "out")
+    path = tmp_path / "test_fine.py"
+    path.write_text("def test_fine(): pass\n")
+    done = gate("--dry-run", "--out", tmp_path / "out", "--tests", path)  # DRY_TESTS are in this suite anyway
+    assert all((ROOT / name).is_file() for name in gate_plan.DRY_TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = read_outcomes(tmp_path / "out" / "gate.csv")
     assert [(o.job, o.status) for o in outcomes] == [
@@ -56,7 +59,7 @@ def test_red_tests_are_named_first_and_hold_up_no_figures(tmp_path):
     assert [row.status for row in read(out / gate_cells.FILE, BenchRow)] == ["ok"] * 3
     before, _, after = done.stdout.partition("demo 64 b1  eager")
     assert "RED core tests: FAILED" in before and "so wrong" in before and "test_red.py::test_wrong" in before
-    assert "RED TESTS: core tests. `make tables` leaves out this commit's figures" in after
+    assert "RED TESTS: core tests. `make tables` leaves out this commit's GPU figures" in after
 
 
 def test_without_a_test_that_passed_the_tests_are_red(tmp_path):
@@ -80,7 +83,7 @@ def test_a_run_is_continued(tmp_path, capsys):
     assert gpu_gate.main([*options, "--only", "core tests", "profile", "--minutes", "0.2"]) == 2
     outcomes = {o.job: o for o in read_outcomes(tmp_path / "out" / "gate.csv")}
     assert outcomes["core tests"].seconds == 1.0
-    assert outcomes["profile"].status == "not begun"  # 0.2 minutes, less what ending takes, are too little for it
+    assert outcomes["profile"].status == "not begun"  # 0.2 minutes are too little for it
     assert "Missing: profile." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nothing to continue"):
         gpu_gate.main([*options[:3], "--continue", str(tmp_path)])
@@ -94,7 +97,7 @@ def test_another_commits_run_is_not_continued_but_kept(tmp_path):
     mine = Outcome("core tests", "done", 1.0, "", "fedcba987654")
     write_outcomes(tmp_path / "gate.csv", [mine])
     assert read_outcomes(tmp_path / "gate.csv") == [theirs, mine]
-    assert gpu_gate.take_over(tmp_path, tmp_path, "fedcba987654-dirty") == [mine]  # the results made it so
+    assert gpu_gate.take_over(tmp_path, tmp_path, "fedcba987654-dirty") == [mine]  # because of its results
 
 
 def test_an_unknown_job_is_named(tmp_path):
@@ -106,7 +109,7 @@ def test_an_unknown_job_is_named(tmp_path):
 
 
 def bare(code, environment):
-    """Run code where neither .pth files nor the editable install's finder are: with -S, as on a machine without it."""
+    """Run code with -S: without .pth files and the editable install's finder, as on a machine without them."""
     environment["PYTHONPATH"] += os.pathsep + str(Path(torch.__file__).parents[1])  # where packages are installed
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

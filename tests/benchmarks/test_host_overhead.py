@@ -1,15 +1,7 @@
-import pytest
 import torch
 
 from benchmarks.engine import host_overhead
 from stepcache.bench.rows import read
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_they_were():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_small_run(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The kernel benchmarks: what is right, what is timed and how, on a stand-in of torch.cuda; no GPU is needed."""
+"""The kernel benchmarks on a stand-in for torch.cuda: which results are right, what is timed and how."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from stepcache.graphs.replays import CALLS, REPLAYS, calls_in_graph, copies_beyo
 
 
 class Cuda:
-    """Stands in for torch.cuda: records what is done in which order, on a clock of its own, in milliseconds.
+    """Stands in for torch.cuda: records the order of operations, on its own clock in milliseconds.
 
     A replay takes as long as the calls that were captured, and a call `call_ms` on the device; outside of a capture a
     call costs the host 50 times as much.
@@ -180,7 +180,7 @@ def fine(join, dtype, device):
 
 
 def with_faults(join, dtype, device):
-    """Ours is wrong at one join, the rival cannot run at another, and at a third nothing can be made."""
+    """stepcache is wrong at one join, the rival cannot run at another, and a third has no inputs."""
 
     def cannot(x):
         raise RuntimeError("does\nnot compile")
@@ -206,7 +206,7 @@ def test_a_red_join_is_named_and_left_out_and_the_others_go_on(timed, tmp_path, 
     with pytest.raises(SystemExit, match=r"^op: 6 wrong or failed: "):  # three in each of two dtypes
         kernel_bench.main("op", with_faults, ["--out", str(out)])
     rows = read(out, KernelRow)
-    assert len(rows) == 2 * 2 * 20  # variants, dtypes, all joins but the one that cannot be made
+    assert len(rows) == 2 * 2 * 20  # variants, dtypes, all joins but the one without inputs
     red = [row for row in rows if row.status != "ok"]
     assert {(row.model, row.join, row.variant, row.status) for row in red} == {
         ("sdxl", 2, "triton + shortcut", "wrong: error 0.5 against 0 of the stock operations"),
@@ -242,9 +242,10 @@ def test_it_ends_when_its_seconds_are_over_and_is_continued(timed, tmp_path, mon
     assert len(made) == 42  # what another GPU measured is not kept
 
 
-def test_a_dry_run_ends_red_where_a_variant_is_wrong(capsys):
-    kernel_bench.main("op", fine, ["--dry-run"])
+def test_a_dry_run_ends_red_where_a_variant_is_wrong(tmp_path, capsys):
+    kernel_bench.main("op", fine, ["--dry-run", "--out", str(tmp_path / "rows.csv")])
     assert "op: 21 joins agree in all variants" in capsys.readouterr().out
+    assert not (tmp_path / "rows.csv").exists()
     with pytest.raises(SystemExit, match="21 wrong or failed"):
         kernel_bench.main("op", lambda join, dtype, device: case(join, dtype, off=0.5), ["--dry-run"])
     assert "joins agree" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The code of the kernels against the rows in `results/kernel_code.csv`: they do not grow unseen."""
+"""The kernels' code does not grow unnoticed: it is compared with the rows in `results/kernel_code.csv`."""
 
 import importlib.metadata
 
@@ -12,16 +12,16 @@ from benchmarks.kernels.compile import Compiled, instruction_counts
 from stepcache.bench.rows import Rig, read
 
 TARGETS = ("sm_90", "gfx942")
-REWRITE = "If this is meant, write the rows anew: python -m benchmarks.kernels.code"
+REWRITE = "If this is intended, write the rows again: python -m benchmarks.kernels.code"
 
 
 def key(r):
-    """What a row is of: all that comes before what was counted, but for how the launch is cut into programs."""
+    """What identifies a row: the columns before the counts, without those on how the launch is cut into programs."""
     return r.op, r.kernel, r.target, r.dtype, r.hidden, r.skip, r.out, r.height, r.width, r.mix
 
 
 def largest(rows):
-    """Of each kernel, the row of its largest join, for each of TARGETS."""
+    """For each kernel and target, the row of its largest join."""
     found = {}
     for r in rows:
         if r.target in TARGETS and r.dtype == "bf16" and r.mix == 0:
@@ -31,7 +31,7 @@ def largest(rows):
 
 
 def call_of(r):
-    """The call that a row is of."""
+    """The call that a row describes."""
     (join,) = {c.join for c in op_calls() if (c.join.hidden, c.join.skip, c.join.out, c.join.height) == key(r)[4:8]}
     return OpCall(r.op, join, torch.bfloat16, r.mix)
 
@@ -44,7 +44,7 @@ def same_triton():
 
 
 @pytest.mark.parametrize("there", largest(read(RESULTS / OUT, Row)), ids=lambda r: f"{r.kernel}-{r.target}")
-def test_they_do_not_grow_unseen(same_triton, there):
+def test_they_do_not_grow_unnoticed(same_triton, there):
     launches = [one for one in launches_of(call_of(there), there.target) if one.kernel == there.kernel]
     assert launches, f"no longer launched. {REWRITE}"
     here = row(call_of(there), launches[0], there.target)

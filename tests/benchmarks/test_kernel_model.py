@@ -1,4 +1,4 @@
-"""The arithmetic of the model of kernel times, on launches made by hand. What it says of real kernels is not tested."""
+"""The arithmetic of the model of kernel times, on made-up launches. Real kernels' times are not tested."""
 
 import pytest
 
@@ -10,7 +10,7 @@ MB = 10**6
 
 
 def us(**fields):
-    """Of a launch that finds nothing in L2."""
+    """The time of a launch that finds nothing in L2."""
     work = Work(**{"read": {}, "written": {}, "programs": MULTIPROCESSORS, **fields})
     return launch_us(work, sum(work.read.values()))
 
@@ -58,7 +58,7 @@ def test_instructions_are_those_of_the_busiest_multiprocessor():
 
     assert cycles(1) == cycles(MULTIPROCESSORS) < cycles(MULTIPROCESSORS + 1)
     assert cycles(100 * MULTIPROCESSORS) == pytest.approx(100 * 8 * 1000 / kernel_times.ISSUED)
-    # Few warps issue fewer instructions: so it is where registers leave room for one program only.
+    # Few warps issue fewer instructions, as when registers leave room for only one program.
     assert cycles(100 * MULTIPROCESSORS, registers=255) > cycles(100 * MULTIPROCESSORS)
     assert us(instructions=10**6) > us(instructions=10**5) > us()
 

@@ -1,4 +1,4 @@
-"""Figures: the committed ones are those of the CSVs, draw what the rows say, and are the same bytes each time."""
+"""Figures: the committed ones match the CSVs, they draw what the rows say, and equal rows give equal bytes."""
 
 import itertools
 import re
@@ -27,7 +27,7 @@ def texts(svg):
 
 @pytest.fixture
 def csv(tmp_path):
-    """Writes rows, and returns the CSV's path."""
+    """A function that writes rows and returns the CSV's path."""
 
     def written(rows):
         write(tmp_path / "bench_demo.csv", rows)
@@ -57,7 +57,7 @@ def test_the_two_graphs():
     dashed = two_graphs.FIGURE.draw(LIGHT).count("<rect") - 2  # boxes; two panels
     assert dashed == 2 * (2 * len(two_graphs.ROWS) + 1)
     skipped = re.findall(r"<rect[^>]*stroke-dasharray", two_graphs.FIGURE.draw(LIGHT))
-    assert len(skipped) == 2 * (len(two_graphs.ROWS) - 2) + 1  # of the partial step: all below join 1, and the middle
+    assert len(skipped) == 2 * (len(two_graphs.ROWS) - 2) + 1  # below join 1, and the mid block
 
 
 def test_the_same_rows_give_the_same_bytes(csv):

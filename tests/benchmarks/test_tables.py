@@ -21,7 +21,7 @@ SHARE = "U-Net's share of FLOP bound"
 
 @pytest.fixture
 def results(tmp_path):
-    """Writes rows as the named CSV of a folder, and returns the folder."""
+    """A function that writes rows as the named CSV and returns its folder."""
 
     def written(name, rows):
         write(tmp_path / name, rows)
@@ -191,7 +191,7 @@ def test_inductors_code_before_and_after_weights_are_re_laid(results):
     _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
     assert line[:4] == ["sd15, 512 px, full, reference joins", "386 → 336", "52 → 0", "3.00 → 3.00"]
     assert line[-1] == "100 / 230 / 1400"
-    rows[1] = graph("full", "channels_last", 336, 0)  # counted with other options than the default ones
+    rows[1] = graph("full", "channels_last", 336, 0)  # counted with other options than today's
     _, line = cells_of(tables.TABLES["gpu_code"](results("gpu_code.csv", rows)))[0::2]
     assert line[-1] == "? / 230 / 1400"
 

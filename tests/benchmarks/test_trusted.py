@@ -1,4 +1,4 @@
-"""The pages refuse what a GPU measured at a commit whose tests were red there, and name it."""
+"""The pages leave out GPU figures of a commit whose tests failed on a GPU, and say so."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ GPU = {"device": "cuda", "model": "sdxl"}
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """`results(commit, rows, gpu)` adds rows that were measured so; the folder is `results.folder`."""
+    """`results(commit, rows, gpu)` adds rows with that rig to the folder `results.folder`."""
     here = Rig.now()
 
     def measured(commit, rows, gpu="NVIDIA H100", name="bench_gpu.csv"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepcache.calibration.candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
-from stepcache.calibration.features import Grams
+from stepcache.calibration.grams import Grams
 from stepcache.reuse.predict import HOLD, Fitted, Line
 from stepcache.reuse.schedule import Schedule
 

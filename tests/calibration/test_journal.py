@@ -22,7 +22,7 @@ def test_of_another_search(tmp_path):
     with pytest.raises(InvalidSetting, match=r"another calibration \(not the same: steps\)"):
         Journal(path, {**HEADER, "steps": 21})
     path.write_text("no json\n")
-    with pytest.raises(InvalidSetting, match="no file of trials"):
+    with pytest.raises(InvalidSetting, match="not a file of trials"):
         Journal(path, HEADER)
 
 

@@ -58,5 +58,5 @@ def test_options_have_as_many_full_steps_as_fit():
 
 
 def test_a_budget_that_cannot_be_had():
-    with pytest.raises(InvalidSetting, match=r"12x as cheap: the most .* is 11\.36x"):
+    with pytest.raises(InvalidSetting, match=r"12x cheaper: the most .* is 11\.36x"):
         SPACE.options(12)

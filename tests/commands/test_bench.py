@@ -3,6 +3,8 @@
 import csv
 
 import pytest
+from support.commands import run_command
+from support.macs import macs_counted_once
 
 from stepcache import cli
 from stepcache.bench import grid
@@ -14,16 +16,12 @@ from stepcache.bench.variants import LADDER
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run on the demo: (status, stdout, stderr, CSV)."""
-    import contextlib
-    import io
-
     folder = tmp_path_factory.mktemp("bench")
-    output, errors = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+    with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
         patch.chdir(folder)
         arguments = ["--variants", "eager,stepcache-eager,stepcache-graphs", "--reuse", "2:1", "--batch", "1,2"]
-        status = cli.main(["bench", "demo", "--device", "cpu", "--steps", "2", "--repeats", "1", *arguments])
-    return status, output.getvalue(), errors.getvalue(), folder / "stepcache-bench.csv"
+        result = run_command("bench", "demo", "--device", "cpu", "--steps", 2, "--repeats", 1, *arguments)
+    return *result, folder / "stepcache-bench.csv"
 
 
 def test_rows_and_table(small_run):
@@ -66,11 +64,11 @@ NAMES = {"size": "sizes", "batch": "batches"}
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "12y"], "'12y' is no size"),
-        (["--size", "1x2x3"], "'1x2x3' is no size"),
-        (["--reuse", "3"], "'3' is no interval:branch"),
-        (["--reuse", "3:-1"], "'3:-1' is no interval:branch"),
-        (["--batch", "1,"], "'1,' is no integer"),
+        (["--size", "12y"], "must be sizes such as 512 or 768x512 (height x width); got '12y'"),
+        (["--size", "1x2x3"], "got '1x2x3'"),
+        (["--reuse", "3"], "must be interval:branch such as 3:0; got '3'"),
+        (["--reuse", "3:-1"], "got '3:-1'"),
+        (["--batch", "1,"], "must be integers with commas between, such as 2,3,5; got '1,'"),
         (["--scheduler", "nonsense"], "nonsense"),
     ],
 )
@@ -89,14 +87,14 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
         (["--variants", "eager,magic"], "variants must be among eager, deepcache"),
         (["--modes", "fast"], "modes must be among default"),
         (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
-        (["--guidance", "nan"], "--guidance must be a number, got nan"),
+        (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "."], "Is a directory"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid.Call, "__call__", lambda *args, **kwargs: pytest.fail("generated an image"))
+    monkeypatch.setattr(grid.Request, "make", lambda *args, **kwargs: pytest.fail("generated an image"))
     assert cli.main(["bench", "demo", *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("stepcache: ") and words in errors

@@ -1,28 +1,34 @@
 """`stepcache calibrate` on the demo pipeline."""
 
 import pytest
+from support.macs import macs_counted_once
 
 from stepcache import accelerate, cli
-from stepcache.images.pipelines import load_demo, swap_scheduler
+from stepcache.calibration import laboratory
+from stepcache.images.pipelines import load_demo
+from stepcache.images.schedulers import swap_scheduler
 from stepcache.plans.plan import Plan
 
-QUICK = ["calibrate", "demo", "--steps", "6", "--trials", "3", "--budget", "2x", "--device", "cpu"]
+QUICK = ["calibrate", "demo", "--steps", "4", "--trials", "1", "--budget", "2x", "--device", "cpu", "--size", "32"]
 
 
 def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
-    out = tmp_path / "plan.json"
-    assert cli.main([*QUICK, "--scheduler", "euler", "--guidance", "2", "--out", str(out)]) == 0
+    out, prompts = tmp_path / "plan.json", tmp_path / "prompts.txt"
+    prompts.write_text("rose\ntulip\nfox face\nlemon\npanda face\ntiger face\nred apple\nmushroom\n")
+    arguments = [*QUICK, "--prompts", str(prompts), "--guidance", "2", "--out", str(out)]
+    with macs_counted_once(laboratory):
+        assert cli.main([*arguments, "--scheduler", "euler"]) == 0
     printed = capsys.readouterr().out
     plan = Plan.read(out)
     assert plan.made_for.scheduler["class"] == "EulerDiscreteScheduler" and plan.made_for.guidance == 2
     assert plan.mask in printed and f"{plan.figures[0].psnr:.1f} dB" in printed and "DeepCache, interval" in printed
     assert (tmp_path / "plan.json.trials.jsonl").exists()
     pipe = load_demo("cpu")
-    swap_scheduler(pipe, "euler", 6)
+    swap_scheduler(pipe, "euler", 4)
     accelerate(pipe, plan=out)
-    assert pipe("rose", num_inference_steps=6, guidance_scale=2.0).images[0].size == (64, 64)
+    assert pipe("rose", num_inference_steps=4, guidance_scale=2.0).images[0].size == (64, 64)
     # Once more, with other arguments: what is there is not mixed up with it.
-    assert cli.main([*QUICK, "--scheduler", "ddim", "--out", str(out)]) == 2
+    assert cli.main([*arguments, "--scheduler", "ddim"]) == 2
     assert "another calibration" in capsys.readouterr().err
 
 
@@ -59,4 +65,4 @@ def test_what_cannot_be_done(tmp_path, monkeypatch, capsys, arguments, reason):
 def test_a_budget_that_is_no_number(capsys):
     with pytest.raises(SystemExit):
         cli.main([*QUICK, "--budget", "fast"])
-    assert "'fast' is no budget" in capsys.readouterr().err
+    assert "must be a number over 1 such as 2.5x; got 'fast'" in capsys.readouterr().err

@@ -1,11 +1,9 @@
 import argparse
 import base64
-import contextlib
 import io
 import json
 import re
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -14,14 +12,14 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 from support import small
 from support.clip import save_clip
+from support.commands import lines_of, run_command
+from support.comparing import fake_make
 
 from stepcache import cli
-from stepcache.commands import compare
+from stepcache.commands import compare, loading
 from stepcache.comparison import runs
-from stepcache.comparison.results import Comparison, Setting
-from stepcache.comparison.runs import Job, Made, Scores, make_all, rehearse
-from stepcache.errors import StepCacheError
-from stepcache.images import fidelity, pipelines
+from stepcache.images import fidelity
+from stepcache.images.make import Request
 from stepcache.images.prompts import Prompt
 
 PROMPTS = [
@@ -30,35 +28,17 @@ PROMPTS = [
 ]
 
 
-def run(*arguments):
-    """(status, output, errors) of `stepcache compare`, without a network."""
-    output, errors = io.StringIO(), io.StringIO()
-
-    def refuse(*args):
-        raise AssertionError("compare asked for the network")
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        patch.setattr(socket.socket, "connect", refuse)
-        status = cli.main(["compare", *map(str, arguments)])
-    return status, output.getvalue(), errors.getvalue()
-
-
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """(status, output, errors, page, sheet) of a small run on a pipeline's directory, with CLIP scores."""
     path = tmp_path_factory.mktemp("compare")
     save_clip(path / "clip")
     (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
-    result = run(
-        small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", "1", "--steps", "4",
+    result = run_command(
+        "compare", small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", 1, "--steps", 4,
         "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html",
     )  # fmt: skip
     return *result, (path / "page.html").read_text(), path / "page.png"
-
-
-def lines_of(output):
-    """The table's lines, their columns separated by single blanks."""
-    return [" ".join(line.split()) for line in output.splitlines()]
 
 
 def test_the_table_has_every_setting(small_run):
@@ -122,26 +102,26 @@ def test_the_sheet_has_a_row_a_setting(small_run):
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):
     _, output, errors, _, _ = small_run
     assert "7/7 images" in errors and "to go" in errors  # two prompts, three pipes, one run for drift
-    assert "interval 3, branch 1" in errors and "drift, branch 1" in errors
+    assert "interval 3, branch 1" in errors and "drift" in errors
     for noise in ("torchvision (not", "Loading", "Warning", "deprecated"):
         assert noise not in errors + output
 
 
 def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(compare, "make_all", lambda pipe, job, *rest: asked.extend(job.prompts) or 1 / 0)
-    monkeypatch.setattr(compare, "rehearse", lambda *args: None)
+    monkeypatch.setattr(compare, "make_all", lambda pipe, requests, *rest: asked.extend(requests) or 1 / 0)
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: None)
     for pipeline, first in (("demo", "fox face"), (small.DEMO, "a macro photograph")):
         asked.clear()
         with pytest.raises(ZeroDivisionError):
-            run(pipeline, "--out", tmp_path / "x.html")
+            run_command("compare", pipeline, "--out", tmp_path / "x.html")
         assert asked[0].text.startswith(first)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["no/such/place"], "'no/such/place' is no pipeline: there is no no/such/place/model_index.json here"),
+        (["no/such/place"], "'no/such/place' is not a pipeline: there is no no/such/place/model_index.json."),
         (["demo", "--prompts", "nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["demo", "--prompts", "empty.txt"], "empty.txt has no prompts"),
         (["demo", "--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
@@ -151,12 +131,12 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
         (["demo", "--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
         (["demo", "--scheduler", "lcm", "--steps", "60"], "LCMScheduler cannot do --steps 60"),
         (["demo", "--drift", "-1"], "--drift must be an integer of at least 0, got -1"),
-        (["demo", "--guidance", "nan"], "--guidance must be a number, got nan"),
+        (["demo", "--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["demo", "--seed", "-1"], "--seed must be from 0"),
         (["demo", "--size", "big"], "--size must be pixels such as 512 or 512x768 (height x width), got 'big'"),
         (["demo", "--size", "64x60"], "--size must be a multiple of 8 pixels and at least 16, got 60"),
         (["demo", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
-        (["demo", "--clip", "nowhere"], "--clip 'nowhere' is no directory of a CLIP model"),
+        (["demo", "--clip", "nowhere"], "--clip 'nowhere' is not the directory of a CLIP model"),
         (["demo", "--out", "no/such/place.html"], "no/such/place.html: No such file or directory"),
         (["demo", "--out", "page.png"], "--out must be a file name that ends in .html, got 'page.png'"),
         (["demo", "--sheet", "sheet.jpg"], "--sheet must be a file name that ends in .png, got 'sheet.jpg'"),
@@ -167,8 +147,8 @@ def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkey
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"promt": "x"}\n')
     there = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Job, "make", lambda *args, **kwargs: pytest.fail("made an image"))
-    status, _, errors = run(*arguments)
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("made an image"))
+    status, _, errors = run_command("compare", *arguments)
     assert status == 2
     assert errors.startswith("stepcache: ") and words in errors
     assert sorted(tmp_path.iterdir()) == there
@@ -184,127 +164,49 @@ def test_arguments_that_do_not_parse(arguments, capsys):
 def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
     index = tmp_path / "model_index.json"
     for text, words in (
-        ("{", f"{index} is no JSON"),
+        ("{", f"{index} is not JSON"),
         ('{"_class_name": "FluxPipeline", "transformer": []}', "FluxPipeline without a U-Net"),
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}', "cannot load"),
     ):
         index.write_text(text)
-        status, _, errors = run(tmp_path, "--out", tmp_path / "x.html")
+        status, _, errors = run_command("compare", tmp_path, "--out", tmp_path / "x.html")
         assert status == 2 and words in errors
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
-    status, _, errors = run("demo", "--out", tmp_path / "x.html")
+    monkeypatch.setattr(loading, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    status, _, errors = run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert status == 2
-    assert "StableDiffusionImg2ImgPipeline takes no height, width: compare is for text-to-image" in errors
-
-
-def test_what_the_pipeline_itself_refuses_is_said_before_the_first_image():
-    pipe = small.demo_pipe()
-    job = Job([Prompt("a"), Prompt("b", height=44, width=64)], steps=4, guidance=3.0, seed=0)
-    with pytest.raises(StepCacheError, match=r"cannot make 'b' at 44x64 px: .*divisible by 8"):
-        rehearse(pipe, job)
-
-
-def comparison_of(*settings):
-    return Comparison("m", "s", [Setting(*setting) for setting in settings])
-
-
-def test_seeds_and_sizes():
-    job = Job([Prompt("a"), Prompt("b"), Prompt("c", seed=3, height=64)], 4, 3.0, seed=10, size=(32, 48))
-    assert [job.seed_of(i) for i in range(3)] == [10, 11, 3]
-    assert [job.size_of(i) for i in range(3)] == [(32, 48), (32, 48), (64, 48)]
-    assert Job([Prompt("a")], 4, 3.0, 0).size_of(0) == (None, None)
-
-
-def fake_make(*images, censored=()):
-    """In the place of Job.make: those levels in turn; a KeyboardInterrupt where it is None."""
-    made = iter(range(len(images)))
-
-    def make(self, pipe, index, each_step=None, steps=None):
-        i = next(made)
-        if images[i] is None:
-            raise KeyboardInterrupt
-        return Made(np.full((16, 16, 3), images[i]), 1.0 + i, i in censored)
-
-    return make
-
-
-def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
-    pipe, comparison = small.demo_pipe(), comparison_of((2, 0))
-    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
-    monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.5, None))
-    job = Job([Prompt("a"), Prompt("b"), Prompt("c")], 2, 3.0, 0)
-    assert make_all(pipe, job, comparison, Scores(), drift=0) is False
-    (result,) = comparison.results
-    assert result.prompt.text == "a" and result.reused[0].psnr == pytest.approx(20.0)
-    assert "_stepcache_attachment" not in vars(type(pipe))
-    monkeypatch.setattr(Job, "make", fake_make(None))
-    with pytest.raises(KeyboardInterrupt):
-        make_all(pipe, job, comparison_of((2, 0)), Scores(), drift=0)
+    assert "StableDiffusionImg2ImgPipeline takes image: compare is for text-to-image" in errors
 
 
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
-    monkeypatch.setattr(Job, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
-    status, output, _ = run("demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html")
+    monkeypatch.setattr(Request, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
+    status, output, _ = run_command(
+        "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html"
+    )
     assert status == 130
     assert "Interrupted after 1 of 12 prompts." in output
     assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
     assert (tmp_path / "x.png").exists()
 
 
-def test_images_that_the_safety_checker_blackened_are_not_compared(monkeypatch):
-    comparison = comparison_of((2, 0), (3, 0))
-    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
-    monkeypatch.setattr(Job, "make", fake_make(0.5, 0.6, 0.0, censored={2}))
-    assert make_all(small.demo_pipe(), Job([Prompt("a")], 2, 3.0, 0), comparison, Scores(), drift=0)
-    compared, blackened = comparison.results[0].reused
-    assert compared.psnr == pytest.approx(20.0) and not compared.censored
-    assert blackened.psnr is None and blackened.ssim is None and blackened.censored
-
-
-def test_an_image_of_no_numbers_is_an_error():
-    pipe = small.demo_pipe()
-    decode = pipe.vae.decode
-
-    def broken(*args, **kwargs):
-        return tuple(torch.full_like(image, torch.nan) for image in decode(*args, **kwargs))
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StepCacheError, match="values that are no numbers"):
-        patch.setattr(pipe.vae, "decode", broken)
-        Job([Prompt("a")], 1, 3.0, 0).make(pipe, 0)
-
-
 def test_prompts_that_are_cut_off_are_mentioned():
-    job = Job([Prompt("red apple"), Prompt("face " * 30)], 2, 3.0, 0)
-    (note,) = compare._too_long(small.demo_pipe(), job)
+    (note,) = compare._too_long(small.demo_pipe(), [Prompt("red apple"), Prompt("face " * 30)])
     assert note.startswith("1 prompt of more than 14 tokens, which the pipeline cuts off: face face")
-
-
-def test_a_sheet_of_many_prompts_goes_on_below(monkeypatch):
-    comparison = comparison_of((2, 0))
-    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
-    monkeypatch.setattr(Job, "make", fake_make(*[0.5] * 18))
-    prompts = [Prompt(str(i)) for i in range(9)]
-    make_all(small.demo_pipe(), Job(prompts, 2, 3.0, 0), comparison, Scores(), drift=0)
-    tall = compare.draw(comparison)
-    comparison.results = comparison.results[:8]
-    short = compare.draw(comparison)
-    assert tall.width == short.width and tall.height > 1.8 * short.height
 
 
 def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
     """Without options: its scheduler and its guidance scale; a copy elsewhere is named after its directory."""
     shutil.copytree(small.DEMO, tmp_path / "my model")
     seen = []
-    monkeypatch.setattr(compare, "rehearse", lambda pipe, job: None)
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: None)
     monkeypatch.setattr(
-        compare, "make_all", lambda pipe, job, comparison, *rest: seen.append((job, comparison)) or 1 / 0
+        compare, "make_all", lambda pipe, requests, comparison, *rest: seen.append((requests[0], comparison)) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "my model", "--out", tmp_path / "x.html")
-    ((job, comparison),) = seen
-    assert (job.guidance, job.steps, comparison.model) == (7.5, 30, "my model")
-    assert [setting.name for setting in comparison.settings] == [f"interval {n}, branch 0" for n in (2, 3, 5)]
+        run_command("compare", tmp_path / "my model", "--out", tmp_path / "x.html")
+    ((request, comparison),) = seen
+    assert (request.call["guidance_scale"], request.steps, comparison.model) == (7.5, 30, "my model")
+    assert [variant.name for variant in comparison.variants] == [f"interval {n}, branch 0" for n in (2, 3, 5)]

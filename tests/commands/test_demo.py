@@ -1,41 +1,24 @@
 import argparse
-import math
-import socket
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import lines_of, run_command
 
 from stepcache import cli
 from stepcache.commands import demo
-from stepcache.commands.arguments import distinct, integers
 from stepcache.commands.quiet import quiet
+from stepcache.images.make import Made, Request
 from stepcache.images.sheet import SheetRow, contact_sheet
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """(status, output, errors, path) of one small demo, without a network."""
-    import contextlib
-    import io
-
+    """(status, output, errors, path) of one small demo."""
     path = tmp_path_factory.mktemp("demo") / "sheet.png"
-    output, errors = io.StringIO(), io.StringIO()
-
-    def refuse(*args):
-        raise AssertionError("the demo asked for the network")
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        patch.setattr(socket.socket, "connect", refuse)
-        arguments = ["--prompt", "red apple", "--prompt", "fox face", "--interval", "1,3", "--branch", "1"]
-        status = cli.main(["demo", *arguments, "--steps", "4", "--out", str(path)])
-    return status, output.getvalue(), errors.getvalue(), path
-
-
-def lines_of(output):
-    """The table's lines, their columns separated by single blanks."""
-    return [" ".join(line.split()) for line in output.splitlines()]
+    arguments = ["--prompt", "red apple", "--prompt", "fox face", "--interval", "1,3", "--branch", "1"]
+    return *run_command("demo", *arguments, "--steps", 4, "--out", path), path
 
 
 def test_the_table_has_every_setting_with_its_schedule(small_run):
@@ -83,19 +66,6 @@ def test_the_pipeline_is_a_whole_stable_diffusion_in_float32():
     assert twin is not pipe and twin.unet is pipe.unet and twin.scheduler is pipe.scheduler
 
 
-@pytest.mark.parametrize("name", demo.SCHEDULERS)
-def test_every_scheduler_is_there_with_the_pipeline_s_noise(name):
-    from diffusers import DDIMScheduler
-
-    pipe = argparse.Namespace(
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    )
-    demo.swap_scheduler(pipe, name, 10)
-    assert type(pipe.scheduler).__name__ == demo.SCHEDULERS[name][0]
-    assert pipe.scheduler.config.beta_end == 0.012
-    assert bool(pipe.scheduler.config.get("use_karras_sigmas")) == (name == "dpm++-karras")
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -107,7 +77,7 @@ def test_every_scheduler_is_there_with_the_pipeline_s_noise(name):
         (["--steps", "0"], "--steps must be an integer of at least 1, got 0"),
         (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
         (["--scheduler", "lcm", "--steps", "60"], "LCMScheduler cannot do --steps 60"),
-        (["--guidance", "nan"], "--guidance must be a number, got nan"),
+        (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "no/such/place.png"], "no/such/place.png: No such file or directory"),
         (["--out", "picture.jpg"], "must be a file name that ends in .png, got 'picture.jpg'"),
@@ -115,7 +85,7 @@ def test_every_scheduler_is_there_with_the_pipeline_s_noise(name):
 )
 def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo.Job, "generate", lambda *args, **kwargs: pytest.fail("generated an image"))
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("generated an image"))
     assert cli.main(["demo", *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("stepcache: ") and words in errors
@@ -134,25 +104,6 @@ def test_a_directory_as_picture_is_refused(tmp_path, capsys):
     (tmp_path / "x.png").mkdir()
     assert cli.main(["demo", "--out", str(tmp_path / "x.png")]) == 2
     assert "Is a directory" in capsys.readouterr().err
-
-
-def test_asking_whether_a_file_can_be_written_changes_nothing(tmp_path):
-    kept = tmp_path / "kept.png"
-    kept.write_bytes(b"mine")
-    demo.check_writable(kept)
-    demo.check_writable(tmp_path / "new.png")
-    assert kept.read_bytes() == b"mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
-
-
-def test_integers_and_repetitions():
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    args = parser.parse_args(["--interval", "5,2", "--interval", "2", "--branch", "3"])
-    assert distinct(args.interval, (9,)) == [5, 2]
-    assert distinct(args.branch, (9,)) == [3]
-    assert distinct(parser.parse_args([]).interval, (2, 3)) == [2, 3]
-    assert integers("7") == [7]
 
 
 def result(name, level, *timings, kinds="FP"):
@@ -178,99 +129,14 @@ def test_timings_that_differ_are_reported():
 
 def test_a_slow_machine_gets_one_round(monkeypatch):
     monkeypatch.setattr(demo, "SECONDS", -1)
-    monkeypatch.setattr(demo.Job, "generate", lambda *args, **kwargs: np.zeros((1, 8, 8, 3)))
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: Made(np.zeros((1, 8, 8, 3)), 1.0, (False,)))
     pipe = argparse.Namespace(scheduler=argparse.Namespace(timesteps=[2, 1]), device=torch.device("cpu"))
-    (only,) = demo.generate_all({"original": pipe}, demo.Job(["x"], 2, 3.0, 0))
+    (only,) = demo.run_all({"original": pipe}, Request(["x"], [0], 2))
     assert len(only.timings) == 1 and only.kinds == "FF"
     assert "too busy to time each setting twice" in demo.unsteadiness([only])
 
 
-def test_quiet_puts_everything_back_even_after_an_error():
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-
-    def state():
-        return [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-
-    before = state()
-    try:
-        diffusers_logging.set_verbosity_info()
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.set_verbosity_debug()
-        transformers_logging.disable_progress_bar()
-        changed = state()
-        assert changed == [(diffusers_logging.INFO, True), (transformers_logging.DEBUG, False)]
-        with pytest.raises(ZeroDivisionError), quiet("diffusers", "transformers"):
-            assert state() == [(diffusers_logging.ERROR, False), (transformers_logging.ERROR, False)]
-            raise ZeroDivisionError
-        assert state() == changed
-    finally:
-        for library, (verbosity, bars) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            library.enable_progress_bar() if bars else library.disable_progress_bar()
-
-
-def test_one_thread_is_for_the_demo_only():
-    before = torch.get_num_threads()
-    with demo.one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-
-
-def square(colour, size=(64, 64)):
-    return Image.new("RGB", size, colour)
-
-
-def test_sheet_places_images_in_rows_and_columns():
-    rows = [SheetRow("a", [square("red"), square("lime")]), SheetRow("b", [square("blue"), square("black")])]
-    sheet = np.asarray(contact_sheet("h", "s", ["x", "y"], rows, cell=100))
-
-    def centre(colour):
-        where = np.argwhere((sheet == colour).all(-1))
-        return where.mean(0), len(where)
-
-    (red, n), (lime, _), (blue, _) = centre((255, 0, 0)), centre((0, 255, 0)), centre((0, 0, 255))
-    assert n == 100 * 100
-    assert red[0] == lime[0] and red[1] == blue[1]
-    assert lime[1] - red[1] > 100 and blue[0] - red[0] > 100
-
-
-def test_sheet_keeps_the_shape_of_images():
-    sheet = np.asarray(contact_sheet("h", "s", ["x"], [SheetRow("a", [square("red", (64, 32))])], cell=100))
-    where = np.argwhere((sheet == (255, 0, 0)).all(-1))
-    assert tuple(where.max(0) - where.min(0) + 1) == (50, 100)
-
-
-def test_sheet_draws_a_bar_for_each_step():
-    from stepcache.images.sheet import FULL, PARTIAL
-
-    def area(steps, colour):
-        sheet = np.asarray(contact_sheet("", "", ["x"], [SheetRow("", [square("white")], steps=steps)]))
-        return (sheet == colour).all(-1).sum()
-
-    assert area("F", FULL) > 0 and area("P", FULL) == 0
-    assert area("FPPFPP", FULL) == 2 * area("F", FULL)
-    assert area("FPPFPP", PARTIAL) == 4 * area("P", PARTIAL)
-    assert area("F" * 70, FULL) == 70 * area("F", FULL)  # on several lines
-    assert area("F" * 1000, FULL) == 0  # too many to draw
-
-
-def test_sheet_cuts_captions_to_the_column():
-    long = "a " * 200 + "b" * 200
-    sheet = contact_sheet(long, long, [long, "y"], [SheetRow("a", [square("white")] * 2)])
-    short = contact_sheet("h", "s", ["x", "y"], [SheetRow("a", [square("white")] * 2)])
-    assert sheet.width == short.width
-    assert (np.asarray(sheet)[:, -20:] == 255).all()  # nothing runs off the page
-
-
-def test_sheet_refuses_rows_of_another_length():
-    with pytest.raises(ValueError, match="'a' has 1 images for 2 columns"):
-        contact_sheet("h", "s", ["x", "y"], [SheetRow("a", [square("red")])])
-
-
 def test_an_identical_row_says_so():
     original = result("original", 0.5, 2.0)
-    assert math.isinf(demo.fidelity.mean_psnr(original.images, original.images))
+    assert " identical " in demo.table(original, [result("interval 1, branch 0", 0.5, 2.0)])
     assert demo.draw(original, [result("interval 1, branch 0", 0.5, 2.0)], ["x", "y"], "s").size[0] > 0

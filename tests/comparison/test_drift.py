@@ -1,57 +1,82 @@
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from support import small
+from support.features import features_by_hand
 
 from stepcache.comparison.drift import _Drift, measure_drift
+from stepcache.comparison.results import Variant
 from stepcache.reuse.schedule import Schedule
-from stepcache.run.attach import attachment_of
 
-SCHEDULES = [Schedule.uniform(2), Schedule.uniform(3), Schedule.explicit("FPPPPP")]
+VARIANTS = [Variant(2, 0), Variant(3, 2)]
 
 
-def run(pipe, each_step):
+def run(pipe, each_step, **call):
     def on_step_end(pipe, step, timestep, tensors):
         each_step()
         return tensors
 
-    return small.generate(pipe, steps=6, callback_on_step_end=on_step_end)
+    return small.generate(pipe, **{"steps": 4, **call}, callback_on_step_end=on_step_end)
 
 
-@pytest.fixture(scope="module")
-def measured():
-    """(drifts, latents) of six steps of the demo pipeline, at branch 0."""
-    latents = []
+@pytest.mark.parametrize("scheduler", [None, HeunDiscreteScheduler])
+def test_it_is_that_of_the_original_s_features(scheduler):
     pipe = small.demo_pipe()
-    drifts = measure_drift(pipe, 0, SCHEDULES, lambda each_step: latents.append(run(pipe, each_step)))
-    assert attachment_of(pipe) is None
-    return drifts, *latents
-
-
-def test_it_is_that_of_the_stock_pipeline_s_own_hidden_states(measured):
-    """Without stepcache: what enters the last ResNet is [hidden, skip], and the hidden state is branch 0's feature."""
-    pipe, features = small.demo_pipe(), []
-    channels = pipe.unet.config.block_out_channels[0]
-    resnet = pipe.unet.up_blocks[-1].resnets[-1]
-    hook = resnet.register_forward_pre_hook(lambda module, args: features.append(args[0][:, :channels].clone()))
-    try:
-        run(pipe, lambda: None)
-    finally:
-        hook.remove()
-    assert len(features) == 6
-    for schedule, drift in zip(SCHEDULES, measured[0], strict=True):
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    before, latents = small.state_of(pipe).modules, []
+    drifts = measure_drift(pipe.unet, VARIANTS, lambda each_step: latents.append(run(pipe, each_step)))
+    assert torch.equal(latents[0], run(pipe, lambda: None)) and small.state_of(pipe).modules == before
+    for variant, drift in drifts.items():
+        with features_by_hand(pipe.unet, variant.branch) as (features, _):
+            run(pipe, lambda: None)
+        kinds = variant.schedule.kinds(len(features))
         expected, base = [], features[0]
-        for feature, kind in zip(features, schedule.kinds(6), strict=True):
+        for feature, kind in zip(features, kinds, strict=True):
             base = feature if kind == "F" else base
             expected.append(float((feature - base).norm() / base.norm()))
         assert drift == pytest.approx(expected, rel=1e-4)
-        assert [value == 0 for value in drift] == [kind == "F" for kind in schedule.kinds(6)]
+        assert [value == 0 for value in drift] == [kind == "F" for kind in kinds]
 
 
-def test_the_run_is_the_original_s(measured):
-    torch.testing.assert_close(measured[1], run(small.demo_pipe(), lambda: None), rtol=0, atol=0)
+def test_several_calls_of_a_step_count_together():
+    unet, variant = small.make_unet(), Variant(2, 0)
+    inputs = small.make_inputs(unet)
+
+    @torch.no_grad()
+    def generate(each_step):
+        for step in range(4):
+            for view in (1, 3):
+                unet(**{**inputs, "sample": (1 + step) / view * inputs["sample"]})
+            each_step()
+
+    drift = measure_drift(unet, [variant], generate)[variant]
+    with features_by_hand(unet, 0) as (features, _):
+        generate(lambda: None)
+    steps = [torch.stack(pair) for pair in zip(features[::2], features[1::2], strict=True)]
+    change = [float((steps[i] - steps[i - 1]).norm() / steps[i - 1].norm()) for i in (1, 3)]
+    assert drift == pytest.approx([0, change[0], 0, change[1]], rel=1e-4)
 
 
-def test_the_pipe_is_restored_where_the_run_fails():
+def test_where_guidance_ends_a_step_begins_anew():
+    pipe, variant = small.demo_pipe(), Variant(9, 0)
+
+    def generate(each_step):
+        def drop(pipe, step, timestep, tensors):
+            each_step()
+            if step == 1:
+                pipe._guidance_scale, tensors["prompt_embeds"] = 1.0, tensors["prompt_embeds"].chunk(2)[-1]
+            return tensors
+
+        return small.generate(
+            pipe, steps=4, callback_on_step_end=drop, callback_on_step_end_tensor_inputs=["prompt_embeds"]
+        )
+
+    drift = measure_drift(pipe.unet, [variant], generate)[variant]
+    assert drift[0] == drift[2] == 0 and drift[1] > 0 and drift[3] > 0
+
+
+def test_the_unet_is_restored_where_the_run_fails():
     pipe = small.demo_pipe()
     before = small.state_of(pipe)
 
@@ -59,7 +84,7 @@ def test_the_pipe_is_restored_where_the_run_fails():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_drift(pipe, 0, SCHEDULES, fail)
+        measure_drift(pipe.unet, VARIANTS, fail)
     assert small.state_of(pipe) == before
 
 
@@ -71,13 +96,6 @@ def test_by_hand_and_over_several_calls_of_a_step():
     drift.see([1.5 * ones, 0.5 * ones])
     drift.see([3 * ones, ones])
     assert drift.values == pytest.approx([0, 0.5 / 2**0.5, 0.5, 0])
-
-
-def test_the_base_is_a_copy():
-    drift, buffer = _Drift(Schedule.uniform(2)), torch.ones(1, 1, 2, 2)
-    drift.see([buffer])
-    drift.see([buffer.mul_(3)])
-    assert drift.values == pytest.approx([0, 2])
 
 
 def test_features_of_another_size_begin_anew():

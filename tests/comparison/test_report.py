@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from stepcache.comparison.report import html_report
-from stepcache.comparison.results import Compared, Comparison, Setting, Shot
-from stepcache.images.prompts import Prompt
+from stepcache.comparison.results import Compared, Comparison, Shot, Variant
+from stepcache.images.make import Request
 
 PIXEL = Image.new("RGB", (8, 8))
 URI = "data:image/webp;base64,AAAA"
@@ -20,13 +20,15 @@ def shot(kinds="FP", **figures):
 
 
 def comparison():
-    settings = [Setting(2, 0), Setting(3, 0)]
+    variants = [Variant(2, 0), Variant(3, 0)]
     reused = [shot(psnr=20.0, ssim=0.9), shot(psnr=math.inf, ssim=1.0)]
+    first = Request("a <b>bold</b> & 'quoted' \"prompt\"", 5, 2, {"negative_prompt": "<i>"})
+    second = Request("second", 6, 2, {"negative_prompt": None})
     results = [
-        Compared(Prompt("a <b>bold</b> & 'quoted' \"prompt\"", negative="<i>"), 5, 64, 96, shot("FF"), reused),
-        Compared(Prompt("second"), 6, 512, 512, shot("FF"), [shot(psnr=25.0, ssim=0.8), shot(censored=True)]),
+        Compared(first, 64, 96, shot("FF"), reused),
+        Compared(second, 512, 512, shot("FF"), [shot(psnr=25.0, ssim=0.8), shot(censored=True)]),
     ]
-    return Comparison("m&m", "A summary.", settings, results, facts=[("Device", "<cpu>")], notes=["A note."])
+    return Comparison("m&m", "A summary.", variants, results, facts=[("Device", "<cpu>")], notes=["A note."])
 
 
 class Page(HTMLParser):
@@ -127,7 +129,7 @@ def test_scores_and_drift_where_there_are_some():
                         for shot in result.reused])
         for result in full.results
     ]  # fmt: skip
-    full.drifts = {full.settings[1]: [[0.0, 0.1, 0.2], [0.0, 0.1, 0.4]]}
+    full.drifts = {full.variants[1]: [[0.0, 0.1, 0.2], [0.0, 0.1, 0.4]]}
     full.missing = ["Something is missing."]
     page = Page(html_report(full))
     assert "LPIPS 0.125" in page.text and "CLIP score 30.00 of 31.00" in page.text

@@ -102,7 +102,7 @@ def test_prompts_are_read_as_the_commands_read_them(name, text, batch, tmp_path)
 def test_groups_have_tasks_that_one_call_can_take(batch):
     assert [[task.id for task in group] for group in groups(read_tasks(batch), 2)] == [
         ["000000", "000002"],  # of another size than the others
-        ["000001"],  # an empty negative prompt is not the same as none
+        ["000001"],  # an empty negative prompt differs from none
         ["000003"],
     ]
     assert [len(group) for group in groups([read_tasks(batch)[0]] * 5, 2)] == [2, 2, 1]
@@ -186,7 +186,7 @@ def test_the_end_of_a_batch_is_a_manifest_and_no_leftovers(batch, monkeypatch):
 
 
 def test_the_first_worker_saves_what_it_compiled_and_the_others_take_it(batch, monkeypatch):
-    """That the second one then compiles nothing is in test_batch_torchrun.py."""
+    """test_batch_torchrun.py checks that the second one compiles nothing."""
     loaded, warm = [], []
 
     def accelerate_eager(pipe, *args, compiled, **options):
@@ -218,7 +218,7 @@ def test_an_image_does_not_depend_on_the_rest_of_its_group(batch):
     assert alone[0].tobytes() == pairs[1].tobytes() == make(pipe, batch, [second, third])[0].tobytes()
     generator = torch.Generator().manual_seed(second.seed)
     (want,) = pipe(second.prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images
-    # Two prompts at once round otherwise than one.
+    # Two prompts at once round differently from one.
     assert max(abs(a - b) for a, b in zip(alone[0].tobytes(), want.tobytes(), strict=True)) <= 2
 
 

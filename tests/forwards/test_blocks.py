@@ -241,12 +241,12 @@ def test_residuals_that_blocks_have_no_place_for():
     unet = make_unet("unclip decoder")
     inputs = family.bind(**make_inputs(unet)).inputs
     cut = family.layout(unet).cut(0)
-    with pytest.raises(InvalidSetting, match="SimpleCrossAttnDownBlock2D takes no residuals of a T2I-Adapter"):
+    with pytest.raises(InvalidSetting, match="SimpleCrossAttnDownBlock2D takes no T2I-Adapter residuals"):
         family.full(unet, cut, **inputs, adapter=[torch.zeros(1), torch.zeros(1)])
     unet = make_unet("k")
     inputs = family.bind(**make_inputs(unet)).inputs
     cut = family.layout(unet).cut(0)
-    with pytest.raises(InvalidSetting, match="K blocks takes no residuals of a ControlNet"):
+    with pytest.raises(InvalidSetting, match="K blocks takes no ControlNet residuals"):
         family.full(unet, cut, **inputs, control_down=(torch.zeros(1),), control_mid=torch.zeros(1))
 
 

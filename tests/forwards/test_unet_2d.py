@@ -10,8 +10,7 @@ from stepcache.errors import UnsupportedUNet
 from stepcache.forwards import FAMILIES, family_of
 from stepcache.forwards import unet_2d as family
 from stepcache.forwards.blend import Blend
-from stepcache.forwards.guidance import full as guided_full
-from stepcache.forwards.guidance import partial as guided_partial
+from stepcache.forwards.guidance import steps_of
 from stepcache.forwards.join import reference_join
 from stepcache.forwards.macs import branch_macs, example_inputs, meta_unet
 
@@ -182,8 +181,9 @@ def test_blended_features_and_the_conditional_half(name):
         want, feature = family.full(unet, cut, **inputs)
         blend = Blend((feature, torch.ones_like(feature)), torch.tensor([1.0, 0.0]))
         assert torch.equal(family.partial(unet, cut, blend, **inputs), want)
-        output, kept = guided_full(family, unet, cut, reference_join, True, inputs)
-        again = guided_partial(family, unet, cut, reference_join, kept, inputs)
+        full, partial = steps_of(family, cut, reference_join, reuse=True)
+        output, kept = full(unet, (), inputs)
+        again, _ = partial(unet, kept, inputs)
         torch.testing.assert_close(again, output, rtol=1e-4, atol=1e-5)
 
 

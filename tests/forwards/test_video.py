@@ -146,27 +146,6 @@ def test_taken_and_returned_as_the_stock_forward_does(name):
     assert call.return_dict is False and family.wrap(output, False) == (output,)
 
 
-@pytest.mark.parametrize("name", UNETS)
-def test_deep_modules_are_those_that_a_partial_step_does_not_run(name):
-    unet = make_unet(name)
-    family = family_of(unet)
-    inputs, layout = family.bind(**make_inputs(unet)).inputs, family.layout(unet)
-    ran = set()
-    for module in unet.modules():
-        module.register_forward_hook(lambda module, *_: ran.add(module))
-    with torch.no_grad():
-        for branch in range(len(layout.joins)):
-            cut = layout.cut(branch)
-            _, feature = family.full(unet, cut, **inputs)
-            everything = set(ran)
-            ran.clear()
-            family.partial(unet, cut, feature, **inputs)
-            deep = {module for root in family.deep_modules(unet, cut) for module in root.modules()}
-            assert not deep & ran
-            assert everything - ran <= deep
-            ran.clear()
-
-
 @pytest.mark.parametrize("name", ["svd uneven", "motion sdxl", "3d lcm"])
 def test_costs_are_counted_without_weights(name):
     """On the family's own example inputs, with the shapes that features have."""

@@ -70,8 +70,7 @@ def test_joins_on_the_ops(name):
     close = functools.partial(torch.allclose, rtol=1e-3, atol=1e-4)
     check_all_branches(unet, make_inputs(unet), join, close)
     joins = len(family_of(unet).layout(unet).joins)
-    # In one full and two partial steps of each branch.
-    assert len(asked) == joins * joins + 2 * sum(range(1, joins + 1))
+    assert len(asked) == joins * joins + 2 * sum(range(1, joins + 1))  # each branch: one full, two partial
 
 
 @pytest.mark.parametrize("name", [*ONE_EACH, "motion sdxl"])

@@ -385,7 +385,7 @@ def test_on_cuda_a_failed_capture_is_ended_in_the_allocator(monkeypatch, told):
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(compile, cuda_graphs, monkeypatch):
     pipe = loop_pipe("least", **({} if compile == "regional" else NO_ATTENTION))
-    monkeypatch.setattr(compiling, "_FIXED", {**compiling._FIXED, "backend": "eager"})
+    monkeypatch.setattr(compiling, "FIXED", {**compiling.FIXED, "backend": "eager"})
     accelerate(pipe, 2, compile=compile, cuda_graphs=cuda_graphs, max_buckets=1)
     want = [pipe(4, batch=n) for n in (1, 2)]
     graphs = counters["stats"]["unique_graphs"]

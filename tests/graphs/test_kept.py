@@ -22,7 +22,7 @@ def test_a_value_keeps_its_address_and_strides():
         full_step(kept, run, step, value)
         assert kept.tensors[0] is tensor and kept.current == (tensor,)
         assert torch.equal(tensor, value)
-        assert (kept.run, kept.stamp, kept.full) == (run, f"stamp {step}", (step,))
+        assert (kept.run, kept.stamp, kept.steps) == (run, f"stamp {step}", (step,))
     assert kept.nbytes == 2 * 8 * 4 * 4 * 4
 
 
@@ -37,16 +37,16 @@ def test_another_shape_or_dtype_allocates_anew_and_forgets_earlier_steps():
     kept = Kept(1, 2, blends=True)
     full_step(kept, "run", 0, torch.zeros(1, 2, 2, 2))
     full_step(kept, "run", 1, torch.zeros(1, 2, 2, 2))
-    assert kept.full == (1, 0)
+    assert kept.steps == (1, 0)
     full_step(kept, "run", 2, torch.ones(1, 2, 2, 2, dtype=torch.float64))
-    assert kept.full == (2,) and all(t.dtype == torch.float64 and t.all() for t in kept.values[0].tensors)
+    assert kept.steps == (2,) and all(t.dtype == torch.float64 and t.all() for t in kept.values[0].tensors)
 
 
 def test_a_full_step_that_failed_leaves_nothing_that_is_valid():
     kept = Kept(1, 2, blends=True)
     full_step(kept, "run", 0, torch.zeros(1, 4))
     kept.begin("run")
-    assert kept.stamp is None and kept.full == ()
+    assert kept.stamp is None and kept.steps == ()
 
 
 def test_the_last_full_steps_newest_first_at_fixed_addresses():
@@ -56,7 +56,7 @@ def test_the_last_full_steps_newest_first_at_fixed_addresses():
     assert [t.item() for t in tensors] == [0, 0, 0]
     for step in (2, 5, 6):
         full_step(kept, "run", step, torch.tensor([float(step)]))
-    assert kept.full == (6, 5, 2) and [t.item() for t in tensors] == [6, 5, 2]
+    assert kept.steps == (6, 5, 2) and [t.item() for t in tensors] == [6, 5, 2]
     assert kept.values[0].tensors is tensors
     assert kept.nbytes == 12
 
@@ -68,7 +68,7 @@ def test_a_new_run_never_reads_what_an_earlier_one_left():
     full_step(kept, "second", 0, torch.tensor([2.0]))
     kept.weigh(Line(1.0), 1)
     (blend,) = kept.current
-    assert kept.full == (0,) and blend.value().item() == 2.0
+    assert kept.steps == (0,) and blend.value().item() == 2.0
 
 
 def test_weights_reach_the_device_in_place():
@@ -104,14 +104,14 @@ def test_a_buffer_allocated_in_inference_mode_can_be_written_outside(depth):
 def test_the_least_recently_used_bucket_goes():
     buckets, freed = Buckets(2), []
 
-    class Graphs:
+    class Held:
         nbytes = 3
 
         def free(self):
             freed.append(self)
 
     def make():
-        return Bucket(Graphs(), Kept)
+        return Bucket({}, Held())
 
     a, b = buckets.get("a", make), buckets.get("b", make)
     for bucket in (a, b):
@@ -119,7 +119,7 @@ def test_the_least_recently_used_bucket_goes():
     assert buckets.nbytes == 32 and buckets.static_nbytes == 6
     assert buckets.get("a", make) is a
     c = buckets.get("c", make)
-    assert list(buckets.held) == ["a", "c"] and freed == [b.graphs]
+    assert list(buckets.held) == ["a", "c"] and freed == [b.capture]
     assert buckets.get("a", make) is a and buckets.get("c", make) is c
     assert buckets.nbytes == 16 and isinstance(c, Bucket)
     buckets.clear()

@@ -32,13 +32,13 @@ def test_jsonl_says_more_of_a_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("a red apple", "no JSON"),
+        ("a red apple", "not JSON"),
         ('["a red apple"]', "an object such as"),
         ('{"text": "x"}', "unknown key 'text'. Known: prompt, negative_prompt, seed, height, width"),
-        ('{"seed": 3}', 'it has no "prompt"'),
-        ('{"prompt": " "}', "\"prompt\" must be a text that is not empty, got ' '"),
-        ('{"prompt": 3}', '"prompt" must be a text that is not empty, got 3'),
-        ('{"prompt": "x", "negative_prompt": null}', '"negative_prompt" must be a text'),
+        ('{"seed": 3}', 'has no "prompt"'),
+        ('{"prompt": " "}', "\"prompt\" must be a non-empty string, got ' '"),
+        ('{"prompt": 3}', '"prompt" must be a non-empty string, got 3'),
+        ('{"prompt": "x", "negative_prompt": null}', '"negative_prompt" must be a string'),
         ('{"prompt": "x", "seed": -1}', '"seed" must be an integer of at least 0, got -1'),
         ('{"prompt": "x", "seed": 1.5}', '"seed" must be an integer of at least 0, got 1.5'),
         ('{"prompt": "x", "seed": true}', '"seed" must be an integer of at least 0, got True'),

@@ -48,7 +48,7 @@ def test_long_prompts_and_other_sizes_are_taken(clip):
 
 
 def test_a_directory_that_is_no_clip_model(clip, tmp_path):
-    with pytest.raises(InvalidSetting, match="no directory of a CLIP model"):
+    with pytest.raises(InvalidSetting, match="not the directory of a CLIP model"):
         ClipScore(tmp_path / "nowhere", "cpu")
     (tmp_path / "config.json").write_text((clip[3] / "config.json").read_text())
     with pytest.raises(StepCacheError, match=f"--clip {tmp_path} cannot be loaded: "), quiet("transformers"):
@@ -95,7 +95,7 @@ def test_what_lpips_lacks_is_said(packages, tmp_path):
 
 def test_a_torchvision_for_another_torch_is_no_crash(packages, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models", None)  # importing it raises
-    assert missing_for_lpips().startswith(f"LPIPS needs a torchvision that fits torch {torch.__version__}")
+    assert missing_for_lpips().startswith(f"LPIPS needs a torchvision for torch {torch.__version__}")
 
 
 def test_lpips_gets_what_it_takes(packages, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.small import demo_pipe, generate, loop_pipe
 
+from benchmarks import RESULTS
 from stepcache import accelerate, last_run
-from stepcache.bench.rows import RESULTS
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
 from stepcache.plans.presets import GAINS, PRESETS, SETTINGS
 

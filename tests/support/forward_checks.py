@@ -17,7 +17,7 @@ def stock(unet, inputs):
 
 
 def skip_shapes(unet, inputs):
-    """Shapes of the down path's residuals in a call."""
+    """The shapes of all skips, from a stock forward."""
     shapes = []
     hooks = [unet.conv_in.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
     for block in unet.down_blocks:
@@ -31,20 +31,20 @@ def skip_shapes(unet, inputs):
 def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
     """Full and partial of every branch against the stock forward.
 
-    Partial must not touch its feature and run exactly what is not among the deep modules, features have the shapes that
-    macs.py says, and another feature gives another output.
+    Partial must not touch its feature and must run exactly what is not among the deep modules. Features have the shapes
+    that macs.py says, and another feature gives another output.
     """
     want = stock(unet, inputs)
     family = family_of(unet)
     layout = family.layout(unet)
     bound = family.bind(**copy.deepcopy(inputs)).inputs
     with torch.no_grad():
-        shapes = feature_shapes(unet, bound)
+        shapes = feature_shapes(unet, bound)  # before there are hooks, with which a family may refuse its U-Net
     assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
     ran = set()
-    # Joins on the ops leave hooked layers to the reference.
-    hooked = inner_modules(unet) if join is reference_join else []
-    hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in hooked]
+    # With hooks on its layers a ResNet would not run on the ops.
+    watched = inner_modules(unet) if join is reference_join else []
+    hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in watched]
     try:
         with torch.no_grad():
             for branch, shape in enumerate(shapes):
@@ -62,7 +62,7 @@ def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
                 deep = {m for root in family.deep_modules(unet, cut) for m in root.modules()}
                 assert not deep & ran
                 assert everything - ran <= deep
-                assert not torch.equal(family.partial(unet, cut, feature + 1, join, **bound), want)
+                assert not equal(family.partial(unet, cut, feature + 1, join, **bound), want)
     finally:
         for hook in hooks:
             hook.remove()

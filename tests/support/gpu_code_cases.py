@@ -1,6 +1,10 @@
-"""Counts of small functions and graphs, as JSON. A process of its own: torch keeps what it believes of the GPU."""
+"""Prints counts of the CASES named on the command line as JSON.
+
+It needs its own process: torch caches what it believes about the GPU.
+"""
 
 import json
+import sys
 import warnings
 
 import torch
@@ -17,6 +21,7 @@ from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.graphs.options import CUDA_OPTIONS
 
 SIZE = 16
+OPTIONS = {"default": CUDA_OPTIONS, "torch": {}, "descent": gpu_code.DESCENT}
 
 
 def half(*shape, channels_last=False):
@@ -24,7 +29,8 @@ def half(*shape, channels_last=False):
     return torch.empty(shape, dtype=torch.half).to(memory_format=memory_format)
 
 
-def counted(code):
+def counted(code, *options):
+    """options: names of those to count configurations for, which takes a while."""
     relaid, copies, joined = counts.relaid_weights(code), counts.copies(code), counts.join_copies(code)
     read, written, extern = counts.traffic(code)
     return {
@@ -40,11 +46,7 @@ def counted(code):
         "extern": extern,
         "flops": counts.flops(code),
         "bound_ms": counts.bound_ms(code),
-        "configs": {
-            "default": [kernel.configs(CUDA_OPTIONS) for kernel in code.kernels.values()],
-            "torch": [kernel.configs({}) for kernel in code.kernels.values()],
-            "descent": [kernel.configs(gpu_code.DESCENT) for kernel in code.kernels.values()],
-        },
+        "configs": {name: [kernel.configs(OPTIONS[name]) for kernel in code.kernels.values()] for name in options},
     }
 
 
@@ -62,7 +64,8 @@ def filled():
 
 
 def product():
-    return counted(function_code(lambda x, w, b: torch.addmm(b, x, w) + 1, [half(64, 32), half(32, 16), half(16)]))
+    code = function_code(lambda x, w, b: torch.addmm(b, x, w) + 1, [half(64, 32), half(32, 16), half(16)])
+    return counted(code, *OPTIONS)
 
 
 def graph(kind, channels_last):
@@ -73,7 +76,8 @@ def graph(kind, channels_last):
     code = graph_code(unet, kind, reference_join, 0, gpu_code.inputs_of(unet, SIZE))
     left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before
     (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
-    return {**counted(code), "unet is as it was": left, "macs": getattr(macs, kind)}
+    options = ("default", "torch") if channels_last else ()
+    return {**counted(code, *options), "unet is as it was": left, "macs": getattr(macs, f"{kind}_macs")}
 
 
 def on_the_ops(kind):
@@ -89,25 +93,32 @@ def on_the_ops(kind):
     }
     names = [call.kernel.name if isinstance(call, Launch) else call.name for call in code.calls]
     behind = [names[i - 1] for i, name in enumerate(names) if name.startswith("dual_conv1x1")]
-    return {**counted(code), "latent": latent, "formats": formats, "shortcuts behind": behind}
+    (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
+    return {
+        **counted(code, "default", "torch"), "latent": latent, "formats": formats, "shortcuts behind": behind,
+        "macs": getattr(macs, f"{kind}_macs"),
+    }  # fmt: skip
+
+
+CASES = {
+    "convolution as loaded": lambda: convolution(channels_last=False),
+    "convolution channels_last": lambda: convolution(channels_last=True),
+    "transposed": transposed,
+    "filled": filled,
+    "product": product,
+    "full channels_last": lambda: graph("full", True),
+    "partial channels_last": lambda: graph("partial", True),
+    "partial as loaded": lambda: graph("partial", False),
+    "full on the ops": lambda: on_the_ops("full"),
+    "partial on the ops": lambda: on_the_ops("partial"),
+}
 
 
 def main():
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled|TRITON_DEFAULT_FP_FUSION")
     torch.set_num_threads(1)
     before = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
-    results = {
-        "convolution as loaded": convolution(channels_last=False),
-        "convolution channels_last": convolution(channels_last=True),
-        "transposed": transposed(),
-        "filled": filled(),
-        "product": product(),
-        "full channels_last": graph("full", True),
-        "partial channels_last": graph("partial", True),
-        "partial as loaded": graph("partial", False),
-        "full on the ops": on_the_ops("full"),
-        "partial on the ops": on_the_ops("partial"),
-    }
+    results = {name: CASES[name]() for name in sys.argv[1:]}
     after = torch.cuda.is_available(), F.scaled_dot_product_attention, torch.cuda.get_device_properties
     results["undone"] = before == after
     with fake_h100.fake_h100():

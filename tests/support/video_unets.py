@@ -1,4 +1,4 @@
-"""Small random U-Nets for video, arguments of their calls, and what their full and partial must do."""
+"""Small random U-Nets for video, and arguments of their calls."""
 
 import functools
 

@@ -1,48 +1,21 @@
-"""One timed pipeline call: seconds of all of it and of its U-Net, without making the device wait in between."""
+"""One timed pipeline call: its seconds and those of its U-Net, without making the device wait in between."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Call:
-    """What is generated: the same for all variants of a cell."""
-
-    prompts: Sequence[str]  # one an image
-    height: int
-    width: int
-    steps: int
-    guidance: float
-    seed: int  # of the first image; the next have the next
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}, batch {len(self.prompts)}"
-
-    def __call__(self, pipe: Any, steps: int | None = None) -> np.ndarray:
-        """The images [N, H, W, 3] in 0..1, of `steps` instead of the call's steps if given."""
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(len(self.prompts))]
-        images: np.ndarray = pipe(
-            list(self.prompts),
-            height=self.height,
-            width=self.width,
-            num_inference_steps=steps or self.steps,
-            guidance_scale=self.guidance,
-            generator=generators,
-            output_type="np",
-        ).images
-        return images
+from stepcache.images.make import Request
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What one call gave."""
+    """One call: its images [N, H, W, 3] in 0..1, its seconds, and those of its U-Net calls."""
 
     images: np.ndarray
     seconds: float
@@ -51,10 +24,10 @@ class Timed:
 
 
 class UNetClock:
-    """Seconds inside of the calls of a pipe's U-Net.
+    """Seconds inside the calls of a pipe's U-Net.
 
-    Hooks of the module that the pipeline calls, outside of all that a variant has put on it. On CUDA, a pair of events
-    around each call, which the stream passes by: read at the end, when the images have been waited for.
+    Measured by hooks on the module that the pipeline calls, around all that a variant has put on it. On CUDA by events
+    in the stream, which are read when the images are on the host.
     """
 
     def __init__(self, unet: Any, device: str) -> None:
@@ -65,7 +38,7 @@ class UNetClock:
         unet.register_forward_hook(lambda *_: self._ends.append(self._now()))
 
     def read(self) -> tuple[float, int]:
-        """(seconds, calls) since the last time; the device must be done with them."""
+        """(seconds, calls) since the last `read` or `reset`. The device must be done with them."""
         pairs = list(zip(self._starts, self._ends, strict=True))
         self.reset()
         if self._now is _event:
@@ -73,17 +46,15 @@ class UNetClock:
         return sum(end - start for start, end in pairs), len(pairs)
 
     def reset(self) -> None:
-        """Forget what has not been read, that of a call that failed too."""
+        """Forget what has not been read, also of a call that failed."""
         self._starts, self._ends = [], []
 
 
-def timed(call: Call, pipe: Any, clock: UNetClock) -> Timed:
-    """One call of the pipe; its images are on the host when it ends, so the device is done."""
+def timed(request: Request, pipe: Any, clock: UNetClock) -> Timed:
+    """One call of the pipe. NaN in its images is reported in the variant's row."""
     clock.reset()
-    start = time.perf_counter()
-    images = call(pipe)
-    seconds = time.perf_counter() - start
-    return Timed(images, seconds, *clock.read())
+    made = request.make(pipe, allow_nan=True)
+    return Timed(made.images, made.seconds, *clock.read())
 
 
 def _event() -> Any:

@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from stepcache import RunRecord, last_run
+from stepcache.images.make import Request
 
-from .calls import Call, Timed, UNetClock, timed
+from .calls import Timed, UNetClock, timed
 from .entries import Entry
 from .variants import Variant
 
@@ -31,7 +32,7 @@ class Cell:
     def __init__(
         self,
         pipe: Any,
-        call: Call,
+        request: Request,
         variants: Sequence[Variant],
         *,
         device: str,
@@ -40,7 +41,7 @@ class Cell:
         progress: tqdm,
     ) -> None:
         self.entries = [Entry(variant) for variant in variants]
-        self._pipe, self._call, self._device, self._backend = pipe, call, device, backend
+        self._pipe, self._request, self._device, self._backend = pipe, request, device, backend
         self._deadline, self._progress = deadline, progress
         self._base = self._reserved()
 
@@ -97,7 +98,7 @@ class Cell:
 
     def _run(self, entry: Entry) -> Timed:
         assert entry.clock is not None
-        run = timed(self._call, entry.pipe, entry.clock)
+        run = timed(self._request, entry.pipe, entry.clock)
         if entry.variant.key.startswith("stepcache"):
             entry.kinds = _record(entry.pipe).kinds
         return run
@@ -105,7 +106,9 @@ class Cell:
     def _attempt(self, entry: Entry, what: str, run: Callable[[Entry], Result]) -> Result | None:
         """What `run` returns; if it fails, the entry gets the reason and releases its memory."""
         reuse = "" if entry.variant.interval is None else f" {entry.variant.interval}:{entry.variant.branch}"
-        self._progress.set_description_str(f"{self._call}{reuse}, {entry.variant.label}: {what}")
+        call, batch = self._request.call, len(self._request.prompt)
+        where = f"{call['height']}x{call['width']}, batch {batch}{reuse}"
+        self._progress.set_description_str(f"{where}, {entry.variant.label}: {what}")
         try:
             return run(entry)
         except Exception as error:  # a variant that fails is a row, and the others go on

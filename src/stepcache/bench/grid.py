@@ -16,10 +16,11 @@ from tqdm import tqdm
 from stepcache.errors import InvalidSetting, StepCacheError
 from stepcache.forwards import family_of
 from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
-from stepcache.images.pipelines import DTYPES, SCHEDULERS, default_device, swap_scheduler
+from stepcache.images.make import Request
+from stepcache.images.pipelines import DTYPES, default_device
+from stepcache.images.schedulers import SCHEDULERS, swap_scheduler
 from stepcache.reuse.schedule import Schedule, positive_int
 
-from .calls import Call
 from .cell import RUNS, Cell
 from .cell_rows import rows_of
 from .heap import keep_heap
@@ -28,7 +29,7 @@ from .rows import Rig, write
 from .schema import BenchRow
 from .variants import LADDER, MODES, Variant, ladder
 
-_PIXELS = 8  # sizes must be multiples of it
+_PIXELS = 8  # the pipelines take multiples of it only
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,13 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     # smoothing=0: the estimate uses all runs so far, since compiling and running alternate.
     with tqdm(total=runs, unit="run", smoothing=0, dynamic_ncols=True) as progress:
         progress.set_description_str("warm-up")
-        _warm_up(model.pipe, _call(spec, model, *cells[0][:2]))
+        _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
         for i, (size, batch, variants) in enumerate(cells):
             again = i > 0 and cells[i - 1][:2] == (size, batch)
-            call = _call(spec, model, size, batch)
             counts = _counts(model.pipe, size, [branch for _, branch in spec.reuse])
             cell = Cell(
                 model.pipe,
-                call,
+                _request(spec, model, size, batch),
                 variants,
                 device=spec.where,
                 backend=spec.backend,
@@ -151,7 +151,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
             try:
                 cell.measure(spec.repeats)
             finally:
-                new = rows_of(cell.entries, counts, _where(spec, model, call))
+                new = rows_of(cell.entries, counts, _where(spec, model, size, batch))
                 new = [row for row in new if not (again and row.interval is None)]
                 write(out, new, append=True)
                 rows += new
@@ -178,12 +178,13 @@ def _known(name: str, values: Sequence[str], known: Any) -> None:
         raise InvalidSetting(f"{name} must be among {', '.join(known)}; got {', '.join(values) or 'none'}.")
 
 
-def _call(spec: GridSpec, model: Model, size: tuple[int, int], batch: int) -> Call:
+def _request(spec: GridSpec, model: Model, size: tuple[int, int], batch: int) -> Request:
     prompts = list(islice(cycle(model.prompts), batch))
-    return Call(prompts, *size, steps=spec.steps, guidance=spec.guidance, seed=spec.seed)
+    call = {"height": size[0], "width": size[1], "guidance_scale": spec.guidance}
+    return Request(prompts, range(spec.seed, spec.seed + batch), spec.steps, call)
 
 
-def _where(spec: GridSpec, model: Model, call: Call) -> dict[str, Any]:
+def _where(spec: GridSpec, model: Model, size: tuple[int, int], batch: int) -> dict[str, Any]:
     """The columns that all rows of a cell share."""
     return {
         "model": model.name,
@@ -191,18 +192,18 @@ def _where(spec: GridSpec, model: Model, call: Call) -> dict[str, Any]:
         "device": spec.where,
         "dtype": str(spec.precision).removeprefix("torch."),
         "scheduler": type(model.pipe.scheduler).__name__,
-        "steps": call.steps,
-        "guidance": call.guidance,
-        "height": call.height,
-        "width": call.width,
-        "batch": len(call.prompts),
+        "steps": spec.steps,
+        "guidance": spec.guidance,
+        "height": size[0],
+        "width": size[1],
+        "batch": batch,
     }
 
 
-def _warm_up(pipe: Any, call: Call) -> None:
-    """Run two steps of the plain pipeline, so that the first variant does not pay what a process pays once."""
-    with suppress(Exception):  # the rows will say what is wrong with the call
-        call(pipe, steps=min(2, call.steps))
+def _warm_up(pipe: Any, request: Request) -> None:
+    """Two steps of the plain pipeline, so that the first variant does not pay what a process pays once."""
+    with suppress(Exception):  # it comes again in the cell's runs, whose rows give the reason
+        request.make(pipe, steps=min(2, request.steps), allow_nan=True)
 
 
 def _counts(pipe: Any, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from stepcache.commands.inspect import read_config
 from stepcache.images.pipelines import load_demo, load_directory
+from stepcache.images.unet_configs import read_config
 
 EMOJI = ("tiger face", "cherry blossom", "hamburger", "red apple", "fox face", "grinning face")
 PROMPTS = (

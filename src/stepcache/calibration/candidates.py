@@ -1,4 +1,4 @@
-"""Candidates: all that a plan may be, as small frozen values; and the moves from one to its neighbours."""
+"""Candidates, the small frozen values that become plans, and the moves from one to its neighbours."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 from ..plans.plan import Table
 from ..reuse.predict import HOLD, Fitted, Line, Predictor
-from .features import Grams, fitted_weights
+from .grams import Grams, fitted_weights
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to run.
 
-    A partial step takes the feature to be hold + d * (target - hold). target: the line through the last two full steps,
-    or for `fitted` the least-squares combination of the last `order`. d goes from `early` at step 0 to `late` at the
-    last step, in a straight line; it may be negative, where a sampler turns back what the last step did.
+    A partial step predicts the feature as hold + d * (target - hold). target: the line through the last two full steps,
+    or with `fitted` the least-squares combination of the last `order`. d goes linearly from `early` at step 0 to `late`
+    at the last step. It may be negative, for samplers that undo a part of the last step.
     """
 
     mask: str
@@ -30,20 +30,20 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """A name for the journal, and for people."""
+        """Its name in the journal."""
         target = f"fitted {self.order}" if self.fitted else "line"
         how = f"{target} {self.early:g}..{self.late:g}" if self.early or self.late else "hold"
         return f"{self.mask} branch {self.branch} {'reuse' if self.reuse else 'both'} {how}"
 
     @property
     def line(self) -> Line | None:
-        """The line that it is, where it is one with the same damping in all steps."""
+        """The equivalent line, if it is one with the same damping in all steps."""
         if not self.early and not self.late:
             return HOLD
         return Line(self.early) if not self.fitted and self.early == self.late and 0 < self.early <= 1 else None
 
     def table(self, grams: Grams) -> Table:
-        """Weights of all partial steps (predict.Fitted); empty where it is a `line`."""
+        """Weights of all partial steps (predict.Fitted); empty if it is a `line`."""
         table: dict[tuple[int, int, tuple[int, ...]], tuple[float, ...]] = {}
         if self.line is not None:
             return table
@@ -57,7 +57,7 @@ class Candidate:
         return table
 
     def predictor(self, grams: Grams, otherwise: Line = HOLD) -> Predictor:
-        """For a run; `otherwise` in steps that the table does not know."""
+        """The predictor of its runs. otherwise: for steps that are not in the table."""
         return self.line or Fitted(self.table(grams), self.order, otherwise)
 
     def _weights(self, grams: Grams, value: int, step: int, full: tuple[int, ...]) -> tuple[float, ...]:
@@ -67,28 +67,28 @@ class Candidate:
         else:
             target = Line(1.0).weights(value, step, full)
         d = self.early + (self.late - self.early) * step / (len(self.mask) - 1)
-        # Rounded as in the file, so that what was measured is what is run.
+        # Rounded as in the plan's file, so that plans run what was measured.
         return tuple(round(h + d * (t - h), 7) for h, t in zip(hold, target, strict=True))
 
 
 def speedup(mask: str, share: float, reuse: bool) -> float:
-    """The original's MACs over this run's. share: a partial step's part of a full one; reuse runs half of it."""
+    """The original's MACs over this run's. share: a partial step's MACs over a full one's; `reuse` halves it."""
     full = mask.count("F")
     return len(mask) / (full + (len(mask) - full) * (share / 2 if reuse else share))
 
 
 def most_full_steps(steps: int, share: float, reuse: bool, budget: float) -> int:
-    """How many full steps a run of `steps` may have and be `budget` times cheaper all the same; 0: there is none."""
+    """The most full steps with which a run of `steps` is still `budget` times cheaper; 0 if there is no such number."""
     fits = (n for n in range(steps, 0, -1) if speedup("F" * n + "P" * (steps - n), share, reuse) >= budget - 1e-9)
     return next(fits, 0)
 
 
 def warped(steps: int, full: int, power: float = 1.0) -> str:
-    """A mask of exactly `full` full steps, at steps * (j / full) ** power: uniform, denser early over 1, late under."""
+    """A mask of exactly `full` full steps, at steps * (j / full) ** power: over 1 denser early, under 1 late."""
     at = {0}
     for j in range(1, full):
         step = round(steps * (j / full) ** power)
-        # Where rounding puts two on one step, the next free one is taken, at the end the one before.
+        # If rounding puts two on one step, take the next free one, or at the end the one before.
         at.add(next(s for s in (*range(step, steps), *range(step - 1, 0, -1)) if s not in at))
     return "".join("F" if step in at else "P" for step in range(steps))
 
@@ -99,7 +99,7 @@ def uniform(steps: int, interval: int) -> str:
 
 
 def predictors(near: Candidate) -> Iterator[Candidate]:
-    """The same run with other ways to predict: a little more or less of the target, then other targets."""
+    """The same run with other predictions: a little more or less of the target, then other targets."""
     for early, late in ((0.25, 0.25), (-0.25, -0.25), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)):
         yield replace(near, early=near.early + early, late=near.late + late)
     for fitted, order in ((False, 2), (True, 2), (True, 3)):
@@ -109,7 +109,7 @@ def predictors(near: Candidate) -> Iterator[Candidate]:
 
 
 def moves(near: Candidate, chance: random.Random) -> Iterator[Candidate]:
-    """The same run with one full step moved by one or two, nearest first; the order within is drawn."""
+    """The same run with one full step moved, first by one step, then by two, each in random order."""
     full = [step for step, letter in enumerate(near.mask) if letter == "F" and step]
     for distance in (1, 2):
         targets = [(step, step + by) for step in full for by in (-distance, distance)]

@@ -1,69 +1,63 @@
-"""Images of a set of prompts, by the original and under candidates, and how close they are."""
+"""Sets of prompts, their images by the original and under candidates, and how close they are."""
 
 from __future__ import annotations
 
-import inspect
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..errors import StepCacheError, UnsupportedPipeline
+from ..errors import InvalidSetting
 from ..graphs.settings import GraphSettings
 from ..images import fidelity
+from ..images.make import Request
 from ..reuse.schedule import Schedule
 from ..run.attach import attach, detach
 from ..settings import Settings
 from .candidates import Candidate
-from .features import Grams
+from .grams import Grams
+
+# Arguments that a pipeline's call must take.
+NEEDED = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
+
+# Names of the prompt sets: two to calibrate with, and one to measure the plan on.
+HEATS, HELD_OUT = ("first", "second"), "held out"
+
+# Prompts to calibrate with, and again held out, at least.
+LEAST_PROMPTS = 4
 
 # What an identical image counts, in dB.
 IDENTICAL = 120.0
 
-# What a pipeline's call must take.
-NEEDED = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
-
-
-def check_call(pipe: Any) -> None:
-    """UnsupportedPipeline where the pipe does not make images from prompts alone, as far as its call's names say."""
-    takes = set(inspect.signature(type(pipe).__call__).parameters)
-    # IP-Adapter's is an extra; any other image is what the pipeline starts from.
-    images = {name for name in takes if name.endswith("image")} - {"ip_adapter_image"}
-    if NEEDED - takes or images:
-        why = f"takes {', '.join(sorted(images))}" if images else f"takes no {', '.join(sorted(NEEDED - takes))}"
-        raise UnsupportedPipeline(f"{type(pipe).__name__} {why}: calibration is for text-to-image pipelines.")
-
 
 @dataclass(frozen=True)
-class Shots:
-    """Prompts with the seeds of their images, and the pipeline call's further arguments. batch: images a call."""
+class PromptSet:
+    """Prompts with the seeds of their images, and what all pipeline calls share. batch: images in one call, at most.
+
+    call: further arguments of the pipeline's call, by its own names.
+    """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     seeds: tuple[int, ...]
+    steps: int
     call: dict[str, Any]
     batch: int
 
-    def batches(self) -> list[slice]:
-        """The images of each call."""
-        return [slice(at, at + self.batch) for at in range(0, len(self.prompts), self.batch)]
+    def requests(self) -> list[Request]:
+        """The pipeline calls that make all images."""
+        found = []
+        for at in range(0, len(self.prompts), self.batch):
+            part = slice(at, at + self.batch)
+            negatives = {"negative_prompt": list(self.negatives[part])} if any(self.negatives) else {}
+            found.append(Request(self.prompts[part], self.seeds[part], self.steps, self.call | negatives))
+        return found
 
-    def make(self, pipe: Any, part: slice) -> np.ndarray:
-        """Images of one call, [N, H, W, C] in 0..1."""
-        # On the CPU: the same noise on every device.
-        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds[part]]
-        call = dict(self.call)
-        if any(self.negatives):
-            call["negative_prompt"] = list(self.negatives[part])
-        images = np.asarray(pipe(list(self.prompts[part]), generator=generators, output_type="np", **call).images)
-        if not np.isfinite(images).all():
-            raise StepCacheError(
-                f"Images of {self.prompts[part][0]!r} have values that are no numbers, in {pipe.dtype}: load the "
-                "pipeline in bfloat16 or float32."
-            )
-        return images
+    def make(self, pipe: Any) -> np.ndarray:
+        """All images, [N, H, W, C] in 0..1."""
+        return np.concatenate([request.make(pipe).images for request in self.requests()])
 
     def under(self, pipe: Any, candidate: Candidate, grams: Grams) -> np.ndarray:
         """All images, accelerated (eager) as `accelerate` would do it with the candidate's plan."""
@@ -78,31 +72,52 @@ class Shots:
         )
         attach(pipe, settings)
         try:
-            return np.concatenate([self.make(pipe, part) for part in self.batches()])
+            return self.make(pipe)
         finally:
             detach(pipe)
 
 
+def split(
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None,
+    seed: int,
+    steps: int,
+    call: dict[str, Any],
+    batch: int,
+) -> dict[str, PromptSet]:
+    """A quarter and a quarter of the prompts as HEATS, and half of them as HELD_OUT. No two images share a seed."""
+    negatives = [""] * len(prompts) if negatives is None else negatives
+    if len(negatives) != len(prompts):
+        raise InvalidSetting(f"{len(prompts)} prompts and {len(negatives)} negative prompts: each prompt needs one.")
+    pairs = list(dict.fromkeys(zip(prompts, negatives, strict=True)))
+    if len(pairs) < 2 * LEAST_PROMPTS:
+        raise InvalidSetting(
+            f"Calibration needs at least {2 * LEAST_PROMPTS} different prompts, {LEAST_PROMPTS} to search with and "
+            f"{LEAST_PROMPTS} to measure the plan; got {len(pairs)}."
+        )
+    random.Random(seed).shuffle(pairs)
+    ends = 0, len(pairs) // 4, len(pairs) // 2, len(pairs)
+    sets = {}
+    for name, start, end in zip((*HEATS, HELD_OUT), ends, ends[1:], strict=False):
+        texts, others = zip(*pairs[start:end], strict=True)
+        sets[name] = PromptSet(tuple(texts), tuple(others), tuple(range(seed + start, seed + end)), steps, call, batch)
+    return sets
+
+
 @dataclass(frozen=True)
 class Closeness:
-    """PSNR of each image, in dB (infinite where it is identical), and the mean SSIM."""
+    """PSNR of each image, in dB (infinite if identical), and the mean SSIM."""
 
     psnr: tuple[float, ...]
     ssim: float
 
     @classmethod
     def of(cls, images: np.ndarray, originals: np.ndarray) -> Closeness:
-        """Measured."""
+        """Measure it."""
         each = tuple(fidelity.psnr(images, originals).tolist())
         return cls(each, float(fidelity.ssim(images, originals).mean()))
 
-    @property
-    def mean_psnr(self) -> float:
-        """As fidelity.mean_psnr has it: of the images that are not identical."""
-        finite = [value for value in self.psnr if np.isfinite(value)]
-        return float(np.mean(finite)) if finite else float("inf")
-
 
 def score(psnr: Sequence[float]) -> float:
-    """What candidates are compared by: the mean, in which an identical image counts as IDENTICAL dB."""
+    """The figure that candidates are compared by: mean PSNR, in which an identical image counts as IDENTICAL dB."""
     return float(np.minimum(psnr, IDENTICAL).mean())

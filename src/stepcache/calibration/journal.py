@@ -1,4 +1,4 @@
-"""What has been measured, a line of JSON each, so that an interrupted search goes on where it was."""
+"""Measurements in a file, a line of JSON each, from which an interrupted search goes on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..errors import InvalidSetting
 
 
 class Journal:
-    """Measurements by name, and the file that they are appended to (None: in memory only).
+    """Measurements by name, appended to a file (None: in memory only).
 
-    header: what they depend on. A file with another header is refused (InvalidSetting, with what differs).
+    header: all that they depend on. InvalidSetting, with what differs, for a file with another header.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
@@ -30,22 +30,22 @@ class Journal:
             found = json.loads(lines[0])
             entries = [json.loads(line) for line in lines[1:-1]]
         except ValueError as error:
-            raise InvalidSetting(f"{path} is no file of trials ({error}). Move it away to start afresh.") from error
+            raise InvalidSetting(f"{path} is not a file of trials ({error}). Move it away to start afresh.") from error
         if found != header:
             other = [name for name in header if not isinstance(found, dict) or found.get(name) != header[name]]
             raise InvalidSetting(
-                f"{path} is of another calibration (not the same: {', '.join(other) or 'its form'}). Move it away to "
-                "start afresh, or take the same arguments to go on with it."
+                f"{path} is from another calibration (not the same: {', '.join(other) or 'its form'}). Move it away to "
+                "start afresh, or use the same arguments to go on with it."
             )
         if len(lines) > 1:
             try:
                 entries.append(json.loads(lines[-1]))
-            except ValueError:  # cut off in the middle: it is measured again
+            except ValueError:  # cut off by an interruption: measured again
                 path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
         self.known = {entry["of"]: entry["is"] for entry in entries}
 
     def add(self, name: str, values: list[float]) -> None:
-        """Note one measurement."""
+        """Add a measurement."""
         self.known[name] = values
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:

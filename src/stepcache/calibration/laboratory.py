@@ -1,10 +1,9 @@
-"""Where candidates are measured: the original's images and features, and what has been measured so far."""
+"""Measures candidates against the original's images, and notes what has been measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,48 +11,47 @@ import numpy as np
 from ..errors import UnsupportedPipeline
 from ..forwards import family_of
 from ..forwards.macs import branch_macs, meta_unet
+from ..images.fidelity import mean_of
+from ..images.make import Request
 from ..pipes.batches import guided
 from ..plans.plan import Figures
 from ..reuse.predict import HOLD, Line
 from .candidates import Candidate, speedup, uniform
-from .features import Collector
-from .images import Closeness, Shots, score
+from .grams import Collector
+from .images import HEATS, HELD_OUT, Closeness, PromptSet, score
 from .journal import Journal
 from .search import Space
 
-HEATS, HELD_OUT = ("first", "second"), "held out"
-
-# A candidate that is worse than the best one by more than this, in dB, on the first half of the calibration prompts is
-# not measured on the second.
+# A candidate that is worse than the best by more than this, in dB, on the first half of the calibration prompts is not
+# measured on the second.
 CLEARLY = 1.0
 
-# Dampings of a line that are tried for steps without fitted weights.
+# Dampings to try for a line, for steps without fitted weights.
 DAMPINGS = (0.0, 0.5, 1.0)
 
 
 @dataclass
 class Laboratory:
-    """A pipe, its prompts (two sets to calibrate with, HEATS, and one that is HELD_OUT), and the original's images."""
+    """A pipe, its prompt sets (HEATS to calibrate with, and HELD_OUT), and the original's images of each."""
 
     pipe: Any
-    sets: Mapping[str, Shots]
+    sets: Mapping[str, PromptSet]
     originals: Mapping[str, np.ndarray]
     collector: Collector
     space: Space
     notes: Journal
 
     @classmethod
-    def open(cls, pipe: Any, sets: Mapping[str, Shots], branches: int, notes: Journal) -> Laboratory:
-        """Runs the original over all prompts, with an eye on the features of those to calibrate with."""
+    def open(cls, pipe: Any, sets: Mapping[str, PromptSet], branches: int, notes: Journal) -> Laboratory:
+        """Run the original over all prompts, and read the features of those to calibrate with."""
         joins = len(family_of(pipe.unet).layout(pipe.unet).joins)
         collector, is_guided = Collector(pipe, range(min(branches, joins))), _guided(pipe)
 
-        def original(name: str) -> np.ndarray:
-            shots = sets[name]
-            makes = [partial(shots.make, pipe, part) for part in shots.batches()]
-            return np.concatenate([make() if name == HELD_OUT else collector.run(make, is_guided) for make in makes])
+        def read(request: Request) -> np.ndarray:
+            return collector.run(lambda: request.make(pipe), is_guided).images
 
-        originals = {name: original(name) for name in sets}
+        originals = {name: np.concatenate([read(request) for request in sets[name].requests()]) for name in HEATS}
+        originals[HELD_OUT] = sets[HELD_OUT].make(pipe)
         batch, _, height, width = collector.sample
         counted = branch_macs(meta_unet(pipe.unet.config), height, width, batch, collector.branches)
         iterations = len(collector.grams[0].whole)
@@ -61,7 +59,7 @@ class Laboratory:
         return cls(pipe, sets, originals, collector, space, notes)
 
     def measure(self, candidate: Candidate, name: str) -> Closeness:
-        """On one of the sets; from the notes where they have it."""
+        """Closeness on one of the sets; from the notes, if known."""
         key = f"{name}: {candidate.key}"
         if key not in self.notes.known:
             images = self.sets[name].under(self.pipe, candidate, self.collector.grams[candidate.branch])
@@ -71,7 +69,7 @@ class Laboratory:
         return Closeness(tuple(psnr), ssim)
 
     def psnr(self, candidate: Candidate, beat: Candidate | None = None) -> float:
-        """Mean PSNR on calibration prompts; -inf where it is clearly below that of `beat` on half of them."""
+        """Mean PSNR on calibration prompts; -inf if on half of them it is clearly below that of `beat`."""
         first, second = HEATS
         psnr = self.measure(candidate, first).psnr
         if beat is not None and score(psnr) < score(self.measure(beat, first).psnr) - CLEARLY:
@@ -79,17 +77,17 @@ class Laboratory:
         return score(psnr + self.measure(candidate, second).psnr)
 
     def best_line(self, found: Candidate) -> Line:
-        """The damped line that does best with the candidate's mask, for steps that its weights are not for."""
+        """The damped line that does best with the candidate's mask, for steps without fitted weights."""
         lines = [Candidate(found.mask, found.branch, found.reuse, early=d, late=d) for d in DAMPINGS]
         return max(lines, key=self.psnr).line or HOLD
 
     def figures(self, what: str, candidate: Candidate) -> Figures:
-        """On held-out prompts."""
+        """The candidate's figures on held-out prompts, under the name `what`."""
         close = self.measure(candidate, HELD_OUT)
-        return Figures(what, self.space.speedup(candidate), close.mean_psnr, close.ssim)
+        return Figures(what, self.space.speedup(candidate), mean_of(close.psnr), close.ssim)
 
     def rivals(self, budget: float) -> list[Figures]:
-        """DeepCache's algorithm: the best within the budget, and the best of those one interval over it."""
+        """DeepCache's algorithm: the best within the budget, and the best with the next smaller interval."""
         steps = self.space.steps
         within, over = [], []
         for branch, share in self.space.shares.items():
@@ -108,7 +106,7 @@ class Laboratory:
 
 
 def _guided(pipe: Any) -> Callable[[], bool]:
-    """batches.guided, or never where the pipe's batch is not known to be two halves."""
+    """batches.guided; never, if the pipe's batch is not known to be two halves."""
     try:
         return guided(pipe)
     except UnsupportedPipeline:

@@ -1,4 +1,4 @@
-"""The search for one budget: the candidate whose images are closest to the original's, among those that fit it."""
+"""The search within one budget for the candidate whose images are closest to the original's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..errors import InvalidSetting
 from .candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
 
-# Of the choices of branch and guidance, those with fewer full steps than this part of the most are not tried.
+# Choices of branch and guidance with fewer full steps than this part of the most are not tried.
 WORTH_A_TRY = 0.7
 POWERS = (0.8, 0.65, 1.25, 1.6)
 STARTS = (0.0, 0.5, 1.0)  # dampings
@@ -17,29 +17,32 @@ STARTS = (0.0, 0.5, 1.0)  # dampings
 
 @dataclass(frozen=True)
 class Space:
-    """What may be chosen. shares: by branch, a partial step's part of a full one's MACs. reuse: of guidance, or not."""
+    """What a candidate can choose.
+
+    shares: by branch, a partial step's MACs over a full one's. reuse: whether guidance can be reused.
+    """
 
     steps: int
     shares: Mapping[int, float]
     reuse: bool
 
     def speedup(self, candidate: Candidate) -> float:
-        """In MACs."""
+        """The original's MACs over the candidate's."""
         return speedup(candidate.mask, self.shares[candidate.branch], candidate.reuse)
 
     def options(self, budget: float) -> list[tuple[int, bool, int]]:
-        """(branch, reuse of guidance, full steps) worth a try, most full steps first; InvalidSetting if none fits."""
+        """(branch, reuse of guidance, full steps) to try, most full steps first; InvalidSetting if none fits."""
         options = []
         for branch, share in self.shares.items():
             both = most_full_steps(self.steps, share, False, budget)
             half = most_full_steps(self.steps, share, True, budget) if self.reuse else 0
             options += [(branch, False, both)] * (both > 0)
-            # With as many full steps as without it, reuse only loses.
+            # Reuse that allows no more full steps only loses.
             options += [(branch, True, half)] * (half > both)
         if not options:
             highest = max(speedup("F" + "P" * (self.steps - 1), s, self.reuse) for s in self.shares.values())
             raise InvalidSetting(
-                f"No run of {self.steps} steps is {budget:g}x as cheap: the most that these branches can do is "
+                f"No run of {self.steps} steps is {budget:g}x cheaper: the most that these branches can save is "
                 f"{highest:.2f}x."
             )
         options.sort(key=lambda option: -option[2])
@@ -51,15 +54,15 @@ def search(
 ) -> Candidate:
     """The best of at most `trials` candidates.
 
-    measure: (candidate, the best one before it) -> PSNR of calibration images; what is worse may be -inf.
+    measure: (candidate, the best before it) -> PSNR of calibration images; -inf is allowed for a worse one.
 
-    First the choices of branch and guidance with uniform masks; from the best of them, in turn until nothing improves:
-    other ways to predict, warped masks, and single full steps moved.
+    It tries the choices of branch and guidance with uniform masks. From the best of them it tries in turn other
+    predictions, warped masks, and single full steps moved, until nothing improves.
     """
     climb = _Climb(trials, measure)
     options = space.options(budget)
     for branch, reuse, full in options:
-        # DeepCache's own mask among them, where it has as many full steps: the plan is to be no worse.
+        # DeepCache's mask is among them, if it has as many full steps, so that the plan is no worse.
         masks = [warped(space.steps, full), uniform(space.steps, -(-space.steps // full))]
         for mask in dict.fromkeys(mask for mask in masks if mask.count("F") == full):
             climb.over(Candidate(mask, branch, reuse, early=d, late=d) for d in STARTS)
@@ -87,7 +90,7 @@ class _Climb:
 
     @property
     def best(self) -> Candidate:
-        """The best one; there is one after the first trial."""
+        """The best so far, after the first trial."""
         assert self._best is not None
         return self._best
 
@@ -97,12 +100,12 @@ class _Climb:
             self._try(candidate)
 
     def descend(self, neighbours: Callable[[Candidate], Iterable[Candidate]]) -> None:
-        """Go to the first neighbour that is better, from there to the first one of its own, and so on."""
+        """Go to the first better neighbour, from there to its first better neighbour, and so on."""
         while self.left and any(self._try(candidate) for candidate in neighbours(self.best)):
             pass
 
     def _try(self, candidate: Candidate) -> bool:
-        """Whether it is the best so far. A candidate counts once, also where its figures are known already."""
+        """Whether it is the best so far. A new candidate counts as a trial, even if its figures are known."""
         if candidate in self._tried or not self.left:
             return False
         self._tried.add(candidate)

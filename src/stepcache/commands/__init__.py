@@ -1,1 +1,1 @@
-"""The `stepcache` command, one file a subcommand."""
+"""The subcommands of `stepcache`, a file each, and what they share: arguments, loading, quiet, threads."""

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from ..errors import InvalidSetting
+from ..images.prompts import check_pixels
 
 
 def integers(text: str) -> list[int]:
@@ -14,22 +15,45 @@ def integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer, nor several with commas between") from None
+        raise argparse.ArgumentTypeError(f"must be integers with commas between, such as 2,3,5; got {text!r}") from None
 
 
 def sizes(text: str) -> list[tuple[int, int]]:
     """ "512,768x512" as (height, width) pairs."""
     found = []
-    for part in text.lower().split(","):
-        numbers = part.split("x")
-        if not (len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)):
-            raise argparse.ArgumentTypeError(f"{part!r} is no size: 512, or 768x512 (height x width)")
-        found.append((int(numbers[0]), int(numbers[-1])))
+    for part in text.split(","):
+        size = _size(part)
+        if size is None:
+            raise argparse.ArgumentTypeError(f"must be sizes such as 512 or 768x512 (height x width); got {part!r}")
+        found.append(size)
     return found
 
 
+def pixels_of(size: str) -> tuple[int, int]:
+    """(height, width) of a --size such as "512" or "512x768"; InvalidSetting for anything else."""
+    pixels = _size(size)
+    if pixels is None:
+        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {size!r}.")
+    return pixels
+
+
+def image_size(size: str | None) -> tuple[int, int] | None:
+    """`pixels_of` the size of an image, which pipelines can make. None without a --size."""
+    if size is None:
+        return None
+    height, width = pixels_of(size)
+    return check_pixels(height, "--size"), check_pixels(width, "--size")
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    numbers = text.lower().split("x")
+    if len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers):
+        return int(numbers[0]), int(numbers[-1])
+    return None
+
+
 def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
-    """--interval and --branch, several of each. branches: what the latter's help ends in."""
+    """--interval and --branch, several of each. branches: the end of --branch's help."""
     parser.add_argument(
         "--interval",
         metavar="N,N",
@@ -47,18 +71,18 @@ def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
 
 
 def distinct(values: list[int] | None, default: tuple[int, ...]) -> list[int]:
-    """`values` without repetitions, in the order given, or the default where none were."""
+    """`values` in their order without repetitions; `default` if there are none."""
     return list(dict.fromkeys(values or default))
 
 
 def check_writable(path: Path, suffix: str = ".png", option: str = "--out") -> None:
-    """InvalidSetting where `path` does not end in `suffix`, OSError where no file can be written there. Leaves no file.
+    """InvalidSetting if `path` does not end in `suffix`, OSError if it cannot be written. Leaves no new file.
 
-    For the start of a run whose result is only written at its end.
+    For the start of a run that writes its result only at its end.
     """
     if path.suffix.lower() != suffix:
         raise InvalidSetting(f"{option} must be a file name that ends in {suffix}, got {str(path)!r}.")
-    # Asking for permissions is not enough (read-only file systems, root): try it.
+    # Permissions do not tell everything (read-only file systems, root), so try it.
     there = path.exists()
     with path.open("ab"):
         pass
@@ -67,12 +91,12 @@ def check_writable(path: Path, suffix: str = ".png", option: str = "--out") -> N
 
 
 def check_guidance(guidance: float | None, hint: str = "") -> None:
-    """InvalidSetting for a --guidance that is no number."""
+    """InvalidSetting if --guidance is NaN or infinite."""
     if guidance is not None and not math.isfinite(guidance):
-        raise InvalidSetting(f"--guidance must be a number, got {guidance}.{hint}")
+        raise InvalidSetting(f"--guidance must be a finite number, got {guidance}.{hint}")
 
 
 def check_seed(seed: int) -> None:
-    """InvalidSetting for a --seed that torch.Generator does not take, counting on from it included."""
+    """InvalidSetting if torch.Generator would not take --seed, or the seeds that count up from it."""
     if not 0 <= seed < 2**62:
         raise InvalidSetting(f"--seed must be from 0 to 2**62 - 1, got {seed}.")

@@ -1,6 +1,6 @@
 """`stepcache bench`: eager, torch.compile, DeepCache and stepcache side by side, as a CSV and a table.
 
-stepcache.bench says what is measured, and how.
+stepcache.bench does the measuring.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..images.pipelines import SCHEDULERS
+from ..images.schedulers import SCHEDULERS
 from .arguments import check_guidance, check_seed, integers, sizes
 from .quiet import quiet
 
@@ -31,31 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         type=sizes,
         default=default.sizes,
-        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: what the model was made for)",
+        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: the model's own)",
     )
     parser.add_argument(
-        "--batch", metavar="N,N", type=integers, default=default.batches, help="images of a call (default 1)"
+        "--batch", metavar="N,N", type=integers, default=default.batches, help="images in one call (default 1)"
     )
     parser.add_argument(
         "--reuse",
         metavar="I:B,I:B",
         type=_pairs,
         default=default.reuse,
-        help="interval:branch of those that reuse features (default 3:0,5:0,5:1)",
+        help="interval:branch of variants that reuse features (default 3:0,5:0,5:1)",
     )
     parser.add_argument(
         "--variants",
         metavar="NAME,NAME",
         type=_names,
         default=default.variants,
-        help=f"the most important first; of {', '.join(LADDER)} (default all)",
+        help=f"the most important first, from {', '.join(LADDER)} (default all)",
     )
     parser.add_argument(
         "--modes",
         metavar="MODE,MODE",
         type=_names,
         default=default.modes,
-        help=f"of torch.compile, for compile and stepcache-compiled; compile+deepcache takes the first (default "
+        help=f"modes of torch.compile for compile and stepcache-compiled; compile+deepcache takes the first (default "
         f"{','.join(MODES)})",
     )
     parser.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
@@ -77,16 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("stepcache-bench.csv"),
-        help="CSV that rows are added to as cells finish (default %(default)s)",
+        help="CSV to which each cell adds its rows (default %(default)s)",
     )
     parser.epilog = (
-        "Compile times are those of torch's caches as they are; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 makes all of them "
-        "a cold start's. Ctrl-C keeps the rows done."
+        "Compile times depend on what is in torch's caches; with TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 all are those of "
+        "a cold start. Ctrl-C keeps the rows done."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, print. StepCacheError or OSError before that where it cannot be done; 130 after an interrupt."""
+    """Measure, write, print. StepCacheError or OSError, before that, for invalid arguments; 130 after an interrupt."""
     check_guidance(args.guidance)
     check_seed(args.seed)
     with quiet("diffusers", "transformers"):
@@ -134,6 +134,6 @@ def _pairs(text: str) -> list[tuple[int, int]]:
     for part in text.split(","):
         interval, colon, branch = part.partition(":")
         if not (colon and interval.isdecimal() and branch.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{part!r} is no interval:branch, such as 3:0")
+            raise argparse.ArgumentTypeError(f"must be interval:branch such as 3:0; got {part!r}")
         pairs.append((int(interval), int(branch)))
     return pairs

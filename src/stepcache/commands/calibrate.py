@@ -1,6 +1,7 @@
 """`stepcache calibrate`: the plan with the best images at a given cost, for one pipeline, scheduler and step count.
 
-It makes images on your prompts, many times over, and judges by them; see stepcache.calibration. All runs are eager.
+It makes images of your prompts, many times over, and judges candidates by them: see stepcache.calibration. All runs are
+eager.
 """
 
 from __future__ import annotations
@@ -9,73 +10,51 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from ..calibration import calibrate
-from ..calibration.images import check_call
+from ..calibration.images import NEEDED
 from ..errors import InvalidSetting
 from ..images.fidelity import in_words
-from ..images.pipelines import (
-    DEMO,
-    SCHEDULERS,
-    add_loading,
-    asked_for,
-    default_guidance,
-    load,
-    one_thread,
-    swap_scheduler,
-)
-from ..images.prompts import bundled_prompts, read_prompts, size_of
+from ..images.make import check_text_to_image
+from ..images.pipelines import DEMO
+from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
 from ..reuse.schedule import positive_int
-from .arguments import check_guidance, check_seed, check_writable
+from .arguments import check_guidance, check_seed, check_writable, image_size
+from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet
+from .threads import one_thread
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `stepcache calibrate`."""
-    parser.add_argument(
-        "pipeline",
-        metavar="PIPELINE",
-        help=f"directory of a text-to-image pipeline with a U-Net, or {DEMO!r} for the bundled one; nothing is "
-        "downloaded",
-    )
+    add_pipeline(parser)
     parser.add_argument(
         "--prompts",
         metavar="FILE",
         type=Path,
-        help='at least 8 prompts such as yours will be: text, one a line, or JSONL with "prompt" and '
-        '"negative_prompt". Half of them calibrate, the others tell how good the plan is (default: bundled ones)',
+        help='at least 8 prompts like those you will use: text, a prompt a line, or JSONL with "prompt" and '
+        '"negative_prompt". Half of them calibrate, the others measure the plan (default: bundled ones)',
     )
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
+    add_call(parser, steps=50)
     parser.add_argument(
         "--budget",
         metavar="N",
         type=budget,
         default=2.5,
-        help="how many times fewer multiply-accumulates the U-Net shall take, such as 2.5x (default)",
+        help="how many times fewer multiply-accumulates the U-Net is to take, such as 2.5x (default)",
     )
-    parser.add_argument(
-        "--trials",
-        type=int,
-        default=60,
-        help="candidates to try (default 60)",
-    )
+    parser.add_argument("--trials", type=int, default=60, help="candidates to try (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="of images and of the search (default 0)")
-    parser.add_argument(
-        "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
-    )
     parser.add_argument("--batch", type=int, default=8, help="images in one pipeline call (default 8)")
     add_loading(parser)
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("plan.json"),
-        help="the plan (default plan.json). Beside it, in OUT.trials.jsonl, stands what was measured: the same command "
-        "goes on from there after an interruption",
+        help="the plan (default plan.json). Measurements go to OUT.trials.jsonl beside it; after an interruption the "
+        "same command goes on from there",
     )
 
 
@@ -84,34 +63,33 @@ def budget(text: str) -> float:
     try:
         return float(text.lower().removesuffix("x"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no budget; one is a number over 1 such as 2.5x") from None
+        raise argparse.ArgumentTypeError(f"must be a number over 1 such as 2.5x; got {text!r}") from None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, write the plan, print a table. What cannot be done is said before the first image."""
-    demo = args.pipeline == DEMO
-    prompts = bundled_prompts(DEMO if demo else "general") if args.prompts is None else read_prompts(args.prompts)
+    """Search, write the plan, print a table. Invalid arguments are reported before the first image."""
+    prompts = prompts_of(args)
     if own := [p.text for p in prompts if (p.seed, p.height, p.width) != (None, None, None)]:
         raise InvalidSetting(
-            f"{own[0]!r} has a seed or a size of its own; calibrate makes all images alike. Take it out, and give "
-            "--size and --seed."
+            f"{own[0]!r} has a seed or a size of its own; calibrate makes all images alike. Remove it, and use --size "
+            "and --seed."
         )
-    size = size_of(args.size)
+    size = image_size(args.size)
     steps = positive_int("--steps", args.steps, at_least=2)
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
-    device, dtype = asked_for(args)
+    device, dtype = device_and_dtype(args)
 
-    with quiet("diffusers", "transformers"), one_thread() if demo and device == "cpu" else nullcontext():
+    with quiet("diffusers", "transformers"), one_thread(args.pipeline == DEMO and device == "cpu"):
         pipe = load(args, device, dtype)
-        check_call(pipe)
+        check_text_to_image(pipe, NEEDED, "calibration")
         swap_scheduler(pipe, args.scheduler, steps)
         (plan,) = calibrate(
             pipe,
             [prompt.text for prompt in prompts],
             steps=steps,
-            guidance=args.guidance if args.guidance is not None else 3.0 if demo else default_guidance(pipe),
+            guidance=guidance_of(args, pipe),
             budgets=[args.budget],
             seed=args.seed,
             trials=args.trials,

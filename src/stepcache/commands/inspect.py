@@ -1,24 +1,19 @@
-"""`stepcache inspect`: per branch of a U-Net, what a partial step runs, caches and costs. Needs no weights."""
+"""`stepcache inspect`: what a partial step runs, caches and costs, for each branch of a U-Net. Needs no weights."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
+from ..errors import InvalidSetting
+from ..images.unet_configs import BUNDLED, read_config
 from ..reuse.cut import Layout
 from ..reuse.schedule import Schedule, positive_int
-from .arguments import distinct, integers
+from .arguments import distinct, integers, pixels_of
 from .quiet import quiet
 
-# Config files that come with the package, by name.
-BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
-
-# Pixels to a latent, each way. True of Stable Diffusion's VAEs; a U-Net's config does not know.
+# Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
 PIXELS = 8
 
 
@@ -32,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="PIXELS",
-        help=f"image size, HEIGHTxWIDTH or one number, taken as the latent size times {PIXELS} whatever the pipeline's "
-        f"VAE does (default: the config's sample_size times {PIXELS})",
+        help=f"image size, HEIGHTxWIDTH or one number: {PIXELS} times that of the latents, even if the pipeline's VAE "
+        f"differs (default: {PIXELS} times the config's sample_size)",
     )
     parser.add_argument(
         "--batch",
@@ -46,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         type=integers,
         action="extend",
-        help="intervals to give the speed-up bound for (default 2,3,5)",
+        help="intervals of the speed-up bounds (default 2,3,5)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what each branch costs. StepCacheError for a U-Net or a setting that it cannot be worked out for."""
+    """Print what each branch costs. StepCacheError for an unsupported U-Net or an invalid argument."""
     from ..forwards import family_of
     from ..forwards.macs import branch_macs, meta_unet
 
@@ -70,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.unet}: {type(unet).__name__}, {parameters / 1e6:.0f} M parameters\n"
         f"One U-Net call of batch {batch} on latents of {height}x{width}, for an image of "
-        f"{PIXELS * height}x{PIXELS * width} px where the VAE's factor is {PIXELS}."
+        f"{PIXELS * height}x{PIXELS * width} px if the VAE's factor is {PIXELS}."
     )
     bounds = "".join(f"{f'I={interval}':>7}" for interval in intervals)
     unit, name = 1e9, "GMACs"
     for i, row in enumerate(rows):
-        if i == 0:  # the full step is counted together with the first branch
+        if i == 0:  # the rows are generated, and the first one counts the full step too
             if row.full_macs < 10e9:
                 unit, name = 1e6, "MMACs"
             print(f"Full step: {row.full_macs / unit:.1f} {name}.\n")
@@ -86,82 +81,35 @@ def run(args: argparse.Namespace) -> int:
             f"{row.branch:<7}{row.partial_macs / unit:10.1f}{100 * row.share:9.1f} %  "
             + "".join(f"{row.bound(interval):6.2f}x" for interval in intervals)
             + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:8.3g}  "
-            + in_words(unet, layout, row.branch),
+            + what_runs(unet, layout, row.branch),
             flush=True,
         )
     print(
         "\n+ is on top of the branch above. MACs: convolutions, linear layers and attention. The bound is\n"
-        "N / (1 + (N-1) * partial / full): what skipping work can give in the U-Net alone. MB: the feature of a U-Net\n"
-        "call, batch included, at 2 bytes a value."
+        "N / (1 + (N-1) * partial / full): the most that skipping work can gain in the U-Net. MB: the feature of a\n"
+        "U-Net call, batch included, at 2 bytes a value."
     )
     return 0
 
 
-def read_config(name: str) -> dict[str, Any]:
-    """The U-Net config that `name` stands for: a bundled one, a file, or that of a pipeline's or U-Net's directory.
-
-    Raises StepCacheError, with the path and what is wrong there, and OSError for a file that cannot be read.
-    """
-    path = Path(name)
-    if name in BUNDLED:
-        text = (files("stepcache") / "assets" / "unets" / f"{name}.json").read_text(encoding="utf-8")
-    else:
-        if path.name == "model_index.json":
-            path = path.parent
-        if path.is_dir():
-            path = _config_in(path)
-        if not path.exists():
-            raise InvalidSetting(
-                f"There is no {name!r} here. Give the directory of a downloaded pipeline, a U-Net's config.json, or "
-                f"one of {', '.join(BUNDLED)}; nothing is downloaded."
-            )
-        text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise StepCacheError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(config, dict) or "_class_name" not in config:
-        raise UnsupportedUNet(f"{path} is no config of a diffusers model: it has no _class_name.")
-    return config
-
-
-def _config_in(directory: Path) -> Path:
-    """The U-Net's config.json in a pipeline's directory, or in the U-Net's own."""
-    for path in (directory / "unet" / "config.json", directory / "config.json"):
-        if path.exists():
-            return path
-    if (directory / "transformer").is_dir():
-        raise UnsupportedPipeline(
-            f"{directory} is a pipeline with a transformer. stepcache is for U-Nets; for diffusion transformers see "
-            "cache-dit or diffusers' own enable_cache."
-        )
-    raise UnsupportedPipeline(
-        f"{directory} has no unet/config.json, so it is no diffusers pipeline with a U-Net. Give a directory that "
-        "pipe.save_pretrained wrote, or the config.json itself."
-    )
-
-
 def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the latents for `size` in pixels, "512" or "512x768"; None: the config's sample_size."""
+    """(height, width) of the latents for `size` in pixels, "512" or "512x768". None: the config's sample_size."""
     if size is None:
         sample = config.get("sample_size")
         if sample is None:
-            raise InvalidSetting("The config has no sample_size. Say the size of the image: --size 512 or 512x768.")
+            raise InvalidSetting("The config has no sample_size. Give the size of the image: --size 512 or 512x768.")
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         return positive_int("sample_size", height), positive_int("sample_size", width)
-    parts = size.lower().split("x")
-    if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {size!r}.")
-    pixels = [int(part) for part in parts]
+    pixels = pixels_of(size)
     if any(n < PIXELS or n % PIXELS for n in pixels):
         raise InvalidSetting(
-            f"--size must be multiples of {PIXELS} and not 0, since a latent is {PIXELS}x{PIXELS} pixels; got {size!r}."
+            f"--size must be multiples of {PIXELS} over 0, since a latent is {PIXELS}x{PIXELS} pixels; got {size!r}."
         )
-    return pixels[0] // PIXELS, pixels[-1] // PIXELS
+    return pixels[0] // PIXELS, pixels[1] // PIXELS
 
 
-def in_words(unet: Any, layout: Layout, branch: int) -> str:
-    """What a partial step of `branch` runs on top of that of the branch before it; all of it for branch 0."""
+def what_runs(unet: Any, layout: Layout, branch: int) -> str:
+    """In words: what a partial step of `branch` runs, after the first branch in addition to the branch before."""
     skip, join = layout.skips[branch], layout.joins[branch]
     by_block = layout.block_skips is not None
     parts = []

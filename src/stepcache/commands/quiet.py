@@ -1,4 +1,4 @@
-"""Noise of the libraries around us, kept off the terminal while a command talks."""
+"""Keeps the messages of libraries off the terminal while a command runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from importlib import import_module
 
 @contextmanager
 def quiet(*libraries: str) -> Iterator[None]:
-    """Errors only from the loggers of `libraries` ("diffusers", "transformers"), and none of their progress bars.
+    """Let the loggers of `libraries` ("diffusers", "transformers") report errors only, and hide their progress bars.
 
-    What was set before is set again afterwards. Import from those libraries inside of it, since they warn on import.
+    Both are reset afterwards. Import from those libraries inside the block, since they warn on import.
     """
     before = []
     for library in libraries:

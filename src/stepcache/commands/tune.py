@@ -1,4 +1,4 @@
-"""`stepcache tune`: measure on this GPU which joins are faster with the Triton kernels, for pipelines to come."""
+"""`stepcache tune`: measure on this GPU which joins are faster with the Triton kernels, and keep the verdicts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
-from ..images.pipelines import DTYPES, usable_device
+from ..images.pipelines import DTYPES
 from .arguments import integers, sizes
+from .loading import usable_device
 from .quiet import quiet
 
 if TYPE_CHECKING:
@@ -29,26 +30,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         metavar="PIXELS",
         type=sizes,
-        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: what the model was made for)",
+        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: the model's own)",
     )
-    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images of a call (default 1)")
+    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images in one call (default 1)")
     parser.add_argument("--branch", type=int, default=0, help="how much of the U-Net a partial step runs (default 0)")
     parser.add_argument(
-        "--no-guidance", action="store_true", help="of calls without classifier-free guidance, with half the batch"
+        "--no-guidance", action="store_true", help="for calls without classifier-free guidance, with half the batch"
     )
     parser.add_argument(
         "--reuse-guidance",
         action="store_true",
-        help='of accelerate(..., guidance="reuse"), which halves the batch of partial steps',
+        help='for accelerate(..., guidance="reuse"), which halves the batch of partial steps',
     )
     parser.add_argument(
-        "--predict", choices=("hold", "linear"), default="hold", help="as accelerate's predict (default %(default)s)"
+        "--predict", choices=("hold", "linear"), default="hold", help="accelerate's predict (default %(default)s)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type (default %(default)s)")
     parser.add_argument("--device", help="cuda, cuda:1, ... (default: cuda)")
     parser.epilog = (
-        "Verdicts are kept in joins.csv in ~/.cache/stepcache, or in the folder that STEPCACHE_CACHE names. "
-        'accelerate(pipe) uses them (kernels="auto"). What is known already is not measured again.'
+        "Verdicts are kept in joins.csv in ~/.cache/stepcache, or in the folder STEPCACHE_CACHE. "
+        'accelerate(pipe) uses them (kernels="auto"). Joins with a verdict are not measured again.'
     )
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print. InvalidSetting without a GPU, and for sizes that the pipeline cannot make."""
     device = usable_device(args.device or "cuda")
     if not device.startswith("cuda"):
-        raise InvalidSetting(f"--device {device}: the kernels are Triton's, for GPUs; there is nothing to measure.")
+        raise InvalidSetting(f"--device {device}: the Triton kernels run on GPUs only, so there is nothing to measure.")
     with quiet("diffusers", "transformers"):
         import torch
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
-    """Let `judge` know the joins of all sizes and batches that are asked for."""
+    """Run warm-ups at all sizes and batches asked for, in which `judge` measures the joins."""
     import torch
 
     from stepcache.bench.models import load
@@ -80,7 +81,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     from ..settings import Settings
 
     model = load(args.pipeline, device, DTYPES[args.dtype])
-    # Eager: only joins are compiled here, each for itself.
+    # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = "reuse" if args.reuse_guidance else "both"
     attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
@@ -91,7 +92,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
 
 
 def table(shapes: Iterable[JoinShape], verdicts: Verdicts) -> str:
-    """A line a join: microseconds both ways, and who is faster."""
+    """A line for each join: microseconds both ways, and which is faster."""
     lines = [f"{'join':58}{'Triton us':>10}{'Inductor us':>12}  runs on"]
     for shape in shapes:
         verdict = verdicts.get(shape)

@@ -1,1 +1,1 @@
-"""`stepcache compare`: its runs, their drift, its page."""
+"""What `stepcache compare` does: its runs, their drift, summaries, page and contact sheet."""

@@ -1,19 +1,19 @@
-"""Small charts as inline SVG; their colours are classes of the page's style sheet, so that they follow its mode."""
+"""Small charts as inline SVG. Their colours are the page's CSS classes, so they follow its light or dark mode."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-# In the units of the view box, which are pixels where the chart is as wide as it is made.
+# In units of the view box: pixels, if the chart is shown at this width.
 WIDTH, HEIGHT = 360, 168
-LEFT, RIGHT, TOP, BOTTOM = 42, 4, 8, 38  # room beside the plot: labels on the left, bars and labels below
+LEFT, RIGHT, TOP, BOTTOM = 42, 4, 8, 38  # around the plot: labels on the left, bars and labels below
 
 BAR = 6  # from one U-Net call's bar to the next in `schedule_bars`
 
 
 def schedule_bars(kinds: str) -> str:
-    """A bar for each U-Net call of "FPPFPP": dark and high ran all of it, light and low its shallow part."""
+    """A bar for each U-Net call of "FPPFPP": dark and high for full ones, light and low for partial ones."""
     bars = "".join(
         f'<rect class="{"partial" if letter == "P" else "full"}" x="{BAR * i}" '
         f'y="{5 if letter == "P" else 0}" width="{BAR - 2}" height="{7 if letter == "P" else 12}"/>'
@@ -21,21 +21,21 @@ def schedule_bars(kinds: str) -> str:
     )
     width = BAR * len(kinds) - 2
     label = f"{kinds.count('P')} of {len(kinds)} U-Net calls are partial: {kinds}"
-    # Wider than there is room for, it is squeezed and not made lower.
+    # If there is too little room, it gets narrower but not lower.
     size = f'width="{width}" height="12" viewBox="0 0 {width} 12" preserveAspectRatio="none"'
     return f'<svg class="bars" role="img" aria-label="{label}" {size}><title>{label}</title>{bars}</svg>'
 
 
 def round_up(value: float, digits: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10)) -> float:
-    """The next number of one of the `digits` times a power of ten, for the end of an axis; at least 0.01."""
+    """`value` rounded up to one of the `digits` times a power of ten, for the end of an axis; at least 0.01."""
     power = 10 ** math.floor(math.log10(max(value, 0.01)))
     return next(digit * power for digit in digits if digit * power >= max(value, 0.01) * (1 - 1e-9))
 
 
 def drift_chart(kinds: str, runs: Sequence[Sequence[float]], top: float) -> str:
-    """A column for each step: the mean drift over runs, and a line from the least to the most of them.
+    """A column for each step: the mean drift over runs, and a line from the least to the most.
 
-    kinds: the schedule, a letter a step. runs: the drift of each step, one sequence for each prompt, all as long as
+    kinds: the schedule, a letter for each step. runs: the drift of each step, a sequence for each prompt, as long as
     `kinds`. top: the drift at the upper end of the axis, the same in charts to be compared.
     """
     steps = len(kinds)
@@ -74,5 +74,5 @@ def drift_chart(kinds: str, runs: Sequence[Sequence[float]], top: float) -> str:
 
 
 def _ticks(steps: int) -> range:
-    """The steps to be numbered: some five, a round number apart."""
+    """The steps to be numbered: about five, a round number apart."""
     return range(0, steps, max(1, int(round_up(steps / 5, digits=(1, 2, 5, 10)))))

@@ -1,12 +1,8 @@
-"""How much the feature changes from step to step: what a partial step gets wrong when it reuses an older one.
-
-All is done with what stepcache has. With interval=1 every step is full, so that the images are the original's and each
-step writes its own feature into the bucket's buffer. The pipeline calls `callback_on_step_end` inside the run, where
-`session.current` is the session and its buckets hold the feature of the step that has just ended.
+"""How much the feature changes from step to step: the error of a partial step, which reuses an older one.
 
 The drift of step i is ||f_i - f_b|| / ||f_b||, with b the last full step before it (or itself) of the schedule in
 question and the 2-norm over all values of the feature, of both halves of classifier-free guidance; 0 in full steps.
-Both features are those of the original run: what an error in an earlier step does to later ones is not part of it.
+Both features are those of the original's run, so errors that earlier steps leave in later ones are not part of it.
 """
 
 from __future__ import annotations
@@ -17,42 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import accelerate, restore
+from ..images.features import features_read
 from ..reuse.schedule import Schedule
-from ..run.session import current
+from .results import Variant
 
 
 def measure_drift(
-    pipe: Any, branch: int, schedules: Sequence[Schedule], generate: Callable[[Callable[[], None]], object]
-) -> list[list[float]]:
-    """The drift of each step for each of the schedules, from one run of `pipe` with all steps full.
+    unet: Any, variants: Sequence[Variant], run: Callable[[Callable[[], None]], object]
+) -> dict[Variant, list[float]]:
+    """The drift of each step for each variant, from one run of the original pipeline.
 
-    generate: runs the pipe once, calling what it is given at the end of each step. Price: that run, and a copy of the
-    feature for each schedule.
+    run: runs the pipeline of `unet` once and calls its argument at the end of each step. Price: that run, and the
+    memory of a feature for each variant, and of each U-Net call of a step for each branch.
     """
-    watched = [_Drift(schedule) for schedule in schedules]
+    # By branch, one feature for each U-Net call of the present step.
+    features: dict[int, list[Tensor]] = {variant.branch: [] for variant in variants}
+    drifts = {variant: _Drift(variant.schedule) for variant in variants}
 
     def each_step() -> None:
-        features = _features()
-        for drift in watched:
-            drift.see(features)
+        for variant, drift in drifts.items():
+            drift.see(features[variant.branch])
+        for step in features.values():
+            step.clear()
 
-    accelerate(pipe, interval=1, branch=branch, compile=False, cuda_graphs=False, channels_last=False)
-    try:
-        generate(each_step)
-    finally:
-        restore(pipe)
-    return [drift.values for drift in watched]
-
-
-def _features() -> list[Tensor]:
-    """The features of the step that has just ended, one for each U-Net call of it (slot)."""
-    session = current.get()
-    if session is None:
-        raise RuntimeError("The pipeline called back outside of its run.")
-    bucket = next(reversed(session.engine.unet.buckets.held.values()))  # the most recently used one
-    newest = [kept.values[0].tensors[0] for kept in bucket.slots]  # of what is kept, the first value is the feature
-    return [tensor for tensor in newest if tensor is not None]
+    # Cloned, since the view that is read holds the memory of its skip as well.
+    with features_read(unet, list(features), lambda branch, feature: features[branch].append(feature.clone())):
+        run(each_step)
+    return {variant: drift.values for variant, drift in drifts.items()}
 
 
 class _Drift:
@@ -64,11 +51,11 @@ class _Drift:
         self._base: list[Tensor] = []
 
     def see(self, features: list[Tensor]) -> None:
-        """The next step, which had these features."""
+        """Add the next step, which had these features."""
         shapes = [tensor.shape for tensor in features]
-        # A run has no feature of a size that it meets for the first time (guidance that ends midway): it goes full.
+        # A run goes full at sizes that are new to it, for example when guidance ends midway.
         if self._schedule.is_full(len(self.values)) or shapes != [tensor.shape for tensor in self._base]:
-            self._base = [tensor.clone() for tensor in features]
+            self._base = list(features)
             self.values.append(0.0)
             return
         change = _norm([now.float() - base.float() for now, base in zip(features, self._base, strict=True)])

@@ -1,18 +1,19 @@
-"""Full and partial forwards, one file per family of U-Net, and the choice among them.
+"""Full and partial forwards, one file for each family of U-Nets, and the choice among them.
 
 A family is a module with:
-- `check(unet)`: raises UnsupportedUNet, naming the block, where a forward is not the one this file follows;
-- `layout(unet)`: its `cut.Layout`; `deep_modules(unet, cut)`: what a partial step leaves out;
-- `bind(*args, **kwargs)`: the arguments of one U-Net call, as `Call`;
+- `check(unet)`: raises UnsupportedUNet, naming the block, if a forward is not the one this file follows;
+- `layout(unet)`: its `cut.Layout`; `deep_modules(unet, cut)`: the modules that a partial step skips;
+- `bind(*args, **kwargs)`: the arguments of one U-Net call, as a `Call`;
 - `full(unet, cut, join, **inputs) -> (output, feature)` and `partial(unet, cut, feature, join, **inputs) -> output`:
-  functions of tensors, without side effects, at the granularity of ResNets and attentions; `join` is one of join.py's;
+  functions of tensors, without side effects, at the granularity of ResNets and attentions. `join` is a `JoinFunction`;
+  in `partial` the feature is a tensor or a `Blend`;
 - `wrap(output, return_dict)`: the output as the stock forward returns it.
 
-And, where it differs from text-to-image U-Nets (macs.py):
-- `example_inputs(unet, height, width, batch)`: inputs of full and partial, all of them zeros or the like;
-- `image_channels(unet, cut)`: channels that the feature has behind those of the hidden state.
+If it differs from text-to-image U-Nets, it also has (macs.py):
+- `example_inputs(unet, height, width, batch)`: inputs of full and partial, zeros or the like;
+- `image_channels(unet, cut)`: how many channels the feature has besides those of the hidden state.
 
-blocks.py has what the two families of 2D U-Nets share, video.py what the three for video do, calls.py what all do.
+The two 2D families share blocks.py, the three for video share video.py, and all share calls.py.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FAMILIES = {
 
 
 def family_of(unet: Any) -> ModuleType:
-    """The module in this folder for `unet`, found by class name. UnsupportedUNet where there is none."""
+    """The family of `unet`, found by class name. Raises UnsupportedUNet if there is none."""
     from importlib import import_module
 
     for cls in type(unet).__mro__:
@@ -48,14 +49,14 @@ def family_of(unet: Any) -> ModuleType:
     inner = {cls.__name__ for cls in type(getattr(unet, "module", None)).__mro__}
     way_out = "Run this pipeline without stepcache."
     if inner & set(FAMILIES):
-        way_out = "Give stepcache the U-Net inside (pipe.unet = pipe.unet.module), and each device a pipe of its own."
+        way_out = "Give stepcache the U-Net inside (pipe.unet = pipe.unet.module), and each device its own pipe."
     known = ", ".join(sorted(FAMILIES))
     raise UnsupportedUNet(f"{type(unet).__name__} is not a U-Net that stepcache knows. Supported: {known}. {way_out}")
 
 
 @contextmanager
 def lora_scaled(unet: Any, scale: float) -> Iterator[None]:
-    """LoRA layers of `unet` at `scale` for one call, as the stock forward's decorator does it, then back."""
+    """Scale the LoRA layers of `unet` for one call, as the stock forward's decorator does, then scale them back."""
     from diffusers.utils import USE_PEFT_BACKEND, logging, scale_lora_layers, unscale_lora_layers
 
     if not USE_PEFT_BACKEND:

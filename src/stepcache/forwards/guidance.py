@@ -4,12 +4,13 @@ With classifier-free guidance a pipeline's batch is [unconditional, conditional]
 changes as slowly as the feature, so a full step keeps it too. A partial step runs the conditional half alone and
 subtracts the difference to get the other half, so the pipeline sees an output of the whole batch.
 
-`full` and `partial` here call a family's own. What a full step keeps is a tuple: (feature,), or (feature of the
+What a full step keeps is a tuple: (feature,), or (feature of the
 conditional half, difference of the outputs [B/2, C, H, W]).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,35 +20,33 @@ from torch import Tensor, nn
 from ..reuse.cut import Cut
 from .blend import Blend, value_of
 from .join import JoinFunction
+from .nested import map_tensors
 
 Values = tuple[Tensor, ...]
+KeptValues = tuple[Tensor | Blend, ...]
+
+# (module, kept values, inputs) -> (output, values to keep)
+Compute = Callable[[nn.Module, KeptValues, dict[str, Any]], tuple[Tensor, Values]]
 
 
-def full(
-    family: ModuleType, unet: nn.Module, cut: Cut, join: JoinFunction, reuse: bool, inputs: dict[str, Any]
-) -> tuple[Tensor, Values]:
-    """The whole U-Net: (output, values to keep). reuse: whether partial steps will run only half of the batch."""
-    output, feature = family.full(unet, cut, join, **inputs)
-    if not reuse:
-        return output, (feature,)
-    unconditional, conditional = output.chunk(2)
-    return output, (feature.chunk(2)[1], conditional - unconditional)
+def steps_of(family: ModuleType, cut: Cut, join: JoinFunction, reuse: bool) -> tuple[Compute, Compute]:
+    """A full and a partial step of a U-Net, as functions. reuse: whether partial steps run only half of the batch."""
 
+    def full(unet: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        output, feature = family.full(unet, cut, join, **inputs)
+        if not reuse:
+            return output, (feature,)
+        unconditional, conditional = output.chunk(2)
+        return output, (feature.chunk(2)[1], conditional - unconditional)
 
-def partial(
-    family: ModuleType,
-    unet: nn.Module,
-    cut: Cut,
-    join: JoinFunction,
-    kept: tuple[Tensor | Blend, ...],
-    inputs: dict[str, Any],
-) -> Tensor:
-    """The shallow part on the kept values. Returns the output of the whole batch."""
-    if len(kept) == 1:
-        return family.partial(unet, cut, kept[0], join, **inputs)
-    feature, difference = kept
-    conditional = family.partial(unet, cut, feature, join, **conditional_half(inputs))
-    return torch.cat([conditional - value_of(difference), conditional])
+    def partial(unet: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+        if not reuse:
+            return family.partial(unet, cut, kept[0], join, **inputs), ()
+        feature, difference = kept
+        conditional = family.partial(unet, cut, feature, join, **conditional_half(inputs))
+        return torch.cat([conditional - value_of(difference), conditional]), ()
+
+    return full, partial
 
 
 def conditional_half(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -57,13 +56,7 @@ def conditional_half(inputs: dict[str, Any]) -> dict[str, Any]:
     """
     batch = inputs["sample"].shape[0]
 
-    def half(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[batch // 2 :] if value.dim() and value.shape[0] == batch else value
-        if isinstance(value, dict):
-            return {key: half(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(half(item) for item in value)
-        return value
+    def half(tensor: Tensor) -> Tensor:
+        return tensor[batch // 2 :] if tensor.dim() and tensor.shape[0] == batch else tensor
 
-    return half(inputs)
+    return map_tensors(half, inputs)

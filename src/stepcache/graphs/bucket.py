@@ -57,13 +57,11 @@ class Bucket:
             self.capture.free()
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of kept values."""
+    def nbytes(self) -> int:  # of kept values
         return sum(kept.nbytes for kept in self.slots)
 
     @property
-    def static_nbytes(self) -> int:
-        """Bytes of captured graphs' inputs and output."""
+    def static_nbytes(self) -> int:  # of captured graphs' inputs and output
         return 0 if self.capture is None else self.capture.nbytes
 
 
@@ -91,12 +89,10 @@ class Buckets:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of kept values in all buckets."""
         return sum(bucket.nbytes for bucket in self.held.values())
 
     @property
     def static_nbytes(self) -> int:
-        """Bytes of captured graphs' inputs and outputs in all buckets."""
         return sum(bucket.static_nbytes for bucket in self.held.values())
 
 

@@ -196,7 +196,6 @@ class Capture:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of static inputs and output."""
         slots = [slot for _, group in self._groups for slot in group]
         return sum(t.untyped_storage().nbytes() for t in (*slots, self._output) if t is not None)
 

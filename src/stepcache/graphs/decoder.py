@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forwards.blend import Blend
-from ..forwards.guidance import Values
+from ..forwards.guidance import Compute, KeptValues, Values
 from ..forwards.nested import tensors_of
 from .bucket import Bucket, Buckets, key_of
 from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .kept import Kept
-from .program import Compute, Program, compiled
+from .program import Program, compiled
 from .progress import Costs
 from .settings import GraphSettings
 
@@ -109,7 +108,7 @@ class DecoderGraphs:
 def _decode(kind: type[nn.Module]) -> Compute:
     forward = kind.forward
 
-    def decode(decoder: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+    def decode(decoder: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
         return forward(decoder, **inputs), ()
 
     return decode

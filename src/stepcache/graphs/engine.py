@@ -17,7 +17,6 @@ class Engine:
 
     @property
     def static_nbytes(self) -> int:
-        """Bytes of captured graphs' inputs and outputs."""
         decoder = 0 if self.decoder is None else self.decoder.buckets.static_nbytes
         return self.unet.buckets.static_nbytes + decoder
 

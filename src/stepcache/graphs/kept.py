@@ -71,7 +71,6 @@ class Value:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors if tensor is not None)
 
 
@@ -82,20 +81,20 @@ class Kept:
     one is the difference of the two halves' outputs.
     """
 
-    __slots__ = ("_before", "full", "run", "stamp", "values")
+    __slots__ = ("_before", "run", "stamp", "steps", "values")
 
     def __init__(self, values: int = 1, depth: int = 1, blends: bool = False) -> None:
         self.values = tuple(Value(depth, blends) for _ in range(values))
         self.stamp: object | None = None
         self.run: object | None = None
         # Steps of `run` that the tensors are of, newest first; and while a full step is under way, those it found.
-        self.full: tuple[int, ...] = ()
+        self.steps: tuple[int, ...] = ()
         self._before: tuple[int, ...] = ()
 
     def begin(self, run: object) -> None:
         """A full step of `run` comes. Where it fails, nothing here is valid any more."""
-        self._before = self.full if self.run is run else ()
-        self.full, self.stamp, self.run = (), None, run
+        self._before = self.steps if self.run is run else ()
+        self.steps, self.stamp, self.run = (), None, run
         if self._before:
             for value in self.values:
                 value.age()
@@ -114,16 +113,16 @@ class Kept:
     def mark(self, stamp: object, step: int) -> None:
         """The full step is over: what is here is of `step`, stamped with `stamp` (an object, compared by identity)."""
         self.stamp = stamp
-        self.full = (step, *self._before)[: len(self.values[0].tensors)]
+        self.steps = (step, *self._before)[: len(self.values[0].tensors)]
         if len(self._before) < len(self.values[0].tensors) - 1:
             for value in self.values:
-                value.level(len(self.full))
+                value.level(len(self.steps))
 
     def weigh(self, predictor: Predictor, step: int) -> None:
         """Weights for a partial step at `step`."""
         for i, value in enumerate(self.values):
             if value.blends:
-                value.weigh(predictor.weights(i, step, self.full))
+                value.weigh(predictor.weights(i, step, self.steps))
 
     @property
     def current(self) -> tuple[Tensor | Blend, ...]:
@@ -137,7 +136,6 @@ class Kept:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
         return sum(value.nbytes for value in self.values)
 
 

@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forwards.blend import Blend
-from ..forwards.guidance import Values
+from ..forwards.guidance import Compute, KeptValues, Values
 from ..forwards.nested import tensors_of
 from .compiled import Compilations
 from .kept import Kept
 from .options import captures_itself
 from .progress import Costs
-
-Compute = Callable[[nn.Module, tuple[Tensor | Blend, ...], dict[str, Any]], tuple[Tensor, Values]]
 
 
 def _none(module: nn.Module) -> Iterable[nn.Module]:
@@ -57,7 +54,7 @@ def compiled(
     if not captures_itself(options):
         return function
 
-    def in_trees(module: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+    def in_trees(module: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
         # Otherwise CUDA graph trees copy what is kept to addresses of theirs at each call.
         for tensor in tensors_of(kept):
             torch._dynamo.mark_static_address(tensor, guard=False)

@@ -12,10 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..forwards.blend import Blend
-from ..forwards.guidance import Values
+from ..forwards.guidance import Compute, KeptValues, Values
 from .compiled import Compilations
-from .program import Compute
 from .progress import Costs
 
 # (block, its class's forward, args, kwargs) -> result: how the program that is running now runs repeated blocks.
@@ -44,7 +42,7 @@ def regional(
         name = f"block {type(module).__name__} {tuple(shape)} of {what}"
         return compilations.get((forward, shape, key), block, options, name)(costs, module, args, kwargs)
 
-    def run(module: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+    def run(module: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
         token = _run.set(run_block)
         try:
             return compute(module, kept, inputs)

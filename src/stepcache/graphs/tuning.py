@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..forwards.blend import Blend
+from ..forwards.guidance import Compute
 from ..forwards.join import JoinFunction, fusable, fused_join, reference_join
 from ..forwards.join_shape import JoinShape, shape_of
 from ..reuse.predict import Predictor
 from .compiled import CompiledFunction
 from .kept import Kept
-from .program import Compute
 from .progress import Costs, stage
 from .replays import ReplayTimer
 from .verdict_file import OK, Setup, Verdict, cache_folder
@@ -93,7 +93,7 @@ class JoinCall:
 
 
 def calls_of_joins(
-    computes: Callable[[JoinFunction], dict[str, Compute]],
+    steps_of: Callable[[JoinFunction], tuple[Compute, Compute]],
     kept: Kept,
     predictor: Predictor,
     unet: nn.Module,
@@ -101,7 +101,7 @@ def calls_of_joins(
 ) -> list[JoinCall]:
     """The joins of a full and of a partial step that could run on the ops, one of each shape. Runs both eager.
 
-    computes: the functions of both steps, for a way to join. kept: an empty one, which is filled.
+    steps_of: both steps, for a way to join. kept: an empty one, which is filled.
     """
     found: dict[JoinShape, JoinCall] = {}
 
@@ -111,13 +111,13 @@ def calls_of_joins(
             found.setdefault(shape, JoinCall(shape, resnet, hidden, skip, temb))
         return reference_join(resnet, hidden, skip, temb)
 
-    steps = computes(join)
-    _, values = steps["full"](unet, (), inputs)
+    full, partial = steps_of(join)
+    _, values = full(unet, (), inputs)
     kept.begin(run=None)
     kept.write(values)
     kept.mark(stamp=None, step=0)
     kept.weigh(predictor, step=1)
-    steps["partial"](unet, kept.current, inputs)
+    partial(unet, kept.current, inputs)
     return list(found.values())
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..forwards import guidance
-from ..forwards.blend import Blend
-from ..forwards.guidance import Values
+from ..forwards.guidance import Compute, steps_of
 from ..forwards.join import JoinFunction, reference_join
 from ..forwards.join_shape import JoinShape
 from ..reuse.cut import Cut
@@ -22,7 +20,7 @@ from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .kept import Kept
-from .program import Compute, Program, compiled
+from .program import Program, compiled
 from .progress import Costs
 from .regional import regional, repeated_blocks
 from .settings import GraphSettings
@@ -74,18 +72,6 @@ class UNetGraphs:
         """The repeated blocks to be compiled one by one."""
         return repeated_blocks(unet) if self.settings.compile == "regional" else []
 
-    def computes(self, join: JoinFunction, reuse_guidance: bool) -> dict[str, Compute]:
-        """The functions of the programs, whose joins go through `join`."""
-        family, cut = self.family, self.cut
-
-        def full(unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> tuple[Tensor, Values]:
-            return guidance.full(family, unet, cut, join, reuse_guidance, inputs)
-
-        def partial(unet: nn.Module, kept: tuple[Tensor | Blend, ...], inputs: dict[str, Any]) -> tuple[Tensor, Values]:
-            return guidance.partial(family, unet, cut, join, kept, inputs), ()
-
-        return {"full": full, "partial": partial}
-
     def _key(self, inputs: dict[str, Any], reuse_guidance: bool) -> Hashable:
         sample: Tensor = inputs["sample"]
         plain, _ = self._on(sample.device)
@@ -109,7 +95,7 @@ class UNetGraphs:
         _, judge = self._on(sample.device)
         wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
         label = _label(sample)
-        eager = self._programs(self.computes(reference_join, reuse_guidance), label)
+        eager = self._programs(self._steps(reference_join, reuse_guidance), label)
         programs, capture = self._graphs(key, sample, reuse_guidance, wanted)
         return Bucket(programs or eager, capture, eager, functools.partial(self._kept, reuse_guidance))
 
@@ -121,19 +107,23 @@ class UNetGraphs:
         options, join, backend = settings.compile_options(device), settings.join(wanted), settings.backend(device)
         if options is None and join is reference_join and backend is None:
             return None, None
-        computes = self.computes(join, reuse_guidance)
+        full, partial = self._steps(join, reuse_guidance)
         if options is not None:
             run = regional if settings.compile == "regional" else compiled
             shared = options, self.costs, self.compilations, (key, wanted)
-            computes = {name: run(compute, f"{name} graph {label}", *shared) for name, compute in computes.items()}
+            full, partial = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
         capture = None if backend is None else Capture(backend, device, self.costs, self.fallback)
-        return self._programs(computes, label), capture
+        return self._programs((full, partial), label), capture
 
-    def _programs(self, computes: Mapping[str, Compute], label: str) -> dict[str, Program]:
+    def _steps(self, join: JoinFunction, reuse_guidance: bool) -> tuple[Compute, Compute]:
+        return steps_of(self.family, self.cut, join, reuse_guidance)
+
+    def _programs(self, steps: tuple[Compute, Compute], label: str) -> dict[str, Program]:
+        full, partial = steps
         deep = functools.partial(self.family.deep_modules, cut=self.cut)
         return {
-            "full": Program(f"full graph {label}", computes["full"]),
-            "partial": Program(f"partial graph {label}", computes["partial"], reads=True, left_out=deep),
+            "full": Program(f"full graph {label}", full),
+            "partial": Program(f"partial graph {label}", partial, reads=True, left_out=deep),
         }
 
     def _tune(
@@ -143,7 +133,7 @@ class UNetGraphs:
         sample, device = inputs["sample"], inputs["sample"].device
         try:
             calls = calls_of_joins(
-                functools.partial(self.computes, reuse_guidance=reuse_guidance),
+                functools.partial(self._steps, reuse_guidance=reuse_guidance),
                 self._kept(reuse_guidance), self.predictor, unet, inputs,
             )  # fmt: skip
         except torch.OutOfMemoryError:  # eager, as this is, a U-Net takes more memory than its graphs

@@ -1,1 +1,1 @@
-"""Pipelines loaded, prompts read, images compared and drawn: what commands, calibration and benchmarks share."""
+"""Pipelines and prompts loaded, images made, compared and drawn: what commands, calibration and benchmarks share."""

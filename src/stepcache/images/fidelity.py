@@ -1,8 +1,9 @@
-"""How far images are from their originals: PSNR and SSIM. More is closer."""
+"""How close images are to their originals: PSNR and SSIM. Higher is closer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,10 +13,10 @@ WINDOW = 11  # pixels of SSIM's window, each way
 
 
 def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """PSNR of each image, [N] in dB: 10 * log10(1 / mse), infinite where the mean squared error is 0.
+    """PSNR of each image, [N] in dB: 10 * log10(1 / mse), infinite for a mean squared error of 0.
 
-    images, originals: [N, H, W, C], floats in 0..1 (what a pipeline returns for output_type="np"). InvalidSetting for
-    other shapes, for integers, and for values outside 0..1 (pixels of 0..255 would give a figure that means nothing).
+    images, originals: [N, H, W, C], floats in 0..1 (a pipeline's output_type="np"). InvalidSetting for other shapes,
+    for integers, and for values outside 0..1 (0..255 would give a meaningless figure).
     """
     _check("psnr", images, originals)
     mse = np.square(images.astype(np.float64) - originals.astype(np.float64)).mean(axis=(1, 2, 3))
@@ -24,7 +25,7 @@ def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """SSIM of each image, [N] in -1..1, 1 for identical ones; mean over channels. Arguments and errors as in `psnr`.
+    """SSIM of each image, [N] in -1..1, 1 if identical; mean over channels. Arguments and errors as in `psnr`.
 
     Gaussian window of 11 pixels, sigma 1.5, no padding (InvalidSetting for images smaller than the window).
     Source: Wang, Bovik, Sheikh, Simoncelli, Image quality assessment, IEEE TIP 2004.
@@ -43,7 +44,7 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def _blur(pixels: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] under SSIM's window; the borders that it does not fit in are left out."""
+    """[N, H, W, C] under SSIM's window, without the borders where it does not fit."""
     taps = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / 1.5) ** 2)
     taps /= taps.sum()
     for axis in (1, 2):
@@ -54,7 +55,7 @@ def _blur(pixels: np.ndarray) -> np.ndarray:
 def _check(name: str, images: np.ndarray, originals: np.ndarray) -> None:
     if images.ndim != 4 or images.shape != originals.shape or not images.size:
         raise InvalidSetting(
-            f"{name}() compares two non-empty [N, H, W, C] of one shape, got {images.shape} and {originals.shape}."
+            f"{name}() compares two non-empty [N, H, W, C] of the same shape, got {images.shape} and {originals.shape}."
         )
     for which, pixels in (("images", images), ("originals", originals)):
         if not np.issubdtype(pixels.dtype, np.floating):
@@ -64,16 +65,19 @@ def _check(name: str, images: np.ndarray, originals: np.ndarray) -> None:
 
 
 def mean_psnr(images: np.ndarray, originals: np.ndarray) -> float:
-    """Mean over images of their PSNR in dB; infinite where all are identical. Arguments and errors as in `psnr`.
+    """`mean_of` the images' PSNR. Arguments and errors as in `psnr`."""
+    return mean_of(psnr(images, originals))
 
-    Images that are identical to their originals are left out of the mean: with one of them it would be infinite,
-    whatever the others look like.
+
+def mean_of(psnrs: Iterable[float]) -> float:
+    """The mean of several images' PSNR in dB, infinite if all are identical to their originals.
+
+    Identical images are left out: a single one would make the mean infinite.
     """
-    each = psnr(images, originals)
-    different = each[np.isfinite(each)]
-    return float(different.mean()) if different.size else math.inf
+    different = [value for value in psnrs if math.isfinite(value)]
+    return float(np.mean(different)) if different else math.inf
 
 
-def in_words(decibel: float) -> str:
-    """ "31.4 dB", or "identical" for an infinite one."""
-    return "identical" if math.isinf(decibel) else f"{decibel:.1f} dB"
+def in_words(decibel: float, name: str = "") -> str:
+    """ "31.4 dB", or "identical" if infinite. name: goes before the number, "PSNR " for example."""
+    return "identical" if math.isinf(decibel) else f"{name}{decibel:.1f} dB"

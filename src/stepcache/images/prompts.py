@@ -1,8 +1,9 @@
-"""Prompt files: text with a prompt a line, or JSONL with more to say of each; and the two sets that are bundled."""
+"""Prompt files (text with a prompt a line, or JSONL), and the two bundled sets."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..reuse.schedule import as_int
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image to make. None: as the command line says, or as the pipeline does by default. Sizes in pixels."""
+    """One image to make. None: the command line's value, or the pipeline's default. Sizes in pixels."""
 
     text: str
     negative: str | None = None
@@ -23,22 +24,22 @@ class Prompt:
     width: int | None = None
 
 
-# The keys of a JSONL line, and the Prompt's field for each.
+# Key of a JSONL line -> field of Prompt.
 KEYS = {"prompt": "text", "negative_prompt": "negative", "seed": "seed", "height": "height", "width": "width"}
 
 
 def bundled_prompts(name: str) -> list[Prompt]:
-    """A set that comes with the package: "general" (24 prompts) or "demo" (12 names that the demo pipeline knows)."""
+    """A bundled set: "general" (24 prompts) or "demo" (12 names that the demo pipeline knows)."""
     text = (files("stepcache") / "assets" / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return parse_prompts(text, f"{name}.txt")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file: JSONL where its name ends in .jsonl, text otherwise.
+    """The prompts of a file: JSONL if its name ends in .jsonl, text otherwise.
 
-    Text: a prompt a line; blank lines and lines that start with # are skipped. JSONL: an object a line, "prompt" and
-    any of the other KEYS. InvalidSetting, with the number of the line and what is wrong with it, for a line that is
-    none, and for a file without prompts or in another encoding than UTF-8; OSError where it cannot be read.
+    Text: a prompt a line; blank lines and lines that start with # are skipped. JSONL: an object a line, with "prompt"
+    and any of the other KEYS. InvalidSetting, with line number and reason, for an invalid line, and for a file without
+    prompts or not in UTF-8; OSError if it cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -48,9 +49,9 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def parse_prompts(text: str, name: str, lines_of_json: bool = False) -> list[Prompt]:
-    """The prompts in `text`; `name` stands in errors. See `read_prompts`."""
+    """The prompts in `text`, as in `read_prompts`. name: of the text, for errors."""
     prompts = []
-    # Not splitlines(): it splits at characters that JSON allows inside a string, and the numbers would be off.
+    # Not splitlines(): it splits at characters that JSON allows inside a string, which would shift line numbers.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if lines_of_json and line:
@@ -67,21 +68,23 @@ def _parse_json(line: str, where: str) -> Prompt:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise InvalidSetting(f"{where}: no JSON ({error}).") from error
+        raise InvalidSetting(f"{where}: not JSON ({error}).") from error
     if not isinstance(entry, dict):
-        raise InvalidSetting(f'{where}: an object such as {{"prompt": "a red apple"}} is needed, got {line:.60}.')
+        raise InvalidSetting(f'{where}: must be an object such as {{"prompt": "a red apple"}}, got {line:.60}.')
     if unknown := [key for key in entry if key not in KEYS]:
         raise InvalidSetting(f"{where}: unknown key {unknown[0]!r}. Known: {', '.join(KEYS)}.")
     if "prompt" not in entry:
-        raise InvalidSetting(f'{where}: it has no "prompt".')
+        raise InvalidSetting(f'{where}: has no "prompt".')
     return Prompt(**{KEYS[key]: _checked(key, value, where) for key, value in entry.items()})
 
 
 def _checked(key: str, value: Any, where: str) -> Any:
     if key in ("prompt", "negative_prompt"):
-        # A negative prompt may be empty: that is a choice too.
-        if not isinstance(value, str) or not (value.strip() or key == "negative_prompt"):
-            raise InvalidSetting(f'{where}: "{key}" must be a text that is not empty, got {value!r}.')
+        # A negative prompt may be empty, which is a choice too.
+        may_be_empty = key == "negative_prompt"
+        if not isinstance(value, str) or not (value.strip() or may_be_empty):
+            kind = "string" if may_be_empty else "non-empty string"
+            raise InvalidSetting(f'{where}: "{key}" must be a {kind}, got {value!r}.')
         return value.strip()
     number = as_int(value)
     if number is None or number < 0:
@@ -94,17 +97,16 @@ def _checked(key: str, value: Any, where: str) -> Any:
 
 
 def check_pixels(pixels: int, what: str) -> int:
-    """A side of an image that Stable Diffusion's pipelines take; `what` names it in the InvalidSetting otherwise."""
+    """`pixels`, the side of an image. InvalidSetting, naming `what`, if Stable Diffusion's pipelines cannot make it."""
     if pixels < 16 or pixels % 8:
         raise InvalidSetting(f"{what} must be a multiple of 8 pixels and at least 16, got {pixels}.")
     return pixels
 
 
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """(height, width) in pixels of "512" or "512x768"; InvalidSetting for what is none."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if not (len(parts) in (1, 2) and all(part.isdecimal() for part in parts)):
-        raise InvalidSetting(f"--size must be pixels such as 512 or 512x768 (height x width), got {text!r}.")
-    return check_pixels(int(parts[0]), "--size"), check_pixels(int(parts[-1]), "--size")
+def cut_off(pipe: Any, texts: Iterable[str]) -> list[tuple[str, int]]:
+    """The texts that the pipe's tokenizer cuts off, each with its number of tokens. None without a tokenizer."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return []
+    counted = [(text, len(tokenizer(text, truncation=False, padding=False).input_ids)) for text in texts]
+    return [(text, tokens) for text, tokens in counted if tokens > tokenizer.model_max_length]

@@ -1,6 +1,6 @@
-"""Scores that need a trained network: LPIPS and the CLIP score. Only with weights that are on this machine already.
+"""Scores that need a trained network, LPIPS and the CLIP score. The weights must be on this machine already.
 
-Images are [H, W, 3] in 0..1, as a pipeline returns them for output_type="np".
+Images are [H, W, 3] in 0..1 (a pipeline's output_type="np").
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .pictures import eight_bit
 
 
 class Lpips:
-    """LPIPS with AlexNet: a perceptual distance, 0 for identical images, less is closer.
+    """LPIPS with AlexNet: a perceptual distance, 0 for identical images, lower is closer.
 
     Source: Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, CVPR 2018; the
-    `lpips` package. InvalidSetting, saying what is missing, where the weights are not at hand.
+    `lpips` package. InvalidSetting, naming what is missing, without the weights.
     """
 
     def __init__(self, device: str) -> None:
@@ -31,11 +31,11 @@ class Lpips:
 
         self._device = device
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it uses an old name of one of torchvision's arguments
+            warnings.simplefilter("ignore")  # it uses a deprecated argument of torchvision's
             self._net = lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
 
     def __call__(self, image: np.ndarray, original: np.ndarray) -> float:
-        """The distance of two images of one size."""
+        """The distance of two images of the same size."""
         with torch.no_grad():
             return float(self._net(self._tensor(image), self._tensor(original)))
 
@@ -45,7 +45,7 @@ class Lpips:
 
 
 def missing_for_lpips() -> str:
-    """What keeps LPIPS from being computed here without a download, and what to do; "" where nothing does."""
+    """What LPIPS lacks on this machine, and what to do about it; "" if nothing."""
     packages = [name for name in ("lpips", "torchvision") if importlib.util.find_spec(name) is None]
     if packages:
         return (
@@ -54,10 +54,10 @@ def missing_for_lpips() -> str:
         )
     try:
         from torchvision.models import AlexNet_Weights  # type: ignore[import-not-found,unused-ignore]
-    except (ImportError, RuntimeError) as error:  # one for another torch lacks its operators
-        return f"LPIPS needs a torchvision that fits torch {torch.__version__}; the one here fails: {error}."
+    except (ImportError, RuntimeError) as error:  # built for another torch
+        return f"LPIPS needs a torchvision for torch {torch.__version__}; the one here fails: {error}."
 
-    # The part that `lpips` brings along are the weights on top of AlexNet's features; AlexNet's are torchvision's.
+    # `lpips` comes with the weights on top of AlexNet's features. AlexNet's own are torchvision's.
     url = AlexNet_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.is_file():
@@ -66,10 +66,10 @@ def missing_for_lpips() -> str:
 
 
 class ClipScore:
-    """The CLIP score: 100 times the cosine between the embeddings of image and prompt; more is a better fit.
+    """The CLIP score: 100 times the cosine between the embeddings of image and prompt; higher is a better fit.
 
-    path: the directory of a transformers CLIPModel, with its tokenizer and image processor. StepCacheError for one that
-    cannot be loaded. Source: Hessel et al., CLIPScore, EMNLP 2021; negative values are kept.
+    path: the directory of a transformers CLIPModel, with its tokenizer and image processor. StepCacheError if it cannot
+    be loaded. Source: Hessel et al., CLIPScore, EMNLP 2021; negative values are kept.
     """
 
     def __init__(self, path: Path, device: str) -> None:
@@ -77,8 +77,8 @@ class ClipScore:
 
         if not (path / "config.json").is_file():
             raise InvalidSetting(
-                f"--clip {str(path)!r} is no directory of a CLIP model: there is no {path / 'config.json'}. Give one "
-                "that CLIPModel.save_pretrained wrote; nothing is downloaded."
+                f"--clip {str(path)!r} is not the directory of a CLIP model: there is no {path / 'config.json'}. Give "
+                "one that CLIPModel.save_pretrained wrote; nothing is downloaded."
             )
         try:
             self._model = CLIPModel.from_pretrained(path, local_files_only=True, dtype=torch.float32)
@@ -91,7 +91,7 @@ class ClipScore:
         self._limit = self._model.config.text_config.max_position_embeddings
 
     def __call__(self, image: np.ndarray, prompt: str) -> float:
-        """The score of one image. A prompt that is longer than the model takes is cut off."""
+        """The score of one image. The prompt is cut off at the model's limit."""
         text = self._tokenizer(prompt, truncation=True, max_length=self._limit, return_tensors="pt")
         pixels = self._processor(images=Image.fromarray(eight_bit(image)), return_tensors="pt")
         inputs = {

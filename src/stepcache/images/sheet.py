@@ -1,4 +1,4 @@
-"""A contact sheet: rows of images under one heading, for a person to compare them by eye."""
+"""A contact sheet: rows of images under one heading, to be compared by eye."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 INK, GREY, FAINT = (24, 24, 27), (95, 95, 104), (228, 228, 231)
 FULL, PARTIAL = (37, 99, 235), (203, 219, 250)
 
+# In pixels.
 MARGIN, GAP = 44, 22
-LABEL = 296  # width of the column with the rows' titles
+LABEL = 296  # width of the column of titles
 PITCH = 8  # from one step's bar to the next
 HEADING, TITLE, TEXT = 38, 28, 21  # font sizes
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One row: its images, a title, notes below it, and the steps that made it ("FPPFPP", drawn as bars)."""
+    """One row: a title with notes below it, images, and their steps ("FPPFPP", drawn as bars)."""
 
     title: str
     images: Sequence[Image.Image]
@@ -31,14 +32,14 @@ class SheetRow:
 def contact_sheet(
     heading: str, subheading: str, columns: Sequence[str], rows: Sequence[SheetRow], cell: int = 192
 ) -> Image.Image:
-    """The rows below each other, on white, each image scaled to fit `cell` x `cell` pixels. Returns an RGB image.
+    """The rows below each other, on white, each image scaled to fit `cell` x `cell` pixels, as an RGB image.
 
-    columns: a caption for each column, as many as each row has images; ValueError where they differ.
+    columns: a caption for each column. ValueError if a row has more or fewer images.
     """
     for row in rows:
         if len(row.images) != len(columns):
             raise ValueError(f"The row {row.title!r} has {len(row.images)} images for {len(columns)} columns.")
-    # Room for the heading, be there ever so few columns.
+    # At least three columns wide, for the heading.
     width = 2 * MARGIN + LABEL + max(len(columns), 3) * (cell + GAP) - GAP
     inner = width - 2 * MARGIN
     text = [(line, HEADING, INK) for line in _wrapped(heading, HEADING, inner)]
@@ -70,7 +71,7 @@ def contact_sheet(
 
 
 def _label(draw: ImageDraw.ImageDraw, row: SheetRow, y: int, cell: int) -> None:
-    """Title, notes and bars of a row, centred beside its images; `y` is where these begin."""
+    """Draw title, notes and bars of a row, centred beside its images, whose top is at `y`."""
     bars = _bars(row.steps)
     height = _line(TITLE) + len(row.notes) * _line(TEXT) + (8 + 16 * len(bars) if bars else 0)
     y += (cell - height) // 2
@@ -88,7 +89,7 @@ def _label(draw: ImageDraw.ImageDraw, row: SheetRow, y: int, cell: int) -> None:
 
 
 def _bars(steps: str) -> list[str]:
-    """`steps` cut into lines of one length; none where it is too long to be drawn."""
+    """`steps` in up to three lines of the same length; no lines if it is too long for three."""
     lines = -(-len(steps) // ((LABEL - GAP) // PITCH))
     if not 0 < lines <= 3:
         return []
@@ -108,12 +109,12 @@ def _font(size: int) -> Any:
 
 
 def _line(size: int) -> int:
-    """Height of a line of text of that font size."""
+    """Height of a line of text in that font size."""
     return round(1.32 * size)
 
 
 def _wrapped(text: str, size: int, width: int, most: int = 2) -> list[str]:
-    """`text` in at most `most` lines of `width` pixels, what does not fit cut off with an ellipsis."""
+    """`text` in at most `most` lines of `width` pixels; what does not fit is cut off with an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -38,7 +38,7 @@ from .watch import follow_scheduler, watch
 _ATTACHMENT = "_stepcache_attachment"
 
 # The schedule of a warm-up, in the place of the pipe's own.
-rehearsal: ContextVar[Schedule | None] = ContextVar("stepcache_rehearsal", default=None)
+warm_up_schedule: ContextVar[Schedule | None] = ContextVar("stepcache_warm_up_schedule", default=None)
 
 
 class Attachment:
@@ -103,11 +103,11 @@ class Attachment:
         in_call: of the pipe's own call. In a hand-written loop what the pipe says of guidance is its last call's.
         """
         unet, engine = self.prepare(pipe)
-        say_once, rehearsed = engine.unet.fallback.say_once, rehearsal.get()
+        say_once, warming_up = engine.unet.fallback.say_once, warm_up_schedule.get()
 
         def fit(steps: int | None) -> tuple[Schedule, Predictor]:
-            if rehearsed is not None:
-                return rehearsed, self.settings.predictor
+            if warming_up is not None:
+                return warming_up, self.settings.predictor
             fitting = self.settings.for_steps(steps)
             for remark in self.settings.remarks(steps, getattr(pipe, "_guidance_scale", None) if in_call else None):
                 say_once(remark)

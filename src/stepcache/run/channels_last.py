@@ -25,28 +25,22 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..graphs.turns import exclusive
+from .weights import Edge, Stride, edges_of, in_both_layouts, is_eligible, is_laid_out, lay, settled, weights_of
 
 logger = logging.getLogger("stepcache")
 
 # Of everything in this file that is shared. Taken before the engine's turns (graphs/turns.py), never inside of one; and
 # never in a finalizer, which the garbage collector may run in any thread at any point.
 _lock = threading.RLock()
-
-Stride = tuple[int, ...]
-
-# A module's parent and its name there; the same with the module, weakly.
-_Place = tuple[nn.Module, str]
-_Edge = tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module]]
 
 
 class Part(NamedTuple):
@@ -95,6 +89,10 @@ class _Seat(NamedTuple):
         return tensor is None or tensor in _origins
 
 
+def _seat(module: nn.Module, name: str, tensor: Tensor) -> _Seat:
+    return _Seat(weakref.ref(module), name, tensor.stride())
+
+
 class _Share:
     """What one pipe has put into channels_last of one model."""
 
@@ -104,7 +102,7 @@ class _Share:
         # Those to be looked at in each run (weights of 1 x 1 kernels are in both layouts at once), and who is whose
         # child on the way to them.
         self._seats: list[_Seat] | None = None
-        self._edges: list[_Edge] = []
+        self._edges: list[Edge] = []
         self._held: list[tuple[weakref.ref[Tensor], _Seat, _Origin]] = []
 
     def is_laid_out(self) -> bool:
@@ -134,20 +132,20 @@ class _Share:
         """Put into channels_last what is not, for `holder`; returns how many weights were re-laid."""
         model = self.model()
         assert model is not None
-        found, places, meta = _weights(model)
-        mine = [(module, name, tensor) for module, name, tensor in found if not _in_both(tensor)]
-        with _settled(tensor for _, _, tensor in mine if not _is_laid_out(tensor)):
+        found, places, meta = weights_of(model)
+        mine = [(module, name, tensor) for module, name, tensor in found if not in_both_layouts(tensor)]
+        with settled(tensor for _, _, tensor in mine if not is_laid_out(tensor)):
             count = sum(self._hold(holder, *weight) for weight in mine)
         # What is on no device now may be given weights later (hooks that are taken off).
         self._seats = None if meta else [_seat(*weight) for weight in mine]
-        self._edges = _edges([module for module, _, _ in mine], places)
+        self._edges = edges_of([module for module, _, _ in mine], places)
         # Parameters that are gone count for nothing once the ones in their places are held themselves.
         self._held = [(ref, seat, o) for ref, seat, o in self._held if ref() is not None or not seat.is_held()]
         return count
 
     def _hold(self, holder: Layout, module: nn.Module, name: str, tensor: Tensor) -> bool:
         known: _Origin | None = _origins.get(tensor)
-        relay = not _is_laid_out(tensor)
+        relay = not is_laid_out(tensor)
         if not relay and known is None:
             return False  # the user's own
         if known is None:
@@ -158,7 +156,7 @@ class _Share:
             known.holders.add(holder)
             self._held.append((weakref.ref(tensor), _seat(module, name, tensor), known))
         if relay:
-            _lay(tensor, tensor.detach().contiguous(memory_format=torch.channels_last))
+            lay(tensor, tensor.detach().contiguous(memory_format=torch.channels_last))
         return relay
 
     def adopt(self, holder: Layout, strides: dict[str, Stride]) -> None:
@@ -171,7 +169,7 @@ class _Share:
                 tensor = model.get_parameter(path)
             except AttributeError:
                 continue
-            if tensor not in _origins and _is_eligible(tensor) and _is_laid_out(tensor) and len(stride) == tensor.dim():
+            if tensor not in _origins and is_eligible(tensor) and is_laid_out(tensor) and len(stride) == tensor.dim():
                 origin = _origins[tensor] = _Origin(tensor.shape, stride, weakref.WeakSet([holder]))
                 self._held.append((weakref.ref(tensor), _seat(model.get_submodule(at), name, tensor), origin))
 
@@ -199,12 +197,12 @@ class _Share:
         moved = [
             (tensor, origin.stride)
             for tensor, origin in free.values()
-            if _is_eligible(tensor) and tensor.shape == origin.shape and _is_laid_out(tensor)
+            if is_eligible(tensor) and tensor.shape == origin.shape and is_laid_out(tensor)
         ]
-        with _settled(tensor for tensor, _ in moved):
+        with settled(tensor for tensor, _ in moved):
             for tensor, stride in moved:
                 empty = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
-                _lay(tensor, empty.copy_(tensor))
+                lay(tensor, empty.copy_(tensor))
         for tensor, _ in free.values():
             _origins.pop(tensor, None)
 
@@ -297,101 +295,6 @@ class Layout:
             if entry[1] not in keep:
                 self._shares.remove(entry)
                 entry[1].put_back(self)
-
-
-@contextmanager
-def _settled(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """To re-lay these tensors in: on CUDA nobody is still reading the old ones, and everybody finds the new ones done.
-
-    Other streams may run a graph on the old memory, which the allocator gives away as soon as it is free on this one.
-    """
-    tensors = list(tensors)
-    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
-    with ExitStack() as stack:
-        if tensors:
-            stack.enter_context(exclusive())
-        for device in devices:
-            torch.cuda.synchronize(device)
-        try:
-            # A weight that is made in inference mode could not be used outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                yield
-        finally:
-            for device in devices:
-                torch.cuda.synchronize(device)
-
-
-def _lay(tensor: Tensor, data: Tensor) -> None:
-    # Always other memory: a captured graph knows a weight by its address.
-    tensor.data = data
-
-
-def _weights(model: nn.Module) -> tuple[list[tuple[nn.Module, str, Tensor]], dict[nn.Module, _Place], bool]:
-    """The weights that can be re-laid, each once, with module and name; where each module is; and whether others are on
-    the meta device.
-    """
-    found: dict[int, tuple[nn.Module, str, Tensor]] = {}
-    places: dict[nn.Module, _Place] = {}
-    seen, meta, stack = {model}, False, [model]
-    while stack:
-        module = stack.pop()
-        adapters: Any = getattr(type(module), "adapter_layer_names", ())  # of peft's layers, beside the base layer
-        for name, child in module._modules.items():
-            if child is not None and child not in seen and name not in adapters:
-                seen.add(child)
-                places[child] = module, name
-                stack.append(child)
-        for name, tensor in module._parameters.items():
-            if tensor is None or tensor.dim() != 4 or name in adapters:
-                continue
-            meta |= tensor.is_meta
-            if _is_eligible(tensor):
-                found[id(tensor)] = module, name, tensor
-    return list(found.values()), places, meta
-
-
-def _edges(modules: Iterable[nn.Module], places: dict[nn.Module, _Place]) -> list[_Edge]:
-    """What connects the modules with the model that they are in."""
-    edges: dict[nn.Module, _Edge] = {}
-    for module in modules:
-        while module in places and module not in edges:
-            parent, name = places[module]
-            edges[module] = weakref.ref(parent), name, weakref.ref(module)
-            module = parent
-    return list(edges.values())
-
-
-def _seat(module: nn.Module, name: str, tensor: Tensor) -> _Seat:
-    return _Seat(weakref.ref(module), name, tensor.stride())
-
-
-def _is_eligible(tensor: Tensor) -> bool:
-    if type(tensor) is not nn.Parameter or tensor.layout is not torch.strided or tensor.dim() != 4:
-        return False
-    if not tensor.is_floating_point() or tensor.is_meta or tensor.is_inference() or not tensor.numel():
-        return False
-    if tensor.device.type == "cpu":  # a view there is most often one into the file that it was loaded from
-        return _is_dense(tensor) and not tensor.is_shared()
-    owns = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return _is_dense(tensor) and owns
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _is_laid_out(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def _in_both(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() and _is_laid_out(tensor)
 
 
 def _is_offloaded_from_cuda(root: nn.Module) -> bool:

@@ -9,11 +9,11 @@ from ..errors import InvalidSetting
 from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
 from ..reuse.schedule import Schedule, positive_int
-from .attach import Attachment, rehearsal
+from .attach import Attachment, warm_up_schedule
 from .record import RunRecord
 
 
-def rehearse(
+def warm_up(
     pipe: Any,
     attachment: Attachment,
     height: int,
@@ -39,14 +39,14 @@ def rehearse(
             progress.set_description(text)
             progress.update()
 
-        tokens = listener.set(tell), rehearsal.set(Schedule.uniform(2)), tuning_wanted.set(tune)
+        tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
         if hasattr(pipe, "set_progress_bar_config"):
             pipe.set_progress_bar_config(disable=True)  # the pipeline's own would show the two steps
         try:
             pipe(**arguments)
         finally:
             listener.reset(tokens[0])
-            rehearsal.reset(tokens[1])
+            warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
             if shown:
                 pipe._progress_bar_config = settings

@@ -1,4 +1,4 @@
-// What the toolbar chooses is kept in the address, so that a view can be linked to and comes back after a reload:
+// The toolbar's choices are kept in the address, so that a view can be linked to and survives a reload:
 // #setting=1&view=slider&worst=1, and &split=30 to set all dividers.
 "use strict";
 
@@ -8,7 +8,7 @@ const prompts = [...list.children];
 const dividers = [...list.querySelectorAll(".divider")];
 
 function chosen() {
-  return Object.fromEntries(new FormData(toolbar)); // worst is only there where it is checked
+  return Object.fromEntries(new FormData(toolbar)); // worst only if checked
 }
 
 function show() {

@@ -3,8 +3,9 @@ import math
 import pytest
 from PIL import Image
 
-from stepcache.comparison.results import Compared, Comparison, Setting, Shot, figures_of
-from stepcache.images.prompts import Prompt
+from stepcache.comparison.results import Compared, Comparison, Shot, Variant
+from stepcache.comparison.summary import summaries
+from stepcache.images.make import Request
 
 PIXEL = Image.new("RGB", (8, 8))
 
@@ -14,13 +15,13 @@ def shot(seconds, kinds="FP", **figures):
 
 
 def comparison(*pairs):
-    """Of one setting; pairs of original and accelerated shot."""
-    results = [Compared(Prompt("x"), 0, 8, 8, original, [reused]) for original, reused in pairs]
-    return Comparison("m", "s", [Setting(3, 1)], results)
+    """Of one variant; pairs of original and accelerated shot."""
+    results = [Compared(Request("x", 0, 2), 8, 8, original, [reused]) for original, reused in pairs]
+    return Comparison("m", "s", [Variant(3, 1)], results)
 
 
 def test_medians_of_seconds_and_means_of_figures():
-    original, row = figures_of(
+    original, row = summaries(
         comparison(
             (shot(3.0, "FF", clip=20.0), shot(1.0, psnr=20.0, ssim=0.5, lpips=0.1, clip=18.0)),
             (shot(4.0, "FF", clip=30.0), shot(2.0, psnr=30.0, ssim=0.7, lpips=0.3, clip=29.0)),
@@ -37,16 +38,16 @@ def test_medians_of_seconds_and_means_of_figures():
 
 
 def test_an_identical_image_does_not_hide_the_others():
-    *_, row = figures_of(
+    *_, row = summaries(
         comparison((shot(1), shot(1, psnr=math.inf, ssim=1.0)), (shot(1), shot(1, psnr=20.0, ssim=0.8)))
     )
     assert (row.psnr, row.worst_psnr) == (20.0, 20.0)
-    *_, row = figures_of(comparison((shot(1), shot(1, psnr=math.inf, ssim=1.0))))
+    *_, row = summaries(comparison((shot(1), shot(1, psnr=math.inf, ssim=1.0))))
     assert row.psnr == row.worst_psnr == math.inf
 
 
 def test_images_that_were_not_compared_are_left_out():
-    *_, row = figures_of(comparison((shot(1), shot(1, censored=True)), (shot(1), shot(1, psnr=20.0, ssim=0.8))))
+    *_, row = summaries(comparison((shot(1), shot(1, censored=True)), (shot(1), shot(1, psnr=20.0, ssim=0.8))))
     assert (row.psnr, row.ssim, row.lpips, row.clip) == (20.0, 0.8, None, None)
-    *_, row = figures_of(comparison((shot(1), shot(1, censored=True))))
+    *_, row = summaries(comparison((shot(1), shot(1, censored=True))))
     assert row.psnr is None and row.worst_ssim is None and row.speed_up == 1.0

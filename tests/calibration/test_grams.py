@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from support.features import features_by_hand
 from support.small import demo_pipe
 
-from stepcache.calibration.features import Collector, Grams, fitted_weights
+from stepcache.calibration.grams import Collector, Grams, fitted_weights
 from stepcache.errors import InvalidSetting
-from stepcache.forwards import family_of
 
-STEPS = 5
+STEPS = 4
 CALL = {"num_inference_steps": STEPS, "height": 64, "width": 64, "output_type": "latent"}
 
 
@@ -19,23 +19,9 @@ def run(pipe, guidance=3.0, **extra):
 
 
 def by_hand(pipe, branch, guidance):
-    """Features [T, B, ...] and outputs [T, B, ...] of a run whose U-Net is the family's own full forward."""
-    unet = pipe.unet
-    family = family_of(unet)
-    features, outputs = [], []
-
-    def forward(*args, **kwargs):
-        call = family.bind(*args, **kwargs)
-        output, feature = family.full(unet, family.layout(unet).cut(branch), **call.inputs)
-        features.append(feature)
-        outputs.append(output)
-        return family.wrap(output, call.return_dict)
-
-    unet.forward = forward
-    try:
+    """Features [T, B, ...] and outputs [T, B, ...] of a run."""
+    with features_by_hand(pipe.unet, branch) as (features, outputs):
         run(pipe, guidance)
-    finally:
-        del unet.forward
     return torch.stack(features).double(), torch.stack(outputs).double()
 
 

@@ -1,0 +1,79 @@
+"""The command line of commands that run a text-to-image pipeline on prompts, and the pipeline it asks for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InvalidSetting
+from ..images.pipelines import DEMO, DTYPES, default_device, default_guidance, load_demo, load_directory
+from ..images.prompts import Prompt, bundled_prompts, read_prompts
+from ..images.schedulers import SCHEDULERS
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """PIPELINE."""
+    parser.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        help=f"directory of a text-to-image pipeline with a U-Net, or {DEMO!r} for the bundled one (a directory of "
+        f"that name is ./{DEMO}); nothing is downloaded",
+    )
+
+
+def add_call(parser: argparse.ArgumentParser, steps: int) -> None:
+    """--steps (default: `steps`), --scheduler, --guidance and --size."""
+    parser.add_argument("--steps", type=int, default=steps, help="denoising steps (default %(default)s)")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
+    parser.add_argument(
+        "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype and --variant."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
+    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
+
+
+def prompts_of(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts of the file --prompts; without one, bundled prompts that suit the pipeline."""
+    if args.prompts is not None:
+        return read_prompts(args.prompts)
+    return bundled_prompts(DEMO if args.pipeline == DEMO else "general")
+
+
+def usable_device(name: str | None) -> str:
+    """The device; None: the GPU if there is one. InvalidSetting if no tensor can be put there."""
+    name = name or default_device()
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise InvalidSetting(f"--device {name!r} cannot be used here: {reason}") from error
+    return name
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[str, torch.dtype]:
+    """What `add_loading`'s arguments ask for. InvalidSetting if the device cannot be used."""
+    device = usable_device(args.device)
+    return device, DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
+
+
+def load(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Any:
+    """The pipeline `args.pipeline`: the bundled demo, or a directory. Errors as in `load_directory`."""
+    if args.pipeline == DEMO:
+        return load_demo(device, dtype)
+    return load_directory(Path(args.pipeline), device, dtype, args.variant)
+
+
+def guidance_of(args: argparse.Namespace, pipe: Any) -> float:
+    """--guidance; without it 3 for the demo, and the default of any other pipeline."""
+    if args.guidance is not None:
+        return float(args.guidance)
+    return 3.0 if args.pipeline == DEMO else default_guidance(pipe)
