@@ -71,7 +71,7 @@ def test_every_layout_compiles_whole(name):
 
 
 def test_nine_channels():
-    unet = make_unet("inpaint")
+    unet = make_unet("least", in_channels=9)
     pipe = LoopPipe(unet, loop_pipe("least").scheduler)
     inputs = make_inputs(unet)
     backend = Counting()

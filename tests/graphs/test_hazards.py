@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from support.forward_checks import skip_shapes
 from support.small import NO_ATTENTION, captured, graphs_of, loop_pipe, make_inputs
 from support.vaes import CAPTURED, decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
@@ -154,8 +155,7 @@ def test_on_cuda_workspaces_are_cleared_before_and_after_the_capture(monkeypatch
 
 def controlnet(unet, replayed):
     """Residuals that a graph writes at each step, to the same tensors."""
-    shapes = [(2, 8, 16, 16)] * 3 + [(2, 8, 8, 8)] + [(2, 16, 8, 8)] * 2
-    shapes += [(2, 16, 4, 4)] * 3 + [(2, 16, 2, 2)] * 3
+    shapes = skip_shapes(unet, make_inputs(unet))
     static, by = [torch.zeros(shape) for shape in (*shapes, shapes[-1])], torch.zeros(())
     graph = StandInGraph(lambda: [tensor.copy_(by.expand_as(tensor)) for tensor in static])
 
@@ -385,7 +385,7 @@ def test_on_cuda_a_failed_capture_is_ended_in_the_allocator(monkeypatch, told):
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(compile, cuda_graphs, monkeypatch):
     pipe = loop_pipe("least", **({} if compile == "regional" else NO_ATTENTION))
-    monkeypatch.setattr(compiling, "_FIXED", {**compiling._FIXED, "backend": "eager"})
+    monkeypatch.setattr(compiling, "FIXED", {**compiling.FIXED, "backend": "eager"})
     accelerate(pipe, 2, compile=compile, cuda_graphs=cuda_graphs, max_buckets=1)
     want = [pipe(4, batch=n) for n in (1, 2)]
     graphs = counters["stats"]["unique_graphs"]
