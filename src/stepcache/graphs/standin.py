@@ -101,7 +101,7 @@ class _Process:
 
     def synchronize(self) -> None:
         if self.capturing is not None:
-            self.capturing.invalid = "The device was synchronised during the capture, which makes it invalid."
+            self.capturing.invalid = "The device was synchronised during the capture: the capture is invalid."
             raise StandInError("Operation not permitted while a stream is capturing: a synchronisation of the device.")
 
     def workspace(self, pool: StandInPool | None) -> _Workspace:
