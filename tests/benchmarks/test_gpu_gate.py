@@ -59,7 +59,7 @@ def test_red_tests_are_named_first_and_hold_up_no_figures(tmp_path):
     assert [row.status for row in read(out / gate_cells.FILE, BenchRow)] == ["ok"] * 3
     before, _, after = done.stdout.partition("demo 64 b1  eager")
     assert "RED core tests: FAILED" in before and "so wrong" in before and "test_red.py::test_wrong" in before
-    assert "RED TESTS: core tests. `make tables` leaves out this commit's figures" in after
+    assert "RED TESTS: core tests. `make tables` leaves out this commit's GPU figures" in after
 
 
 def test_without_a_test_that_passed_the_tests_are_red(tmp_path):

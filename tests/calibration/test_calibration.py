@@ -136,7 +136,7 @@ def test_without_guidance():
     [
         ({"budgets": (1.0,)}, "A budget is a number over 1"),
         ({"budgets": ("fast",)}, "A budget is a number over 1"),
-        ({"budgets": (60.0,)}, "the most that these branches can do"),
+        ({"budgets": (60.0,)}, "the most that these branches can save"),
         ({"steps": 1}, "steps must be"),
         ({"trials": 0}, "trials must be"),
         ({"negatives": ["blue"]}, "8 prompts and 1 negative"),

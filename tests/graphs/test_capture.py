@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from support.changes import move_the_data, other_processor, replace_weight
 from support.small import (
     BETAS,
     LoopPipe,
@@ -237,17 +238,11 @@ def test_several_slots_get_graphs_each_and_more_run_uncaptured():
         captured(pipe, 3, 1)
         assert torch.equal(run(pipe, calls), want)
         assert last_run(pipe).captures == captures
-        assert last_run(pipe).buffer_bytes == calls * 8 * 16 * 16 * 4
+        assert last_run(pipe).buffer_bytes == calls * 16 * 16 * 16 * 4
 
 
 def replace_a_weight(unet):
-    layer = unet.up_blocks[-1].resnets[-1].conv1
-    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
-
-
-def move_the_data(unet):
-    for parameter in unet.parameters():  # what pipe.to() does
-        parameter.data = parameter.data * 1.01
+    replace_weight(unet.up_blocks[-1].resnets[-1].conv1)
 
 
 def reload(unet):
@@ -256,12 +251,6 @@ def reload(unet):
 
 def freeu(unet):
     unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
-
-
-def other_processor(unet):
-    from diffusers.models.attention_processor import AttnProcessor
-
-    unet.set_attn_processor(AttnProcessor())
 
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, reload, freeu, other_processor])

@@ -83,6 +83,12 @@ def small_pipe():
     return tiny_pipe(unet=NO_ATTENTION)
 
 
+@pytest.fixture
+def eager_joins(monkeypatch):
+    """The measured joins run eager, which the clock does not see. That they compile is for the tests without it."""
+    monkeypatch.setattr(tuning, "_compiled", lambda join, what, options: join)
+
+
 def ops_in_a_call(pipe, *args):
     """How many joins are on the ops in a call that runs what is not captured."""
     with counted_ops() as ops:
@@ -101,6 +107,7 @@ def test_a_warm_up_measures_and_the_graphs_are_made_of_what_won(tmp_path):
     assert last_run(pipe).joins_measured == 0 and last_run(pipe).compile_seconds == 0
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_the_next_process_measures_nothing(tmp_path):
     first = judge(tmp_path, large_only)
     warmup(accelerate(small_pipe(), 3, kernels=first, **COMPILED), 64, 64, progress=False)
@@ -122,6 +129,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
     assert the_judge.timer.timed == [] and not the_judge.verdicts.path.exists()
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     want = generate(pipe)
@@ -135,6 +143,7 @@ def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     assert warmup(pipe, 64, 64, progress=False).captures == 0
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_where_torch_wins_the_graphs_stay(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path, lambda shape, on_ops: 2.0 - (not on_ops)), **COMPILED)
     want = generate(pipe)
@@ -143,6 +152,7 @@ def test_where_torch_wins_the_graphs_stay(tmp_path):
     assert torch.equal(generate(pipe), want)
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_what_is_known_of_other_sizes_changes_no_graph(tmp_path):
     the_judge = judge(tmp_path, lambda shape, on_ops: 1.0 if on_ops == (shape[2] in (6, 12)) else 2.0)
     pipe = accelerate(small_pipe(), 3, kernels=the_judge, **COMPILED)
@@ -153,6 +163,7 @@ def test_what_is_known_of_other_sizes_changes_no_graph(tmp_path):
     assert record.joins_measured > 0 and record.captures == 0
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_an_evicted_bucket_comes_back_as_it_was_compiled(tmp_path):
     """What is measured for one size must not throw away what was compiled for another."""
     the_judge = judge(tmp_path)
@@ -165,6 +176,7 @@ def test_an_evicted_bucket_comes_back_as_it_was_compiled(tmp_path):
     assert last_run(pipe).captures == 2 and last_run(pipe).compile_seconds == 0
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_the_blends_of_a_prediction_are_joins_of_their_own(tmp_path):
     the_judge = judge(tmp_path)
     pipe = accelerate(small_pipe(), 3, predict="linear", kernels=the_judge, **COMPILED)
@@ -175,6 +187,7 @@ def test_the_blends_of_a_prediction_are_joins_of_their_own(tmp_path):
     torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_with_guidance_reused_partial_steps_have_half_the_batch(tmp_path):
     the_judge = judge(tmp_path)
     warmup(accelerate(small_pipe(), 3, guidance="reuse", kernels=the_judge, **COMPILED), 64, 64, progress=False)
@@ -223,6 +236,7 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
     assert "Not enough memory to find the joins" in caplog.text
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_the_pipe_is_as_it_was(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     before = {name: (p.data_ptr(), p._version, p.requires_grad) for name, p in pipe.unet.named_parameters()}
@@ -232,6 +246,7 @@ def test_the_pipe_is_as_it_was(tmp_path):
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_hooks_and_training_measure_nothing(tmp_path):
     the_judge = judge(tmp_path)
     pipe = accelerate(small_pipe(), 3, kernels=the_judge, **COMPILED)
@@ -242,6 +257,7 @@ def test_hooks_and_training_measure_nothing(tmp_path):
     assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
 
 
+@pytest.mark.usefixtures("eager_joins")
 def test_the_bar_says_which_join_of_how_many(tmp_path, capsys):
     warmup(accelerate(small_pipe(), kernels=judge(tmp_path), **COMPILED), 64, 64)
     shown = capsys.readouterr().err

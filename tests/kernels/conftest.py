@@ -1,4 +1,4 @@
-"""The interpreter, one process for the session, and what makes a test's inputs."""
+"""Fixtures: the interpreter, one process for the session, and calls with and without it."""
 
 import pytest
 from support.kernel_worker import Interpreter

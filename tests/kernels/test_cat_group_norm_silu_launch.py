@@ -1,4 +1,4 @@
-"""How a call of cat_group_norm_silu is cut into launches and programs, and the bytes that these load and store."""
+"""How a call of cat_group_norm_silu is divided into launches and programs, and the bytes that they load and store."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def test_the_tile_of_a_group(size, pixels):
 
 
 def test_no_more_programs_than_run_at_once():
-    """Unless there are as many blocks of channels and images."""
+    """Unless there are more blocks of channels, over all images, than fit at once."""
     for multiprocessors in (60, 108, 132, 148):
         for join in (j for m in MODELS for j in joins(m)):
             p = launch_parameters(join.batch, join.hidden, join.skip, join.height * join.width, True, multiprocessors)
@@ -74,22 +74,22 @@ def test_no_more_programs_than_run_at_once():
 
 
 def _group_channels(c1, c2, groups, block_c):
-    """For each block of channels, how many groups the merge loads for it, and how many channels these have."""
+    """For each block of channels, how many groups its merge loads, and how many channels they have."""
     size = (c1 + c2) // groups
     for start, channels in ((0, c1), (c1, c2)):
         for c in range(start, start + channels, block_c):
-            # Lanes of the block beyond its source count too, as far as there are groups.
+            # Lanes of the block beyond its source count too, up to the last group.
             first, touched = c // size, groups_of_block(block_c, size)
             loaded = min(touched, groups - first)
             yield loaded, loaded * size
 
 
 def _model(batch, c1, c2, groups, pixels, channels_last, element_size, multiprocessors=MULTIPROCESSORS):
-    """Bytes by kernel and argument that the launch parameters of two launches promise."""
+    """Bytes by kernel and argument that the parameters of two launches imply."""
     p = launch_parameters(batch, c1, c2, pixels, channels_last, multiprocessors)
     channels = c1 + c2
     h, skip = (batch * c * pixels * element_size for c in (c1, c2))
-    # One pixel of each chunk, to which the means of lanes are related.
+    # One pixel of each chunk, from which differences are taken.
     h_first, skip_first = (batch * c * p.splits * element_size for c in (c1, c2))
     partials = 4 * batch * p.splits * channels
     merged_groups, merged = map(sum, zip(*_group_channels(c1, c2, groups, p.block_c), strict=True))
@@ -105,7 +105,7 @@ def _model(batch, c1, c2, groups, pixels, channels_last, element_size, multiproc
         "normalize_silu_kernel": {
             ("h", "load"): h,
             ("skip", "load"): skip,
-            # All chunks but the last twice, the second time from L1, and one mean of each group once more.
+            # Every chunk but the last twice, the second time from L1, and one mean of each group again.
             ("means", "load"): programs * ((2 * p.splits - 1) * merged + merged_groups),
             ("m2s", "load"): programs * p.splits * merged,
             ("weight", "load"): affine,
@@ -116,7 +116,7 @@ def _model(batch, c1, c2, groups, pixels, channels_last, element_size, multiproc
 
 
 def _one_launch_model(batch, c1, c2, groups, pixels, element_size):
-    """Those of one launch."""
+    """The same for one launch."""
     h, skip = (batch * c * pixels * element_size for c in (c1, c2))
     size = (c1 + c2) // groups
     h_first = -(-c1 // size)  # groups that begin in h
@@ -164,7 +164,7 @@ def test_traffic_of_one_launch_is_what_the_model_says(interpreter, shape):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("join", [j for m in MODELS for j in joins(m)], ids=str)
 def test_traffic_of_the_real_joins(join, channels_last):
-    """6 bytes for each element of the concat in bfloat16, and little besides; with one launch 2 of the 6 from L1."""
+    """In bfloat16 little more than 6 bytes for each element of the concat. With one launch 2 of the 6 are from L1."""
     pixels = join.height * join.width
     elements = join.concat_elements
     sizes = (join.batch, join.hidden, join.skip, join.groups, pixels)
@@ -191,6 +191,6 @@ TWO_LAUNCHES = [
 
 @pytest.mark.parametrize("join", TWO_LAUNCHES, ids=str)
 def test_the_chip_is_filled(join):
-    """Nine tenths of the programs that an H100 runs at once, two for each of its 132 multiprocessors."""
+    """At least 0.9 of the programs that an H100 runs at once, two for each of its 132 multiprocessors."""
     p = launch_parameters(join.batch, join.hidden, join.skip, join.height * join.width, True, MULTIPROCESSORS)
     assert join.batch * p.blocks * p.splits >= 0.9 * 2 * MULTIPROCESSORS

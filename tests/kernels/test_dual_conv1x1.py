@@ -1,4 +1,4 @@
-"""The two-input 1x1 convolution: numbers in the interpreter, the op in torch's machinery, the code for real GPUs."""
+"""The two-input 1x1 convolution: values in Triton's interpreter and on a GPU, refusals, traffic and machine code."""
 
 import functools
 import itertools
@@ -95,7 +95,7 @@ def test_rows_that_need_64_bits_are_noticed():
 
 
 def test_on_cuda_it_is_one_launch_and_nothing_else():
-    """No copy of an argument, no pointer to something that is not read."""
+    """It copies no argument, and passes no pointer to something that the kernel does not read."""
     shapes = [(2, 640, 24, 40), (2, 320, 24, 40), (320, 960, 1, 1), (320,), (2, 320, 24, 40)]
     (launch,), others = launches(dual_conv1x1_triton, shapes)
     assert launch.kernel == "dual_conv1x1_kernel"
@@ -128,7 +128,7 @@ def test_refusals_carry_the_values(change, message):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_traffic(interpreter, layout):
-    """Both inputs are read once for each block of output channels (from L2 but the first time); no partial result."""
+    """Both inputs are read once for each block of output channels (after the first time from L2). No partial result."""
     arguments = conv_arguments(SMALL, torch.bfloat16, LAYOUTS[layout])
     ((name, counted),) = interpreter("support.kernel_worker", "traffic", OP, **arguments)
     assert name == "dual_conv1x1_kernel"
@@ -206,11 +206,11 @@ def test_compiles_ahead_of_time(case):
     if dtype != "fp32" or precision == "tf32":
         assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", code.asm)
     if target == "sm_90" and dtype == "bf16" and mix == 0:
-        # So that a multiprocessor, which has 65536 of them, runs two programs of 8 warps at once, or four of 4.
+        # A multiprocessor has 65536 registers, so it can run two programs of 8 warps at once, or four of 4.
         assert code.registers <= 128
 
 
-# On a GPU: numbers of all joins, and a few of them compiled, so that each test takes seconds.
+# On a GPU: values of all joins, and a few of them compiled, so that each test takes seconds.
 
 
 @pytest.mark.gpu
@@ -225,7 +225,7 @@ def test_on_the_gpu(shape, dtype, layout):
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", compiled_cases(), ids=lambda s: s.why)
 def test_compiled_on_the_gpu(shape):
-    """dynamic=False and a reset: all of these are one code object, of which Dynamo compiles eight and no more."""
+    """Static and after a reset: all these are one code object, and Dynamo compiles at most eight versions of one."""
     arguments = on_the_gpu(conv_arguments(shape, torch.float16, torch.channels_last))
     torch.compiler.reset()
     compiled = torch.compile(lambda a: dual_conv1x1(**a), fullgraph=True, dynamic=False)

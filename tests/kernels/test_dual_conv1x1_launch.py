@@ -1,4 +1,4 @@
-"""Which tile the convolution of a shape runs with, and how it multiplies float32."""
+"""Which tile the convolution uses for a shape, and how it multiplies float32."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ REAL = sorted({(j.batch * j.height * j.width, j.hidden, j.skip, j.out) for m in 
 @pytest.mark.parametrize(("element_size", "precision"), WAYS)
 @pytest.mark.parametrize("gpu", MULTIPROCESSORS)
 def test_no_multiprocessor_is_idle_where_there_is_work(gpu, element_size, precision):
-    """Most of them have a program, unless the smallest tile gives no more; and no tile is larger than the join."""
+    """Half of them have a program, or the smallest tile is used; and no tile is larger than the join."""
     smallest = tiles(element_size, precision, 0)[-1]
     for pixels, *join in REAL:
         t = tile(1, pixels, *join, element_size, precision, 0, MULTIPROCESSORS[gpu])
@@ -70,16 +70,16 @@ def precision_of(dtype):
     return launch.arguments["PRECISION"]
 
 
-# One after the other, and what a float32 launch gets then. Only the first two use torch's old setting, which raises
-# once one of the new ones has been touched.
+# Settings, set one after the other, and the precision that a float32 launch then gets. Only the first two use torch's
+# old setting, which raises once a new one has been set.
 SETTINGS = [
     ("cudnn.allow_tf32 = False", "ieee"),
     ("cudnn.allow_tf32 = True", "tf32"),
     ("cudnn.conv.fp32_precision = 'ieee'", "ieee"),
     ("cudnn.conv.fp32_precision = 'tf32'", "tf32"),
-    ("cudnn.conv.fp32_precision = 'none'", "ieee"),  # nor is anything set above it
+    ("cudnn.conv.fp32_precision = 'none'", "ieee"),  # and nothing is set above it
     ("cudnn.fp32_precision = 'tf32'", "tf32"),
-    ("fp32_precision = 'ieee'", "tf32"),  # cuDNN's own goes before the one of all backends
+    ("fp32_precision = 'ieee'", "tf32"),  # cuDNN's own setting wins over that of all backends
     ("cudnn.fp32_precision = 'none'", "ieee"),
     ("fp32_precision = 'tf32'", "tf32"),
 ]
@@ -94,7 +94,7 @@ def precisions():
 
 
 def test_float32_is_multiplied_as_torch_lets_convolutions_multiply_it():
-    """In a process of its own, since not all that it sets can be undone."""
+    """In its own process, because not every setting can be undone."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_dual_conv1x1_launch as t; print(*t.precisions())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ def test_opcheck(anywhere, op):
     anywhere("support.kernel_checks", "opcheck", op)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_to_one_graph(anywhere, op, dynamic):
     """With AOT autograd on top of Dynamo's graph."""
     anywhere("support.kernel_checks", "compiles", op, "aot_eager", dynamic)

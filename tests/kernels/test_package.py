@@ -1,4 +1,4 @@
-"""What importing the ops costs and needs, their names, and that their benchmarks run."""
+"""Imports of the ops with and without Triton, their names, and their benchmarks without a GPU."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ from benchmarks.kernels.bench import joins
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ["cat_group_norm_silu", "dual_conv1x1"]
 
-# A machine without Triton: it is neither found nor importable.
+# Without Triton: it is neither found nor importable.
 WITHOUT_TRITON = """
 import importlib.util, sys
 find_spec = importlib.util.find_spec

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, state_of, tiny_pipe
+from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, own_demo, state_of, tiny_pipe
 from torch import nn
 
 from stepcache import accelerate, last_run, restore
@@ -62,12 +62,6 @@ def in_place(model):
 
 def addresses(model):
     return [p.data_ptr() for p in model.parameters()]
-
-
-def own_demo(**changes):
-    """The demo with a U-Net and a VAE of the test's own."""
-    stock = demo_pipe()
-    return demo_pipe(unet=copy.deepcopy(stock.unet), vae=copy.deepcopy(stock.vae), **changes)
 
 
 def images(pipe, **kwargs):

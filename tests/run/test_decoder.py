@@ -6,8 +6,8 @@ import weakref
 
 import pytest
 import torch
+from support.changes import move_the_data, other_processor, replace_weight
 from support.vaes import VAES, decode, make_graphs, make_latents, make_vae, run
-from torch import nn
 
 from stepcache.graphs.capture import MAX_STALE
 from stepcache.graphs.settings import GraphSettings
@@ -111,19 +111,7 @@ def test_autocast_and_inference_mode_have_buckets_of_their_own():
 
 
 def replace_a_weight(vae):
-    layer = vae.decoder.conv_out
-    layer.weight = nn.Parameter(layer.weight * 1.5, requires_grad=False)
-
-
-def move_the_data(vae):
-    for parameter in vae.parameters():  # what `vae.to` does
-        parameter.data = parameter.data * 1.01
-
-
-def other_processor(vae):
-    from diffusers.models.attention_processor import AttnProcessor
-
-    vae.set_attn_processor(AttnProcessor())
+    replace_weight(vae.decoder.conv_out)
 
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, other_processor])

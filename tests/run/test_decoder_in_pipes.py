@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import demo_pipe, engine_of, generate, loop_pipe, sdxl_pipe
+from support.small import demo_pipe, engine_of, generate, loop_pipe, own_demo, sdxl_pipe
 from support.vaes import make_latents, make_vae
 from torch import nn
 
@@ -19,11 +19,6 @@ from stepcache.pipes.vae import vae_of
 
 def images(pipe, **kwargs):
     return generate(pipe, output_type="pt", **kwargs)
-
-
-def own_demo():
-    """The demo with a VAE that the test may change."""
-    return demo_pipe(vae=copy.deepcopy(demo_pipe().vae))
 
 
 def with_graphs(pipe, *args, **options):

@@ -38,14 +38,15 @@ def check_all_branches(unet, inputs, join=reference_join, equal=torch.equal):
     family = family_of(unet)
     layout = family.layout(unet)
     bound = family.bind(**copy.deepcopy(inputs)).inputs
+    with torch.no_grad():
+        shapes = feature_shapes(unet, bound)  # before there are hooks, with which a family may refuse its U-Net
+    assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
     ran = set()
     # With hooks on its layers a ResNet would not run on the ops.
     watched = inner_modules(unet) if join is reference_join else []
     hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in watched]
     try:
         with torch.no_grad():
-            shapes = feature_shapes(unet, bound)
-            assert len(shapes) == len(layout.joins) == len(layout.skips) > 0
             for branch, shape in enumerate(shapes):
                 cut = layout.cut(branch)
                 ran.clear()

@@ -10,7 +10,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from support.small import LoopPipe, make_unet
+from support.small import NO_ATTENTION, LoopPipe, make_unet
 
 from benchmarks.engine import fake_h100, gpu_code
 from benchmarks.engine import gpu_code_counts as counts
@@ -68,15 +68,8 @@ def product():
     return counted(code, *OPTIONS)
 
 
-# A full step without attention compiles in a third of the time; a partial one has it.
-NO_ATTENTION = {
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "mid_block_type": None,
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}
-
-
 def graph(kind, channels_last):
+    # A full step without attention compiles in a third of the time; a partial one has it.
     unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
     accelerate(LoopPipe(unet, DDIMScheduler()), channels_last=channels_last)
     before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
@@ -84,7 +77,7 @@ def graph(kind, channels_last):
     left = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()} == before
     (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
     options = ("default", "torch") if channels_last else ()
-    return {**counted(code, *options), "unet is as it was": left, "macs": getattr(macs, kind)}
+    return {**counted(code, *options), "unet is as it was": left, "macs": getattr(macs, f"{kind}_macs")}
 
 
 def on_the_ops(kind):
@@ -100,7 +93,11 @@ def on_the_ops(kind):
     }
     names = [call.kernel.name if isinstance(call, Launch) else call.name for call in code.calls]
     behind = [names[i - 1] for i, name in enumerate(names) if name.startswith("dual_conv1x1")]
-    return {**counted(code), "latent": latent, "formats": formats, "shortcuts behind": behind}
+    (macs,) = branch_macs(meta_unet(unet.config), SIZE, SIZE, gpu_code.BATCH, [0])
+    return {
+        **counted(code, "default", "torch"), "latent": latent, "formats": formats, "shortcuts behind": behind,
+        "macs": getattr(macs, f"{kind}_macs"),
+    }  # fmt: skip
 
 
 CASES = {

@@ -1,4 +1,4 @@
-"""What the tests of code for GPUs that are not there share; `benchmarks/kernels/compile.py` compiles it."""
+"""Shared by the tests of machine code for GPUs, which `benchmarks/kernels/compile.py` compiles without one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from benchmarks.kernels.compile import Compiled, instructions_and_loops
 
 
 def slow(*combination: Any) -> Any:
-    """A combination that is compiled in the long run only."""
+    """A combination that is compiled by `make slow` only."""
     return pytest.param(combination, marks=pytest.mark.slow)
 
 
 def assert_no_spills(code: Compiled, target: str) -> None:
-    """Nothing that a thread holds of a tile is in local memory, which is 16 bytes and more, and 32 where h is mixed.
+    """No part of a tile is in local memory: that would take at least 16 bytes, or 32 if h is mixed.
 
-    ptxas 13 parks scalars that live across a loop in a stack, with registers to spare: a program's index, or a mix's
-    three weights. They are stored before the loop and loaded after it, so no loop touches the stack (`ptxas -v` says
-    "0 bytes spill stores, 0 bytes spill loads").
+    ptxas 13 keeps scalars that live across a loop on the stack, even with free registers: a program's index, or a mix's
+    three weights. It stores them before the loop and loads them after it, so no loop touches the stack (`ptxas -v`
+    reports "0 bytes spill stores, 0 bytes spill loads").
     """
     if target == "gfx942":
         assert code.spilled == 0

@@ -1,4 +1,4 @@
-"""Checks of a registered op that must hold in any process, with Triton's interpreter on and off."""
+"""Checks of a registered op that must hold with Triton's interpreter on and off."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def compiles_once_for_all_sizes(name: str) -> None:
 
     torch.compiler.reset()
     compiled = torch.compile(lambda a: op(**a), backend=backend, fullgraph=True, dynamic=True)
-    # Sizes that no channel count equals, since equal sizes share a symbol in the first trace.
+    # No size equals a channel count, because equal sizes share a symbol in the first trace.
     for batch, height, width in ((2, 9, 11), (3, 5, 14), (7, 13, 8)):
         shape = Shape("dynamic", batch, 20, 12, 6, 4, height, width)
         arguments = ARGUMENTS[name](shape, torch.float32, torch.channels_last)
@@ -59,7 +59,7 @@ def compiles_once_for_all_sizes(name: str) -> None:
 
 
 def exports(name: str) -> None:
-    """torch.export keeps the op as one node, which runs; sizes may be dynamic."""
+    """torch.export keeps the op as one node, and the exported program runs."""
     op = _op(name)
 
     class Module(torch.nn.Module):
@@ -74,7 +74,7 @@ def exports(name: str) -> None:
 
 
 def knows_shapes(name: str) -> None:
-    """On the meta device and with fake tensors: shape, dtype and strides of the real result, and no work."""
+    """On the meta device and with fake tensors, shape, dtype and strides are those of the real result."""
     op = _op(name)
     for arguments in _all_arguments(name):
         expected = op(**arguments)

@@ -1,4 +1,4 @@
-"""The CUDA branch of an op on fake tensors, on a machine without a GPU: which kernels it launches, and what else."""
+"""Run an op's CUDA branch on fake tensors, without a GPU: which kernels it launches, and what else it calls."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class _Others(TorchDispatchMode):
 def launches(
     launcher: Callable[..., Tensor], shapes: list[tuple[int, ...]], *rest: Any, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[list[OwnLaunch], list[str]]:
-    """`launcher(*tensors of those shapes, *rest)`: its launches, and its calls of torch's operators.
+    """The launches of `launcher(*tensors, *rest)`, and the names of torch's operators that it calls.
 
-    The tensors are on "cuda", 4-d ones in channels_last.
+    The tensors have those shapes and are on "cuda", 4-d ones in channels_last.
     """
     others = _Others()
 

@@ -1,8 +1,8 @@
 """Programs at the far end of tensors of more than 2^31 elements, run in the interpreter on sparse memory.
 
-A whole launch of that size takes the interpreter hours, so the program with the largest offsets runs alone, as
-programs do. Pages that no program touches are never backed by memory. With 32-bit offsets the reads and writes would
-land elsewhere: in the NaN-free zero pages of another place, or outside the mapping, which kills the worker.
+A whole launch of that size would take hours in the interpreter, so only the programs with the largest offsets run.
+Pages that no program touches take no memory. With 32-bit offsets the reads and writes would land elsewhere: in zeros of
+another page, or outside the mapping, which kills the worker.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sparse(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 
 def _norm_launches(h: Tensor, skip: Tensor, groups: int, channels_last: bool, one: bool) -> list[norm_op.Launch]:
-    """The launches of a call on h and skip, [N, H * W, C] or [N, C, H * W], all other tensors being sparse."""
+    """The launches of a call on h and skip, [N, H * W, C] or [N, C, H * W]; all other tensors are sparse."""
 
     def image(x: Tensor) -> Tensor:
         x = x.to("meta")[:, None]
@@ -55,7 +55,7 @@ def _norm_launches(h: Tensor, skip: Tensor, groups: int, channels_last: bool, on
 
 
 def _run_programs(made: list[norm_op.Launch], programs: list[tuple[int, int, int]]) -> None:
-    """Those programs of each launch; the second of two goes backwards."""
+    """Run those programs of each launch. The second of two launches goes backwards."""
     for launch in made:
         size = (*launch.grid, 1)[:3]
         for at in programs:
@@ -66,9 +66,9 @@ def _run_programs(made: list[norm_op.Launch], programs: list[tuple[int, int, int
 
 
 def norm_at_the_end(channels_last: bool, c1: int, one: bool) -> tuple[Tensor, Tensor]:
-    """The last image of 2^24 + 1, the only one that is not 0: ours and the reference's, [C, H * W].
+    """The last of 2^24 + 1 images, the only one that is not 0: our result and the reference's, [C, H * W].
 
-    Of h, skip, the output and the partials, each has more than 2^31 elements.
+    h, skip, the output and the partials have more than 2^31 elements each.
     """
     batch, channels, pixels, groups = 2**24 + 1, 160, 4, 5
     sizes = [c1, channels - c1]
@@ -87,9 +87,9 @@ def norm_at_the_end(channels_last: bool, c1: int, one: bool) -> tuple[Tensor, Te
 
 
 def norm_wide(channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Rows so long that offsets within a tile, and from one tile to the next, pass 2^31: ours and the expected.
+    """Rows so long that offsets within a tile, and from one tile to the next, exceed 2^31: our result and the expected.
 
-    One block of h and two steps: its partial means, and its output with these partials alone.
+    It runs one block of h for two steps, and returns its partial means and its output with only these partials.
     """
     c, pixels = (2**25 + 2**24, 128) if channels_last else (8, 2**28 + 2**27)
     block_c, group_size, seen = (64, 32, 128) if channels_last else (8, 8, 1024)
@@ -119,7 +119,7 @@ def norm_wide(channels_last: bool) -> tuple[Tensor, Tensor]:
 
 
 def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The last image of 2^19 + 1 again, for the convolution: [O, H * W], ours and the reference's."""
+    """The last of 2^19 + 1 images, for the convolution: our result and the reference's, [O, H * W]."""
     batch, c, out_channels, height, width = 2**19 + 1, 64, 64, 8, 8
     pixels = height * width
     generator = torch.Generator().manual_seed(0)
@@ -148,7 +148,7 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
 
 
 def conv_wide_rows() -> tuple[Tensor, Tensor]:
-    """Contiguous rows of 2^27 pixels, 80 channels of h, 32 of the output: offsets pass 2^31. The first 32 pixels."""
+    """Contiguous rows of 2^27 pixels, 80 channels of h, 32 of the output: offsets exceed 2^31. The first 32 pixels."""
     pixels, c1, c2, out_channels = 2**27, 80, 16, 32
     generator = torch.Generator().manual_seed(0)
     h, skip, out = sparse(1, c1, pixels), sparse(1, c2, pixels), sparse(1, out_channels, pixels)
@@ -169,7 +169,7 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
 
 
 def conv_wide_pixels() -> tuple[Tensor, Tensor]:
-    """64 pixels in channels_last, 2^26 output channels each: offsets pass 2^31. The last 32 of these channels."""
+    """64 pixels in channels_last with 2^26 output channels: offsets exceed 2^31. The last 32 of these channels."""
     pixels, c, out_channels = 64, 24, 2**26
     generator = torch.Generator().manual_seed(0)
     h, skip = (torch.randn(pixels, c, generator=generator).half() for _ in range(2))

@@ -1,7 +1,7 @@
-"""Triton's interpreter in a process of its own, since TRITON_INTERPRET=1 must be set before a kernel is decorated.
+"""Triton's interpreter in its own process, because TRITON_INTERPRET=1 must be set before a kernel is decorated.
 
-`Interpreter` starts `python kernel_worker.py` with it set and calls functions there by name; the environment of the
-test process stays as it is. Requests and replies are pickles over the worker's stdin and stdout.
+`Interpreter` starts `python kernel_worker.py` with it set and calls functions there by name. The environment of the
+test process does not change. Requests and replies are pickles over the worker's stdin and stdout.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Interpreter:
         )
 
     def __call__(self, module: str, function: str, *args: Any, **kwargs: Any) -> Any:
-        """`module.function(*args, **kwargs)` in the worker; what it raises there is raised here, as a RuntimeError.
+        """Call `module.function(*args, **kwargs)` in the worker. An exception there is a RuntimeError here.
 
-        A kernel with a wrong address may kill the worker; the next call has a new one.
+        A kernel with a wrong address may kill the worker. The next call then gets a new one.
         """
         pickle.dump((module, function, args, kwargs), self._process.stdin)
         self._process.stdin.flush()
@@ -75,7 +75,7 @@ def run_backwards(op: str, **arguments: Any) -> Any:
 
 
 def run_two_launches(multiprocessors: int, **arguments: Any) -> Any:
-    """As `run` of cat_group_norm_silu, but in two launches for every size, on a GPU of so many multiprocessors."""
+    """`run` cat_group_norm_silu, but in two launches for every size, as on a GPU with that many multiprocessors."""
     with _two_launches(multiprocessors):
         return run("cat_group_norm_silu", **arguments)
 
@@ -150,7 +150,7 @@ def accesses(op: str, **arguments: Any) -> list[tuple[str, list[Access]]]:
 def traffic(op: str, **arguments: Any) -> list[tuple[str, Counter]]:
     """The bytes that each kernel of one call loads and stores: (kernel, {(argument, "load" or "store"): bytes}).
 
-    Counted lane by lane: what two programs load counts twice.
+    Counts lane by lane, so what two programs load counts twice.
     """
     totals = []
     for kernel, made in accesses(op, **arguments):
@@ -178,9 +178,9 @@ def tiles_of_two_launches(multiprocessors: int, **arguments: Any) -> list[list[t
 
 @contextlib.contextmanager
 def one_program(index: int | tuple[int, int, int], programs: int | tuple[int, int, int]) -> Any:
-    """Kernels launched with grid (1,) run as program `index` of `programs`, and leave their arguments where they are.
+    """Run kernels that are launched with grid (1,) as program `index` of `programs`, without copying arguments back.
 
-    The executor ends by copying every argument onto itself: for a sparse tensor of gigabytes, a write of every page.
+    The executor ends by copying every argument onto itself, which would write every page of a sparse tensor.
     """
     import triton.runtime.interpreter as ti
 
@@ -198,7 +198,7 @@ def one_program(index: int | tuple[int, int, int], programs: int | tuple[int, in
 
 
 def _poison_empty() -> None:
-    """torch.empty is full of NaN in this process, so a read of what was never written shows."""
+    """Fill torch.empty with NaN in this process, so that reads of unwritten memory show."""
     import torch
 
     empty, empty_like = torch.empty, torch.empty_like
@@ -214,7 +214,7 @@ def _poison_empty() -> None:
 
 
 def _patch_the_language_once() -> None:
-    """Let a launch replace Triton's functions once for each module, where it does so at every call of a function."""
+    """Make a launch patch Triton's language once for each module, not at every call of a function."""
     import triton.runtime.interpreter as ti
 
     done: set[str] = set()
@@ -237,7 +237,7 @@ def _patch_the_language_once() -> None:
 
 
 def _poison_masked() -> None:
-    """Elements that a masked load leaves out, with no value given for them, are NaN, as on a GPU they may be."""
+    """Make elements outside the mask of a load without `other` NaN, as they may be on a GPU."""
     import numpy as np
     import triton.language as tl
     import triton.runtime.interpreter as ti
@@ -256,7 +256,7 @@ def _poison_masked() -> None:
 
 
 def _round_bfloat16() -> None:
-    """Let the interpreter round float32 to bfloat16 as a GPU does, to the nearest, where it cuts the bits off."""
+    """Make the interpreter round float32 to the nearest bfloat16, as a GPU does. By itself it truncates."""
     import numpy as np
     import torch
     import triton.language as tl
@@ -274,7 +274,7 @@ def _round_bfloat16() -> None:
 
 
 def main() -> None:
-    """Serve requests until stdin ends. What is printed goes to stderr, since stdout carries the replies."""
+    """Serve requests until stdin ends. Prints go to stderr, because stdout carries the replies."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from importlib.resources import files
 from types import SimpleNamespace
@@ -209,6 +210,12 @@ def demo_pipe(cls: type = StableDiffusionPipeline, **changes: object):
     pipe = cls(**components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def own_demo(**changes: object):
+    """The demo with a U-Net and a VAE that a test may change."""
+    parts = {name: copy.deepcopy(_demo().components[name]) for name in ("unet", "vae")}
+    return demo_pipe(**parts, **changes)
 
 
 def tiny_pipe(cls: type = StableDiffusionPipeline, *, unet: dict | None = None, **changes: object):

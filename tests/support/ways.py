@@ -23,7 +23,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from support.small import BETAS, SMALL, demo_pipe, sdxl_pipe
+from support.builders import TINY
+from support.small import BETAS, demo_pipe, sdxl_pipe
 
 from stepcache.errors import AlreadyCached, UnsupportedUNet
 
@@ -64,15 +65,7 @@ class Way:
 
 
 # Two levels, with attention in what a partial step of branch 0 runs and in what it leaves out: the least that compiles.
-LEAST = {
-    **SMALL,
-    "cross_attention_dim": 4,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "mid_block_type": None,
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
+LEAST = {**TINY, "mid_block_type": None}
 
 
 def make_unet(seed: int = 0) -> UNet2DConditionModel:

@@ -21,7 +21,6 @@ from .results import Compared, Comparison, Shot, Variant
 
 THUMBNAIL = 256  # pixels, of the contact sheet's images
 
-
 # Reuse alone is compared, on a GPU too, and nobody waits for Inductor.
 EAGER: dict[str, Any] = {"compile": False, "cuda_graphs": False, "channels_last": False}
 

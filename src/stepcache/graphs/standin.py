@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..forwards.nested import tensors_of
 from .hosttensor import HostTensor
 
 SYNCING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
@@ -192,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name
         if name in SYNCING:
             raise StandInError(f"{name} waits for a value: not permitted while a graph is captured.")
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_of((args, kwargs))
         if any(isinstance(tensor, HostTensor) for tensor in tensors):
             raise StandInError(f"{name} was given a tensor on the host: not permitted while a graph is captured.")
         if name in CONSTANTS:
@@ -201,14 +201,12 @@ class _Recorder(TorchDispatchMode):
             return result
         if _is_gemm(func):
             self.workspaces.add(_process.workspace(self._pool))
-        args_as_places, kwargs_as_places = tree_map_only(Tensor, self._place, (args, kwargs))
+        args_as_places, kwargs_as_places = _mapped(Tensor, self._place, (args, kwargs))
         writes = self._note_writes(func, args, kwargs)
         known = {_key(tensor) for tensor in tensors}
         result = func(*args, **kwargs)
         allocates = []
-        for i, leaf in enumerate(tree_leaves(result)):
-            if not isinstance(leaf, Tensor):
-                continue
+        for i, leaf in enumerate(tensors_of(result)):
             if _key(leaf) not in known and _key(leaf) not in self._own:
                 allocates.append((i, len(self._own)))
                 self._own[_key(leaf)] = len(self._own), leaf.untyped_storage()
@@ -228,8 +226,8 @@ class _Recorder(TorchDispatchMode):
         arguments = func._schema.arguments
         given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
         written = [value for argument, value in given if argument.is_write]
-        for tensor in tree_leaves(written):
-            if isinstance(tensor, Tensor) and _key(tensor) not in self._own:
+        for tensor in tensors_of(written):
+            if _key(tensor) not in self._own:
                 self.written[_key(tensor)] = self._place(tensor)
         return bool(written)
 
@@ -241,6 +239,17 @@ class _Recorder(TorchDispatchMode):
         self._own.clear()
         self._constant.clear()
         return any(result() is not None for result in self._results)
+
+
+def _mapped(kind: type, function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `function` of all of that kind; pytree's own takes longer than most operations on a CPU."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(kind, function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(kind, function, item) for item in value)
+    return value
 
 
 def _key(tensor: Tensor) -> int:
@@ -282,8 +291,8 @@ class StandInGraph:
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
             self._poison()
             for function, args, kwargs, allocates in self._operations:
-                args, kwargs = tree_map_only(_Place, lambda place: place.tensor(allocated), (args, kwargs))
-                results = tree_leaves(function(*args, **kwargs))
+                args, kwargs = _mapped(_Place, lambda place: place.tensor(allocated), (args, kwargs))
+                results = tensors_of(function(*args, **kwargs))
                 for i, n in allocates:
                     allocated[n] = results[i].untyped_storage()
         self.replays += 1

@@ -76,15 +76,15 @@ class Request:
         images = np.asarray(output.images)
         if not allow_nan and not np.isfinite(images).all():
             raise StepCacheError(
-                f"The pipeline's images of {self.text!r} have "
-                f"NaN or infinite values, in {pipe.dtype}: load it in bfloat16 or float32 (--dtype)."
+                f"The pipeline's images of {self.text!r} have NaN or infinite values, in {pipe.dtype}: load it in "
+                "bfloat16 or float32 (--dtype)."
             )
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
         return Made(images, seconds, tuple(map(bool, flags)))
 
 
 def check_text_to_image(pipe: Any, needed: Iterable[str], what: str) -> None:
-    """UnsupportedPipeline where the pipe's call does not take the arguments `needed`, or takes an image to start from.
+    """UnsupportedPipeline if the pipe's call lacks one of the arguments `needed`, or takes an image to start from.
 
     what: who needs a text-to-image pipeline, for the message.
     """

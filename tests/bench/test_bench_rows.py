@@ -1,8 +1,9 @@
+"""Rows as CSVs: columns, rig, appending, reading."""
+
 from dataclasses import dataclass, fields
 
 import pytest
 
-from stepcache.bench.repeats import Spread, interleave
 from stepcache.bench.rows import Rig, read, write
 
 
@@ -65,23 +66,6 @@ def test_other_columns_are_not_appended(tmp_path):
 def test_no_rows_no_file(tmp_path):
     write(tmp_path / "sample.csv", [])
     assert not (tmp_path / "sample.csv").exists()
-
-
-def test_spread():
-    assert Spread.of([5.0]) == (5.0, 5.0, 5.0)
-    assert Spread.of([float(n) for n in range(11)]) == pytest.approx((5.0, 2.0, 8.0))
-    assert Spread.of([3.0, 1.0]).median == 2.0
-
-
-def test_interleave_rotates_and_drops_the_warm_up():
-    order = []
-
-    def job(name):
-        return lambda: (order.append(name), float(len(order)))[1]
-
-    values = interleave({name: job(name) for name in "abc"}, 3)
-    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
-    assert values == {"a": [6.0, 8.0, 10.0], "b": [4.0, 9.0, 11.0], "c": [5.0, 7.0, 12.0]}
 
 
 def test_the_commit_without_a_repository_is_the_one_told(monkeypatch, tmp_path):
