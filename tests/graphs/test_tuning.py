@@ -233,7 +233,7 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
     monkeypatch.setattr("stepcache.graphs.unet.calls_of_joins", no_memory)
     record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
     assert record.joins_measured == 0 and record.captures == 2
-    assert "There is no memory to look for the joins" in caplog.text
+    assert "Not enough memory to find the joins" in caplog.text
 
 
 @pytest.mark.usefixtures("eager_joins")

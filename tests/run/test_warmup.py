@@ -80,7 +80,7 @@ def test_the_bar_says_what_it_does(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((63, 64), "height=63: this pipeline makes multiples of 4"),
+        ((63, 64), "height=63: this pipeline only makes multiples of 4"),
         ((64, 0), "width must be .* got 0"),
         ((64, 64.0), "got 64.0"),
         ((64, 64, 0), "batch_size must be .* got 0"),

@@ -275,7 +275,7 @@ WRAPPED = [
         compiled=RUNS_EAGER,
         captured=RUNS_EAGER,
         changes=True,
-        warning="Forward hooks are on the layers of the U-Net",
+        warning="The layers of the U-Net have forward hooks",
     ),
     Way(
         "forward hooks on blocks",

@@ -1,6 +1,6 @@
-"""The graphs of a pipe's models, and how they run: eager, compiled, captured.
+"""Runs a pipe's models eager, compiled or captured.
 
-The only room that names torch.compile and CUDA graphs. It knows no steps and no schedules. unet.py and decoder.py make
-a bucket for each set of static shapes (bucket.py); a bucket runs programs (program.py), through a capture where there
-is one (capture.py).
+Only this package calls torch.compile and CUDA graphs. It knows nothing of steps or schedules. unet.py and decoder.py
+make a bucket for each set of static shapes (bucket.py). A bucket runs programs (program.py), through a capture if it
+has one (capture.py).
 """

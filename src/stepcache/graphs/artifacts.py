@@ -1,6 +1,6 @@
-"""torch's compile-cache artifacts in a file, so that the next process finds them instead of compiling.
+"""torch's compile-cache artifacts in a file, so that the next process need not compile.
 
-The file is one line of JSON (what made it) and then torch's own bytes. They hold pickles: load only what you trust.
+The file is one line of JSON (what made it), then torch's own bytes. Those contain pickles: load only files you trust.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ FORMAT = 1
 
 
 def save(path: str | os.PathLike[str]) -> int:
-    """Write all that this process has compiled so far to `path`; returns the size in bytes.
+    """Write everything this process has compiled so far to `path`; returns the size in bytes.
 
-    NothingCompiled where nothing has been (or torch's caches are switched off).
+    Raises NothingCompiled if that is nothing, or if torch's caches are off.
     """
     saved = torch.compiler.save_cache_artifacts()
     if saved is None or not saved[0]:
         raise NothingCompiled(
             "There is nothing to save: this process has compiled nothing that torch caches. Run warmup(pipe, ...) or "
-            "the pipe first, with compile on and torch's FX graph cache not switched off."
+            "the pipe first, with compile on and torch's FX graph cache enabled."
         )
     data = saved[0]
     header = {**_maker(), "sha256": hashlib.sha256(data).hexdigest()}
     target = Path(path)
     partial = target.with_name(target.name + ".part")
-    # A reader must never find half a file, whenever this process is stopped.
+    # Rename a finished file into place: a reader never finds half of one.
     try:
         partial.write_bytes(json.dumps(header).encode() + b"\n" + data)
         partial.replace(target)
@@ -46,10 +46,10 @@ def save(path: str | os.PathLike[str]) -> int:
 
 
 def load(path: str | os.PathLike[str]) -> bool:
-    """Put the artifacts of `path` into torch's caches; whether that was done.
+    """Load the artifacts in `path` into torch's caches; returns whether they were used.
 
-    A file that something else wrote, or another version, device or Python, is not used: a warning says why, and
-    everything compiles as usual. InvalidSetting where there is no such file.
+    A file that stepcache did not write, or that another torch, device or Python made, is ignored with a warning, and
+    everything compiles as usual. Raises InvalidSetting if the file cannot be read.
     """
     source = Path(path)
     try:
@@ -61,11 +61,9 @@ def load(path: str | os.PathLike[str]) -> bool:
         ) from error
     reason = _unusable(head, data)
     if reason is None and torch.compiler.load_cache_artifacts(data) is None:
-        reason = "torch does not take them"
+        reason = "torch rejects them"
     if reason is not None:
-        logger.warning(
-            "The compiled artifacts in %s are not used (%s); everything is compiled as usual.", source, reason
-        )
+        logger.warning("The compiled artifacts in %s are not used (%s); everything compiles as usual.", source, reason)
     return reason is None
 
 
@@ -78,12 +76,12 @@ def _unusable(head: bytes, data: bytes) -> str | None:
     here = _maker()
     for name, value in here.items():
         if header.get(name) != value:
-            return f"made with {name} {header.get(name)}, here is {value}"
+            return f"made with {name} {header.get(name)}, this is {value}"
     return None if hashlib.sha256(data).hexdigest() == sha256 else "the file is damaged"
 
 
 def _maker() -> dict[str, Any]:
-    """What must agree between the process that saves and the one that loads."""
+    """What must be equal in the process that saves and the one that loads."""
     import platform
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

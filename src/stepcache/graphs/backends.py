@@ -1,4 +1,4 @@
-"""Capture and replay: the small interface that the capture engine speaks to, and its CUDA implementation."""
+"""Capture and replay: the interface that capture.py uses, and its CUDA implementation."""
 
 from __future__ import annotations
 
@@ -15,53 +15,52 @@ WARM_UPS = 3
 
 
 class CapturedGraph(Protocol):
-    """A captured graph: the kernels of one function, on the addresses that they had at capture."""
+    """A captured graph: the kernels of one function, with the addresses used at capture."""
 
     def replay(self) -> None:
         """Run it on the current stream."""
 
     def reset(self) -> None:
-        """Give its memory back; it cannot be replayed any more."""
+        """Free its memory. It can no longer be replayed."""
 
 
 class CaptureBackend(Protocol):
-    """Where graphs are captured. Only what differs between a GPU and its stand-in is here."""
+    """What differs between capturing on a GPU and on its stand-in."""
 
     def pool(self) -> object:
         """A memory pool for the graphs of one bucket."""
 
     def on_capture_stream(self, device: torch.device) -> AbstractContextManager[object]:
-        """Inside, work goes to the stream that captures; what was queued before and comes after is in order with it."""
+        """Run the block on the capture stream, ordered after earlier work and before later work."""
 
     def record(self, function: Callable[[], None], pool: object, device: torch.device) -> CapturedGraph:
-        """The graph of `function`, which allocates from `pool`. Its results must go to static tensors."""
+        """The graph of `function`, which allocates from `pool`. It must write its results to static tensors."""
 
     def clear_workspaces(self) -> None:
-        """Give all workspaces of cuBLAS back to their allocator; the next GEMM on a stream makes a new one."""
+        """Free all cuBLAS workspaces; the next GEMM on a stream allocates a new one."""
 
     def abandon(self, pool: object, device: torch.device) -> None:
-        """Called after a `record` that failed: the allocator must know that it is over."""
+        """Called after `record` failed: tell the allocator that the capture is over."""
 
     def enter(self, device: torch.device) -> None:
-        """Called before each use of a bucket's graphs: order this stream after the one that used them last."""
+        """Called before each use of a bucket's graphs: order this stream after the one that last used them."""
 
     def synchronize(self, device: torch.device) -> None:
         """Called before graphs are reset: wait until no replay is in flight."""
 
     def release(self, device: torch.device) -> None:
-        """Called after graphs were reset: give their pool back to the device."""
+        """Called after graphs were reset: return their pool to the device."""
 
 
 def capture(backend: CaptureBackend, function: Callable[[], None], pool: object, device: torch.device) -> CapturedGraph:
-    """Three warm-ups and the capture. Called in the turn of a capture (turns.py).
+    """Warm `function` up three times, then capture it. The caller must hold `turns.capturing`.
 
-    The warm-ups run on the capture stream, so that cuDNN's and Triton's autotuning and lazy initialisation are over
-    before the capture, in which neither is allowed.
+    The warm-ups run on the capture stream. They finish the autotuning and lazy initialisation of cuDNN and Triton,
+    which a capture does not allow.
 
-    A graph has the address of cuBLAS's workspace baked in, one a stream, which others free: another graph's `reset` in
-    torch 2.13, torch's CUDA graph trees (pytorch#193402). So each pool gets a workspace of its own: the one that the
-    warm-ups made in ordinary memory goes before the capture, and the one of the capture, which lies in the pool, is
-    forgotten after it.
+    A graph contains the address of its stream's cuBLAS workspace, which others may free: another graph's `reset` in
+    torch 2.13, or torch's CUDA graph trees (pytorch#193402). So each pool gets its own workspace. Before the capture
+    we free the one that the warm-ups allocated in ordinary memory; after it we make cuBLAS forget the one in the pool.
     """
     with backend.on_capture_stream(device):
         for _ in range(WARM_UPS):
@@ -77,18 +76,17 @@ def capture(backend: CaptureBackend, function: Callable[[], None], pool: object,
 
 
 class CudaBackend:
-    """CUDA graphs, one instance a bucket."""
+    """CUDA graphs; one instance per bucket."""
 
     def __init__(self) -> None:
         self._last: torch.cuda.Stream | None = None
 
     def pool(self) -> object:
-        """A new private pool."""
         return torch.cuda.graph_pool_handle()
 
     @contextmanager
     def on_capture_stream(self, device: torch.device) -> Iterator[None]:
-        """Inside, the current stream is the device's capture stream, behind the one that was current before."""
+        """Make the device's capture stream current, ordered after the caller's stream."""
         with torch.cuda.device(device):
             stream, user = _capture_stream(device), torch.cuda.current_stream()
             stream.wait_stream(user)
@@ -96,12 +94,12 @@ class CudaBackend:
                 with torch.cuda.stream(stream):
                     yield
             finally:
-                # Where a capture was invalidated, torch's context manager leaves the capture stream current.
+                # After an invalidated capture, torch's context manager leaves the capture stream current.
                 torch.cuda.set_stream(user)
             user.wait_stream(stream)
 
     def record(self, function: Callable[[], None], pool: object, device: torch.device) -> CapturedGraph:
-        """Capture on the current stream. thread_local: other threads may allocate meanwhile."""
+        """Capture on the current stream. thread_local lets other threads allocate meanwhile."""
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -109,31 +107,32 @@ class CudaBackend:
         return graph
 
     def clear_workspaces(self) -> None:
-        """As torch's own CUDA graph trees do before and after each of their captures."""
+        """torch's CUDA graph trees call the same function before and after each capture."""
         torch._C._cuda_clearCublasWorkspaces()
 
     def abandon(self, pool: object, device: torch.device) -> None:
-        """Tell the allocator that the capture is over. torch does not where CUDA has invalidated it (2.11)."""
+        """Tell the allocator that the capture is over. torch 2.11 does not if CUDA has invalidated it."""
         try:
             torch._C._cuda_endAllocateToPool(_index(device), pool)
         except RuntimeError:
-            return  # torch did, or the capture never began
+            return  # torch has done it, or the capture never began
         torch._C._cuda_releasePool(_index(device), pool)
 
     def enter(self, device: torch.device) -> None:
-        """Wait on the device, not on the host, for the stream that used the static tensors last."""
+        """Wait, on the device and not on the host, for the stream that last used the static tensors."""
         stream = torch.cuda.current_stream(device)
         if self._last is not None and self._last != stream:
             stream.wait_stream(self._last)
         self._last = stream
 
     def synchronize(self, device: torch.device) -> None:
-        """Wait for the whole device: slots and pool may be in use on any stream."""
-        if not torch.cuda.is_current_stream_capturing():  # a capture of the user's, which the garbage collector is in
+        """Wait for the whole device: static tensors and pool may be in use on any stream."""
+        # The garbage collector may call this during the user's own capture.
+        if not torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize(device)
 
     def release(self, device: torch.device) -> None:
-        """The pool of graphs that are gone is free for the allocator, but stays reserved until its cache is emptied."""
+        """Empty the allocator's cache, which keeps the pool of reset graphs reserved."""
         if torch.cuda.is_current_stream_capturing():
             return
         try:
@@ -147,7 +146,7 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-# One a device, since streams are few; no two captures are on it at once.
+# One per device, because streams are few; captures take turns.
 _capture_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 

@@ -1,4 +1,4 @@
-"""Buckets: each is one set of static shapes, with its programs, their capture, and what each slot keeps."""
+"""Buckets: one per set of static shapes, with its programs, their capture, and the kept values of each slot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from .program import Program
 
 
 class Bucket:
-    """Programs by name, and one capture of them (None: they are not captured).
+    """Programs by name, and their capture (None: not captured).
 
-    eager: the same programs through the modules, for calls that must run so (default: these are). make_kept: what a
-    slot keeps.
+    eager: the same programs run eager, for calls that must (default: `programs`). make_kept: makes a slot's `Kept`.
     """
 
     def __init__(
@@ -35,24 +34,24 @@ class Bucket:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its programs are eager anyway."""
+        """Whether the programs are the eager ones."""
         return self.programs is self.eager
 
     def kept(self, slot: int) -> Kept:
-        """What `slot`, counted from 0, keeps."""
+        """The kept values of `slot`, counted from 0."""
         while len(self.slots) <= slot:
             self.slots.append(self._make_kept())
         return self.slots[slot]
 
     def run(self, name: str, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
-        """The output of that program, captured where that is possible. kept: that of `slot`, read or written."""
+        """The output of program `name`, captured if possible. kept: that of `slot`, read or written."""
         program, capture = self.programs[name], self.capture
         if capture is None or capture.failed or capture.fallback.is_uncaptured():
             return program(module, inputs, kept)
         return capture.run(name, program, module, inputs, kept, slot)
 
     def free(self) -> None:
-        """Give the captured graphs' memory back."""
+        """Free the captured graphs' memory."""
         if self.capture is not None:
             self.capture.free()
 
@@ -66,14 +65,14 @@ class Bucket:
 
 
 class Buckets:
-    """Up to `limit` buckets by key; beyond it the least recently used one is dropped, with its memory."""
+    """Up to `limit` buckets by key. Beyond that, the least recently used one is dropped and its memory freed."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held: OrderedDict[Hashable, Bucket] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Bucket]) -> Bucket:
-        """The bucket of `key`, made where there is none, now the most recently used."""
+        """The bucket of `key`, made if missing; it becomes the most recently used."""
         bucket = self.held.get(key)
         if bucket is None:
             while len(self.held) >= self.limit:
@@ -83,7 +82,6 @@ class Buckets:
         return bucket
 
     def clear(self) -> None:
-        """Drop all buckets."""
         while self.held:
             self.held.popitem()[1].free()
 
@@ -97,13 +95,13 @@ class Buckets:
 
 
 def key_of(inputs: dict[str, Any], device: torch.device) -> Hashable:
-    """What a compiled or captured graph depends on: inputs with equal keys share a bucket."""
+    """What a compiled or captured graph depends on. Inputs with equal keys share a bucket."""
     autocast = torch.get_autocast_dtype(device.type) if autocasts(device.type) else None
     return signature(inputs), torch.is_inference_mode_enabled(), autocast
 
 
 def signature(value: Any) -> Hashable:
-    """Shapes, dtypes, devices and strides of all tensors in `value`, and all else as it is."""
+    """`value` with each tensor replaced by its shape, dtype, device and strides, as something hashable."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.stride()
     if isinstance(value, dict):
@@ -114,7 +112,7 @@ def signature(value: Any) -> Hashable:
 
 
 class _Same:
-    """Equal to the very same object only: what has no hash is another input each time it is another object."""
+    """Wraps an unhashable value and compares it by identity: each object counts as a different input."""
 
     def __init__(self, value: object) -> None:
         self.value = value

@@ -1,8 +1,8 @@
 """The captured graphs of one bucket.
 
-Inputs, output and kept values lie outside of the pool, in ordinary memory. A call copies its inputs in, replays, and
-clones the output: schedulers keep outputs across steps (PNDM), and the next replay overwrites it. Graphs depend on each
-other through what is kept alone, so any order of replays (F P P F) is legal in one pool.
+Inputs, output and kept values are in ordinary memory, outside the pool. A call copies its inputs in, replays, and
+clones the output, because schedulers keep outputs across steps (PNDM) and the next replay overwrites it. Graphs depend
+on each other only through kept values, so they share one pool and replay in any order (F P P F).
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from .turns import capturing, exclusive, replaying, when_quiet
 
 logger = logging.getLogger("stepcache")
 
-# Slots of a step (U-Net calls) that get graphs of their own; calls beyond it run uncaptured.
+# How many slots (U-Net calls within a step) get graphs; later calls of the step run uncaptured.
 MAX_CAPTURED_SLOTS = 4
 
-# Captures in a row that may be found stale. Modules that change at every call (processors that store what they see)
-# are captured in vain.
+# How many captures in a row may turn out stale. Capturing is useless for modules that change at every call
+# (processors that store what they see).
 MAX_STALE = 3
 
-# A group of inputs: their places among all, and the static tensors for them.
+# A group of inputs: their indices among all inputs, and their static tensors.
 _Group = tuple[list[int], list[Tensor]]
 
 
 class Capture:
     """Graphs by program and slot, in one pool, with static inputs and a static output.
 
-    A failed capture warns once and sets `failed`; from then on the bucket runs uncaptured. What captures take is added
-    to `costs`.
-    by_run: whether only the first call of a run shows that nothing has changed since the run before. Its further calls
-    (tiles of one image) find the same weights in any case.
+    A failed capture warns once and sets `failed`; from then on the bucket runs uncaptured. Time and number of captures
+    are added to `costs`.
+    by_run: only a run's first call may reset the count of stale captures. Its other calls (tiles of one image) say
+    nothing about changes between runs.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class Capture:
         self._turn = replaying(device)
 
     def begin_run(self) -> None:
-        """The next call is the first one of a run."""
+        """Called at the start of a run."""
         self._first = True
 
     def run(
         self, name: str, program: Program, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int
     ) -> Tensor:
-        """The output of program `name`, a tensor of the caller's own; `kept` is that of `slot`.
+        """The output of program `name`, which the caller owns. kept: that of `slot`.
 
-        Captured at the first call of a program and slot, replayed from then on.
+        The first call of a program and slot captures; later calls replay.
         """
         if slot >= MAX_CAPTURED_SLOTS or not self._is_current(name, program, module):
             return program(module, inputs, kept)
         static = self._load(inputs)
         graph, held = self._graphs.get((name, slot), (None, ()))
         if graph is not None and not all(map(operator.is_, held, kept.tensors)):
-            # A call that was not captured (training mode, hooks) wrote a feature with other strides in between.
+            # An uncaptured call (training mode, hooks) has since written a feature with other strides.
             del self._graphs[name, slot]
             self._reset([graph])
             graph = None
@@ -95,15 +95,15 @@ class Capture:
             def record() -> None:
                 self._write(program(module, static, kept))
 
-            # Outside of a capture first: it compiles, tunes, and allocates what is static in ordinary memory.
+            # First uncaptured: this compiles, tunes, and allocates the static tensors in ordinary memory.
             with exclusive(), _uncached_casts(self.device):
                 record()
             if name not in self._snapshots:
-                # After the first call, since some processors write to themselves when they run.
+                # After the first call, because some processors change themselves when they run.
                 self._snapshots[name] = Snapshot(module, program.left_out(module))
             graph = self._capture(record, program.what)
             if graph is None:
-                # What `record` wrote is the result.
+                # `record` has written the result.
                 output, self._output = self._output, None
                 assert output is not None
                 return output
@@ -114,10 +114,10 @@ class Capture:
             return self._output.clone()
 
     def _is_current(self, name: str, program: Program, module: nn.Module) -> bool:
-        """Drop the graphs of a program whose captured state changed; False where capturing is given up.
+        """Drop the graphs of a program whose captured state changed; False once capturing is given up.
 
-        A partial step looks only at the modules that it runs: comparing a whole U-Net takes longer than launching a
-        partial step, while a full step on the device hides it.
+        A partial step checks only the modules it runs: checking a whole U-Net takes longer than launching a partial
+        step. A full step's time on the device hides the check.
         """
         first, self._first = self._first, False
         snapshot = self._snapshots.get(name)
@@ -133,18 +133,18 @@ class Capture:
             self.failed = True
             self.free()
             return False
-        logger.info("%s: weights or settings changed, capturing anew", program.what)
+        logger.info("%s: weights or settings changed, capturing again", program.what)
         del self._snapshots[name]
         self._reset([self._graphs.pop(key)[0] for key in list(self._graphs) if key[0] == name])
         return True
 
     def _load(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The static inputs, with these copied in, all of them at each call.
+        """Copy all inputs into the static ones, which are returned.
 
-        The same tensor at the same version may hold other values: the replay of a graph writes its outputs without a
-        new version, and a ControlNet under torch.compile(mode="reduce-overhead") returns the same tensors each time.
+        An unchanged `_version` does not mean unchanged values: a replay writes its outputs without a new version, and a
+        ControlNet under torch.compile(mode="reduce-overhead") returns the same tensors each time.
         """
-        self.backend.enter(self.device)  # before all else: it orders the stream
+        self.backend.enter(self.device)  # first, because it orders the streams
         if self._inputs is None:
             self._inputs, self._groups = _static_like(inputs, self.device)
         tensors = tensors_of(inputs)
@@ -153,19 +153,19 @@ class Capture:
         return self._inputs
 
     def _write(self, output: Tensor) -> None:
-        """Copy `output` into the static one; part of what is captured."""
+        """Copy `output` into the static output. Part of the captured graph."""
         if self._output is None:
             with torch.inference_mode(False):
                 self._output = torch.empty_like(output)
         self._output.copy_(output)
 
     def _capture(self, record: Callable[[], None], what: str) -> CapturedGraph | None:
-        """The graph of `record`; None where that failed, and then all other graphs are gone too."""
+        """The graph of `record`; None if capturing failed, which drops all other graphs too."""
         stage(f"{what}: capturing")
         start = time.perf_counter()
         try:
             with capturing(self.device), _uncached_casts(self.device):
-                if not self._graphs:  # a pool whose graphs are all gone is the allocator's again
+                if not self._graphs:  # the allocator takes a pool back once all its graphs are reset
                     self._pool = self.backend.pool()
                 graph = capture(self.backend, record, self._pool, self.device)
         except Exception as error:
@@ -178,7 +178,7 @@ class Capture:
         return graph
 
     def _drop(self) -> None:
-        """Give up all graphs, their pool and the static inputs."""
+        """Drop all graphs, their pool and the static inputs."""
         graphs = [graph for graph, _ in self._graphs.values()]
         held = [self._inputs, self._groups, self._output, self._pool]
         self._graphs.clear()
@@ -190,7 +190,7 @@ class Capture:
         when_quiet(functools.partial(_reset, self.backend, self.device, graphs, held))
 
     def free(self) -> None:
-        """Give all memory back; the next call captures anew."""
+        """Free all memory. The next call captures again."""
         self._drop()
         self._output = None
 
@@ -201,15 +201,15 @@ class Capture:
 
 
 def _static_like(inputs: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], list[_Group]]:
-    """Tensors at fixed addresses for these inputs, in the same nesting, and the same in groups.
+    """Static tensors for these inputs, in the same nesting, and again in groups.
 
-    On the device whatever their source: a graph cannot read a tensor of the host (a mask for an IP-Adapter, say).
-    Tensors of one dtype and device are copied by one kernel, so they form a group.
+    All are on `device`, because a graph cannot read a tensor on the host (an IP-Adapter's mask, for example). Inputs of
+    one dtype and device form a group, which one kernel copies.
     """
     slots: list[Tensor] = []
 
     def allocate(value: Tensor) -> Tensor:
-        # An expanded tensor has several elements at one address, to which nothing can be copied.
+        # An expanded tensor cannot be copied into: several of its elements share one address.
         expanded = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
         form = torch.contiguous_format if expanded else torch.preserve_format
         slots.append(torch.empty_like(value, memory_format=form, device=device))
@@ -227,7 +227,7 @@ def _static_like(inputs: dict[str, Any], device: torch.device) -> tuple[dict[str
 
 @contextmanager
 def _uncached_casts(device: torch.device) -> Iterator[None]:
-    """Autocast without its cache of cast weights, which the user's block frees at its end: a graph reads it."""
+    """Switch off autocast's cache of cast weights: a graph would read it after the user's autocast block freed it."""
     if not autocasts(device.type):
         yield
         return
@@ -242,7 +242,7 @@ def _uncached_casts(device: torch.device) -> Iterator[None]:
 def _reset(
     backend: CaptureBackend, device: torch.device, graphs: Sequence[CapturedGraph], held: list[object] | None
 ) -> None:
-    """Reset graphs once no replay is in flight, then let go of what replays use (`held`), back to the device."""
+    """Reset graphs once no replay is in flight, then release what replays use (`held`) to the device."""
     backend.synchronize(device)
     for graph in graphs:
         graph.reset()

@@ -1,8 +1,8 @@
-"""Functions under torch.compile: one whole graph, static shapes.
+"""Functions under torch.compile: one full graph, static shapes.
 
-Dynamo keeps its compilations by code object and gives up after a handful (`recompile_limit`), so each bucket's
-functions get code objects of their own: a pipeline that runs at twenty sizes compiles each once. Compilations outlive
-their bucket: compiling takes minutes, and what it makes holds little memory.
+Dynamo stores compilations per code object and gives up after a handful (`recompile_limit`). So each bucket's functions
+get their own code objects, and a pipeline that runs at twenty sizes compiles each once. Compilations outlive their
+bucket, because compiling takes minutes and the result holds little memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .turns import exclusive
 
 
 class CompiledFunction:
-    """One function under torch.compile, with a code object of its own.
+    """One function under torch.compile, with its own code object.
 
-    Where Dynamo's recompile limit is reached (each scale of a LoRA is a compilation of its own), it starts anew with
-    another code object and forgets the earlier ones. `what` names it in messages.
+    At Dynamo's recompile limit (each LoRA scale is one compilation) it starts over with a new code object and forgets
+    the earlier compilations. `what` names it in messages.
     """
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any], what: str) -> None:
@@ -42,14 +42,14 @@ class CompiledFunction:
         return torch.compile(_with_own_code(self._function), **FIXED, **own_copy(self._options))
 
     def __call__(self, costs: Costs, *args: Any) -> Any:
-        """Call it with `args`; seconds of calls in which something was compiled are added to `costs`.
+        """Call it with `args`. A call that compiles adds its seconds to `costs`.
 
-        GraphCompileError, with torch's own error, where it cannot be compiled.
+        Raises GraphCompileError, with torch's own error, if compiling fails.
         """
         if self._warm and not self._trees:
             return self._attempt(costs, args)
-        # The first call compiles, and times candidates on the device where it was asked to. A second thread waits for
-        # it instead of compiling the same. Trees may capture at any call.
+        # The first call compiles, and may time candidates on the device. A second thread waits for it instead of
+        # compiling the same. CUDA graph trees may capture at any call.
         with exclusive():
             result = self._attempt(costs, args)
             self._warm = True
@@ -64,17 +64,17 @@ class CompiledFunction:
             return self._call(args)
         except _dynamo_errors() as error:
             raise GraphCompileError(
-                f"torch.compile failed on the {self._what}; accelerate(..., compile=False) runs without it, and tells "
-                f"whether the call itself is at fault.\n{error}"
+                f"torch.compile failed on the {self._what}. Try accelerate(..., compile=False): it runs without "
+                f"compiling, and shows whether the call itself is at fault.\n{error}"
             ) from error
         except AssertionError as error:
             if not self._trees or threading.current_thread() is threading.main_thread():
                 raise
-            # torch 2.11: trees look for their state in the thread, and find it only in the one that imported them.
+            # torch 2.11 keeps the state of trees per thread, and only the thread that imported them has it.
             raise GraphCompileError(
-                f"The {self._what} was called in the thread {threading.current_thread().name!r}, in which the CUDA "
-                f"graphs of this torch ({torch.__version__}) do not work: {error!r}. Leave capturing to stepcache: "
-                'accelerate(..., compile="auto") in the place of mode="reduce-overhead" or backend="cudagraphs".'
+                f"The {self._what} was called in the thread {threading.current_thread().name!r}, where CUDA graphs of "
+                f"this torch ({torch.__version__}) do not work: {error!r}. Leave capturing to stepcache: "
+                'accelerate(..., compile="auto") instead of mode="reduce-overhead" or backend="cudagraphs".'
             ) from error
         finally:
             if self._counters["unique_graphs"] != before:
@@ -97,22 +97,22 @@ def _dynamo_errors() -> type[Exception]:
 
 
 class Compilations:
-    """What has been compiled for one pipe, for all of its runs, in any thread."""
+    """The compiled functions of one pipe, shared by all its runs and threads."""
 
     def __init__(self) -> None:
         self._held: dict[Hashable, CompiledFunction] = {}
-        # By a bucket's key: its joins on the Triton ops. A bucket that was dropped and made again finds what was
-        # compiled for it, even where more is known about joins by then.
+        # By bucket key: the joins on the Triton ops. So a bucket that is dropped and made again reuses its
+        # compilations, even if new verdicts have been added since.
         self.joins: dict[Hashable, frozenset[JoinShape]] = {}
 
     def get(self, key: Hashable, function: Callable[..., Any], options: dict[str, Any], what: str) -> CompiledFunction:
-        """What was compiled under `key`; else `function`, which compiles at its first call."""
+        """The compiled function of `key`; if there is none, `function`, which compiles at its first call."""
         held = self._held.get(key)
         return held if held is not None else self._held.setdefault(key, CompiledFunction(function, options, what))
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with a code object of its own, on which Dynamo keeps its compilations."""
+    """A copy of the function with its own code object, where Dynamo stores compilations."""
     assert isinstance(function, types.FunctionType)
     return types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__

@@ -1,8 +1,8 @@
 """A VAE's decoder, compiled and captured: accelerate(..., vae=True).
 
-In a run the forward of `vae.decoder` is replaced, not `vae.decode`: slicing and tiling stay the VAE's own business.
-With slicing the decoder is called image by image, with tiling tile by tile, and each shape is a bucket with one program
-that keeps nothing. Nothing is skipped or approximated: eager, captured or not, images are the same bit for bit.
+A run replaces the forward of `vae.decoder`, not `vae.decode`, so the VAE still does its own slicing (one call per
+image) and tiling (one call per tile). Each shape has a bucket with one program that keeps nothing. Nothing is skipped
+or approximated: run eager, captured or not, images are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .program import Program, compiled
 from .progress import Costs
 from .settings import GraphSettings
 
-# Tiles of one image have up to four shapes: inside, at the right edge, at the lower edge, in the corner.
+# Tiles of one image have up to four shapes: inner, right edge, bottom edge, corner.
 TILE_SHAPES = 4
 
 NAME = "decoder"
 ADVICE = (
-    " Pipelines that move a float16 VAE to float32 for each image do that: call vae.to(torch.float32) once instead."
+    " Pipelines that move a float16 VAE to float32 for each image cause this: call vae.to(torch.float32) once instead."
 )
 
 
 class DecoderGraphs:
-    """The buckets of one VAE's decoder. For one run at a time.
+    """The buckets of one VAE's decoder, for one run at a time.
 
-    max_buckets: how many are held, or four times as many while the VAE tiles. costs: what making them costs is added.
-    compilations: what has been compiled, which all runs of a pipe share.
+    max_buckets: how many are held; four times as many while the VAE tiles. costs: totals to add to. compilations:
+    shared by all runs of a pipe.
     """
 
     def __init__(self, settings: GraphSettings, max_buckets: int, costs: Costs, compilations: Compilations) -> None:
@@ -51,10 +51,10 @@ class DecoderGraphs:
         self._plain: dict[torch.device, bool] = {}
 
     def begin_run(self, vae: nn.Module, decoder: nn.Module) -> None:
-        """Called before a run in which `decoder` may be called: another one than before, or with other hooks."""
+        """Called before each run. The decoder may be another one than before, or have other hooks."""
         if not self.belongs_to(decoder):
             self.clear()
-            # Weakly: the pipe may drop its VAE, and the graphs go with it.
+            # A weak reference: if the pipe drops its VAE, its graphs are freed too.
             self._decoder = weakref.ref(decoder, lambda _: self.clear())
             self._signature = inspect.signature(type(decoder).forward)
         self.fallback.look(vae)
@@ -64,16 +64,15 @@ class DecoderGraphs:
                 bucket.capture.begin_run()
 
     def belongs_to(self, decoder: nn.Module) -> bool:
-        """Whether these graphs are that decoder's."""
         return self._decoder is not None and self._decoder() is decoder
 
     def call(self, decoder: nn.Module, stock: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> Tensor:
-        """One call of the decoder with its forward's arguments, from a graph where that is possible."""
+        """One call of the decoder with its forward's arguments, from a graph if possible."""
         device = next(tensor.device for tensor in tensors_of((args, kwargs)))
         if self._is_plain(device) or self.fallback.is_eager(decoder):
             return stock(*args, **kwargs)
         if not self.fallback.hooks and getattr(stock, "__func__", None) is not type(decoder).forward:
-            self.fallback.say_once("The VAE's decoder has a forward of its own: it runs as it is.")
+            self.fallback.say_once("The VAE's decoder has a custom forward: it runs unaccelerated.")
             return stock(*args, **kwargs)
         inputs = self._signature.bind(decoder, *args, **kwargs).arguments
         inputs.pop("self")
@@ -82,13 +81,13 @@ class DecoderGraphs:
         return bucket.run(NAME, decoder, inputs, bucket.kept(0), 0)
 
     def _is_plain(self, device: torch.device) -> bool:
-        """Whether nothing is compiled or captured on the device, so that the decoder's own forward is as good."""
+        """Whether nothing is compiled or captured on the device, so the decoder's own forward will do."""
         if device not in self._plain:
             self._plain[device] = self._options(device) is None and self.settings.backend(device) is None
         return self._plain[device]
 
     def _options(self, device: torch.device) -> dict[str, Any] | None:
-        # Regional: a decoder has no transformer blocks to compile in the place of the whole.
+        # Regional compiles transformer blocks, and a decoder has none.
         return None if self.settings.compile == "regional" else self.settings.compile_options(device)
 
     def _make(self, key: Hashable, kind: type[nn.Module], inputs: dict[str, Any], device: torch.device) -> Bucket:
@@ -100,7 +99,7 @@ class DecoderGraphs:
         return Bucket({NAME: Program(what, compute)}, capture, make_kept=functools.partial(Kept, values=0))
 
     def clear(self) -> None:
-        """Drop all graphs and give their memory back."""
+        """Drop all graphs and free their memory."""
         self.buckets.clear()
         self._decoder = None
 

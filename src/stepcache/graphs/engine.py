@@ -10,7 +10,7 @@ from .unet import UNetGraphs
 
 @dataclass
 class Engine:
-    """The U-Net's graphs, and the VAE decoder's where they are wanted."""
+    """The U-Net's graphs, and the VAE decoder's with vae=True."""
 
     unet: UNetGraphs
     decoder: DecoderGraphs | None = None
@@ -21,7 +21,7 @@ class Engine:
         return self.unet.buckets.static_nbytes + decoder
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self.unet.buckets.clear()
         if self.decoder is not None:
             self.decoder.clear()

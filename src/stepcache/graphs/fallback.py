@@ -1,4 +1,4 @@
-"""Why a model runs eager, or uncaptured, although its graphs could run."""
+"""Reasons for a model to run eager, or uncaptured, instead of from its graphs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ logger = logging.getLogger("stepcache")
 
 
 def hooks_on(model: nn.Module) -> str:
-    """Which hooks a graph of the model would leave out: "" none, "outside" offloading hooks of accelerate or diffusers
-    on the model itself, "inside" such hooks on its layers (or ones that align devices or cast), "forward" torch's own
-    hooks on layers.
+    """The hooks that a graph of the model would skip.
+
+    "": none. "outside": offloading hooks of accelerate or diffusers on the model itself. "inside": such hooks on its
+    layers, or hooks that align devices or cast. "forward": torch's own hooks on layers.
     """
     where = ""
     for module in model.modules():
-        values = vars(module)  # asked of a module itself, a missing attribute costs a microsecond
+        values = vars(module)  # getattr takes a microsecond to find that a module lacks an attribute
         if "_hf_hook" in values or getattr(values.get("_diffusers_hook"), "hooks", None):
             if module is not model:
                 return "inside"
@@ -28,10 +29,10 @@ def hooks_on(model: nn.Module) -> str:
 
 
 class Fallback:
-    """What one model falls back to in a call; each reason is logged once.
+    """Decides whether a call of one model must run eager or uncaptured. Logs each reason once.
 
-    name: of the model in messages ("the U-Net"). path: where the user finds what holds it ("pipe.unet"). advice: for
-    one whose weights change all the time.
+    name: the model in messages ("the U-Net"). path: how the user reaches it, or the model around it ("pipe.unet").
+    advice: added to the message when weights keep changing.
     """
 
     def __init__(self, name: str, path: str, advice: str = "") -> None:
@@ -40,11 +41,11 @@ class Fallback:
         self.hooks = ""
 
     def look(self, model: nn.Module) -> None:
-        """Look for hooks on the model, which may come and go between runs."""
+        """Check the model for hooks, which may change between runs."""
         self.hooks = hooks_on(model)
 
     def is_eager(self, module: nn.Module) -> bool:
-        """Whether this call must run eager, through the modules."""
+        """Whether this call must run eager."""
         if module.training:
             self.say_once(f"In training mode {self._name} runs eager. Call {self._path}.eval().")
         elif torch.is_grad_enabled():
@@ -52,7 +53,7 @@ class Fallback:
         elif self.hooks == "inside":
             self.say_once(f"Hooks on the layers of {self._name} offload, cast or align devices: it runs eager.")
         elif self.hooks == "forward":
-            self.say_once(f"Forward hooks are on the layers of {self._name}: it runs eager, and they run in each call.")
+            self.say_once(f"The layers of {self._name} have forward hooks: it runs eager, so that the hooks run.")
         else:
             return False
         return True
@@ -64,13 +65,11 @@ class Fallback:
         return bool(self.hooks)
 
     def give_up_capture(self) -> None:
-        """Say that graphs were stale too often."""
-        self.say_once(
-            f"Weights or settings of {self._name} change again and again: it is not captured any more.{self._advice}"
-        )
+        """Warn that graphs were stale too often."""
+        self.say_once(f"Weights or settings of {self._name} keep changing: it is no longer captured.{self._advice}")
 
     def say_once(self, reason: str) -> None:
-        """Warn that something does not run as asked."""
+        """Warn with `reason`, once."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning(reason)

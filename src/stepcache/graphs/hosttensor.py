@@ -1,4 +1,4 @@
-"""Tensors that stand for the host's memory on a machine where all others stand for the GPU's; for tests."""
+"""Stand-ins for tensors in host memory, on a machine where ordinary tensors stand for the GPU's. For tests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HOST = torch.device("cpu", 0)  # not equal to torch.device("cpu"), which stands 
 
 
 class HostTensor(Tensor):
-    """A tensor of the host: `device` says so, what is made of it stays there, and a copy to the GPU makes it wait.
+    """A tensor in pageable host memory. `device` is HOST, and results made from it alone are on the host too.
 
-    waits: how often the host has waited for the GPU since somebody set it to 0. Pageable memory is what it stands for.
+    waits: counts copies between host and GPU, for which the host waits. Tests set it to 0.
     """
 
     waits = 0
@@ -22,7 +22,7 @@ class HostTensor(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.device.__get__:  # another object each time
+        if func == Tensor.device.__get__:  # ==, because it is a new object each time
             return HOST
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         others = [tensor for tensor in tensors if not isinstance(tensor, HostTensor)]
@@ -31,7 +31,7 @@ class HostTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
             if to_gpu:
-                # What `to` gives back unchanged on this CPU is another tensor on a GPU.
+                # On this CPU `to` may return the same tensor; on a GPU it would be a new one.
                 result = tree_map_only(HostTensor, lambda tensor: tensor.clone().as_subclass(Tensor), result)
         if "copy_" in func.__name__ or (func is Tensor.to and to_gpu):
             HostTensor.waits += 1
@@ -50,5 +50,5 @@ def _device(value: Any) -> torch.device | None:
 
 
 def on_host(tensor: Tensor) -> HostTensor:
-    """The tensor as one of the host's."""
+    """The same tensor as a `HostTensor`."""
     return tensor.as_subclass(HostTensor)

@@ -1,4 +1,4 @@
-"""Buffers of what is kept from full steps: allocated once, at one address for as long as their bucket lives."""
+"""Buffers of values kept from full steps: allocated once, at addresses that stay the same while their bucket lives."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..reuse.predict import Predictor
 
 
 class Value:
-    """One value that is kept from full steps: a tensor, and with extrapolation those of the full steps before it.
+    """One value kept from full steps: the last full step's tensor, and with extrapolation those of the ones before.
 
-    depth: how many tensors are held, newest first. They are allocated at the first write, with the value's shape,
-    dtype, device and strides, and stay where they are, since a CUDA graph writes to one address: `age` moves their
-    contents on. weights: float32 [depth] on their device where blends are asked for, else None.
+    depth: how many tensors are held, newest first. The first write allocates them, with the value's shape, dtype,
+    device and strides. A CUDA graph writes to a fixed address, so `age` moves contents, not tensors. weights: float32
+    [depth] on their device if blends are asked for, else None.
     """
 
     __slots__ = ("_set", "blends", "tensors", "weights")
@@ -28,11 +28,11 @@ class Value:
         self._set: tuple[float, ...] = ()
 
     def reserve(self, like: Tensor) -> bool:
-        """Allocate where there is nothing of this shape, dtype, device and strides yet; whether it had to."""
+        """Allocate unless what is held has this shape, dtype, device and strides; returns whether it allocated."""
         held = self.tensors[0]
         if held is not None and _spec(held) == _spec(like):
             return False
-        # Not inference tensors even under torch.inference_mode(): the next run, outside of it, writes them too.
+        # No inference tensors, even under torch.inference_mode(): a later run outside of it writes them too.
         with torch.inference_mode(False):
             self.tensors = tuple(
                 torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
@@ -44,18 +44,18 @@ class Value:
         return True
 
     def age(self) -> None:
-        """Make room for a new value: each moves on to the place of the one before it, and the oldest one goes."""
+        """Make room for a new value: copy each tensor into the next older one. The oldest value is lost."""
         for older, newer in zip(self.tensors[:0:-1], self.tensors[-2::-1], strict=True):
             if older is not None:
                 older.copy_(newer)
 
     def level(self, known: int) -> None:
-        """Fill all but the `known` newest with the newest: what an earlier run left there may be no number at all."""
+        """Fill all but the `known` newest tensors with the newest value: what is left there may hold NaN."""
         for older in self.tensors[known:]:
             older.copy_(self.tensors[0])  # type: ignore[union-attr]
 
     def weigh(self, weights: tuple[float, ...]) -> None:
-        """Set the weights, newest first; those that are not given are 0. The host does not wait for the device."""
+        """Set the weights, newest first; missing ones are 0. The host does not wait for the device."""
         weights += (0.0,) * (len(self.tensors) - len(weights))
         if weights != self._set:
             for i, weight in enumerate(weights):
@@ -64,7 +64,7 @@ class Value:
 
     @property
     def current(self) -> Tensor | Blend:
-        """What a partial step is given: the newest tensor, or the blend of all."""
+        """What a partial step reads: the newest tensor, or the blend of all."""
         newest = self.tensors[0]
         assert newest is not None
         return newest if self.weights is None else Blend(self.tensors, self.weights)
@@ -75,10 +75,10 @@ class Value:
 
 
 class Kept:
-    """What one slot of one bucket keeps between steps: its values, and who wrote them and when.
+    """The values that one slot of a bucket keeps between steps, with the run and steps that wrote them.
 
-    The first value is the feature [B, C, H, W]; with guidance reuse it is that of the conditional half, and the second
-    one is the difference of the two halves' outputs.
+    The first value is the feature [B, C, H, W]. With guidance reuse it is the conditional half's feature, and the
+    second value is the difference of the two halves' outputs.
     """
 
     __slots__ = ("_before", "run", "stamp", "steps", "values")
@@ -87,12 +87,12 @@ class Kept:
         self.values = tuple(Value(depth, blends) for _ in range(values))
         self.stamp: object | None = None
         self.run: object | None = None
-        # Steps of `run` that the tensors are of, newest first; and while a full step is under way, those it found.
+        # The steps of `run` that wrote the tensors, newest first; and, during a full step, those before it.
         self.steps: tuple[int, ...] = ()
         self._before: tuple[int, ...] = ()
 
     def begin(self, run: object) -> None:
-        """A full step of `run` comes. Where it fails, nothing here is valid any more."""
+        """Called before a full step of `run`. If the step fails, nothing here is valid."""
         self._before = self.steps if self.run is run else ()
         self.steps, self.stamp, self.run = (), None, run
         if self._before:
@@ -100,10 +100,10 @@ class Kept:
                 value.age()
 
     def write(self, values: Sequence[Tensor]) -> None:
-        """Copy in what a full step has made. Captured, this is part of the graph, and so may run more than once.
+        """Copy in a full step's values. Captured, this is part of the graph, so it may run more than once per step.
 
-        Allocates at the first write, and where a value has another shape than before (it depends on more than the
-        bucket's key: autocast switched on, for example).
+        Allocates at the first write, and when a value's shape, dtype, device or strides change (they can within a
+        bucket, for example when autocast is switched on).
         """
         for held, value in zip(self.values, values, strict=True):
             if held.reserve(value):
@@ -111,7 +111,7 @@ class Kept:
             held.tensors[0].copy_(value.detach())  # type: ignore[union-attr]
 
     def mark(self, stamp: object, step: int) -> None:
-        """The full step is over: what is here is of `step`, stamped with `stamp` (an object, compared by identity)."""
+        """Called after a full step: the newest values are those of `step`. stamp: compared by identity."""
         self.stamp = stamp
         self.steps = (step, *self._before)[: len(self.values[0].tensors)]
         if len(self._before) < len(self.values[0].tensors) - 1:
@@ -119,19 +119,19 @@ class Kept:
                 value.level(len(self.steps))
 
     def weigh(self, predictor: Predictor, step: int) -> None:
-        """Weights for a partial step at `step`."""
+        """Set the weights for a partial step at `step`."""
         for i, value in enumerate(self.values):
             if value.blends:
                 value.weigh(predictor.weights(i, step, self.steps))
 
     @property
     def current(self) -> tuple[Tensor | Blend, ...]:
-        """What a partial step is given."""
+        """What a partial step reads."""
         return tuple(value.current for value in self.values)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All tensors held, for a captured graph to see whether they are still those that it works on."""
+        """All tensors held. A captured graph is valid only while they are the same objects."""
         return tuple(tensor for value in self.values for tensor in (*value.tensors, value.weights))
 
     @property

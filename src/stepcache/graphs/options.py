@@ -1,4 +1,4 @@
-"""Arguments of torch.compile: ours, and those of the user."""
+"""Arguments of torch.compile: stepcache's defaults, and the user's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 from ..errors import InvalidSetting
 
-# Inductor options for CUDA, where the user gives neither mode nor options; handed to torch.compile, never set globally.
-# Each kernel is compiled once, as Inductor's heuristics have it at first (their number: benchmarks/engine/gpu_code.py).
-# Inductor's own default tries 1 to 6 configurations a kernel, max-autotune more, and coordinate descent, as in the
-# "diffusion-fast" recipe of PyTorch and Hugging Face, some 10, one after the other: minutes before the first image.
+# Inductor options for CUDA if the user gives neither mode nor options; passed to torch.compile, never set globally.
+# Each kernel is compiled once, in the first configuration of Inductor's heuristics (benchmarks/engine/gpu_code.py
+# counts them). Inductor's default tries 1 to 6 configurations per kernel, max-autotune more. Coordinate descent, as in
+# the "diffusion-fast" recipe of PyTorch and Hugging Face, tries some 10 in sequence: minutes before the first image.
 CUDA_OPTIONS = {
     "conv_1x1_as_mm": True,
     "triton.autotune_pointwise": False,
@@ -23,7 +23,7 @@ FIXED = {"fullgraph": True, "dynamic": False}
 
 
 def cuda_options() -> dict[str, Any]:
-    """Those of `CUDA_OPTIONS` that this torch knows. Imports Inductor."""
+    """The entries of `CUDA_OPTIONS` that this torch knows. Imports Inductor."""
     from torch._inductor import list_options
 
     known = set(list_options())
@@ -31,7 +31,7 @@ def cuda_options() -> dict[str, Any]:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise InvalidSetting for torch.compile arguments that torch, here, does not take. Imports Dynamo."""
+    """Raise InvalidSetting for torch.compile arguments that this torch rejects. Imports Dynamo."""
     unknown = sorted(set(options) - {"backend", "mode", "options"})
     if unknown:
         fixed = " (fullgraph=True and dynamic=False are fixed)" if set(unknown) & set(FIXED) else ""
@@ -44,17 +44,17 @@ def check_options(options: dict[str, Any]) -> None:
             raise InvalidSetting(f"compile mode {mode!r} is unknown; torch has {', '.join(list_mode_options())}.")
     try:
         torch.compile(lambda: None, **FIXED, **options)
-    except Exception as error:  # whatever torch finds wrong with them: a backend, an option, this Python
+    except Exception as error:  # torch may raise anything for a bad backend or option, or on this Python
         raise InvalidSetting(f"torch.compile refuses compile={options!r}: {error}") from error
 
 
 def own_copy(options: dict[str, Any]) -> dict[str, Any]:
-    """A copy for torch.compile, which takes entries out of the `options` that it is given."""
+    """A copy for torch.compile, which removes entries from the `options` it is given."""
     return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
 
 
 def captures_itself(options: dict[str, Any]) -> bool:
-    """Whether with these arguments torch captures CUDA graphs by itself (CUDA graph trees)."""
+    """Whether torch captures CUDA graphs itself with these arguments (CUDA graph trees)."""
     inductor = options.get("backend", "inductor") == "inductor"
     by_option = bool((options.get("options") or {}).get("triton.cudagraphs"))
     return options.get("backend") == "cudagraphs" or (

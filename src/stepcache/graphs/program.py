@@ -1,6 +1,6 @@
-"""Programs: what is run of a model at one set of static shapes, eager or compiled.
+"""Programs: what runs of a model at one set of static shapes, eager or compiled.
 
-Each is one function, (module, kept values, inputs) -> (output, values to keep): a U-Net's full and partial forward, a
+Each is one function, (module, kept values, inputs) -> (output, values to keep): a U-Net's full or partial forward, or a
 VAE's decoder.
 """
 
@@ -28,9 +28,9 @@ def _none(module: nn.Module) -> Iterable[nn.Module]:
 
 @dataclass(frozen=True)
 class Program:
-    """`compute`, and what its callers must know of it.
+    """`compute`, and what callers must know about it.
 
-    what: its name in messages. reads: whether it is given what is kept. left_out: the modules that it does not run.
+    what: its name in messages. reads: whether it reads kept values. left_out: the modules that it does not run.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Program:
     left_out: Callable[[nn.Module], Iterable[nn.Module]] = _none
 
     def __call__(self, module: nn.Module, inputs: dict[str, Any], kept: Kept) -> Tensor:
-        """Returns the output; `kept` is written where the program keeps something."""
+        """Returns the output; writes `kept` if the program keeps anything."""
         output, values = self.compute(module, kept.current if self.reads else (), inputs)
         if values:
             kept.write(values)
@@ -49,13 +49,13 @@ class Program:
 def compiled(
     compute: Compute, what: str, options: dict[str, Any], costs: Costs, compilations: Compilations, key: Hashable
 ) -> Compute:
-    """`compute` under torch.compile with these options; what was compiled under `what` and `key` is used again."""
+    """`compute` under torch.compile with these options. What was compiled for the same `what` and `key` is reused."""
     function = functools.partial(compilations.get((what, key), compute, options, what), costs)
     if not captures_itself(options):
         return function
 
     def in_trees(module: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
-        # Otherwise CUDA graph trees copy what is kept to addresses of theirs at each call.
+        # Otherwise CUDA graph trees copy the kept values to their own addresses at each call.
         for tensor in tensors_of(kept):
             torch._dynamo.mark_static_address(tensor, guard=False)
         torch.compiler.cudagraph_mark_step_begin()

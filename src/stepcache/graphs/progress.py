@@ -1,4 +1,4 @@
-"""What making graphs costs, and what is being made: compiling and capturing take seconds to minutes."""
+"""Costs and progress of making graphs: compiling and capturing take seconds to minutes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ listener: ContextVar[Callable[[str], None] | None] = ContextVar("stepcache_stage
 
 @dataclass
 class Costs:
-    """Totals over all graphs of a pipe, dropped ones included: seconds compiling and capturing, graphs captured, joins
-    measured both ways.
+    """Totals over all graphs of a pipe, including dropped ones.
+
+    Seconds compiling and capturing, graphs captured, and joins measured both ways.
     """
 
     compile_seconds: float = 0.0
@@ -26,7 +27,7 @@ class Costs:
 
 
 def stage(text: str) -> None:
-    """Log that a stage begins ("full graph 2x4x64x64: compiling"), and tell the listener."""
+    """Log the start of a stage ("full graph 2x4x64x64: compiling"), and tell the listener."""
     logger.info(text)
     tell = listener.get()
     if tell is not None:

@@ -1,7 +1,7 @@
-"""compile="regional": a U-Net's repeated blocks are compiled, and all else runs eager.
+"""compile="regional": compile a U-Net's repeated blocks; the rest runs eager.
 
-Compiling takes as long as one block of each shape (SD: 4, SDXL: 2) instead of the whole U-Net. ResNets stay eager, and
-the launches between blocks are left to capture.
+Only one block of each shape is compiled (SD: 4, SDXL: 2) instead of the whole U-Net. ResNets stay eager, and capture
+takes care of the launches between blocks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..forwards.guidance import Compute, KeptValues, Values
 from .compiled import Compilations
 from .progress import Costs
 
-# (block, its class's forward, args, kwargs) -> result: how the program that is running now runs repeated blocks.
+# (block, its class's forward, args, kwargs) -> result: how the current program runs repeated blocks.
 _run: ContextVar[Callable[..., Any] | None] = ContextVar("stepcache_run_block", default=None)
 
 
 def repeated_blocks(unet: nn.Module) -> list[nn.Module]:
-    """The blocks that are compiled one by one."""
-    # U-Nets for video do not name theirs.
+    """The blocks to compile one by one."""
+    # Video U-Nets do not name theirs.
     names = getattr(unet, "_repeated_blocks", None) or ("BasicTransformerBlock", "TemporalBasicTransformerBlock")
     return [module for module in unet.modules() if type(module).__name__ in names]
 
@@ -30,8 +30,9 @@ def repeated_blocks(unet: nn.Module) -> list[nn.Module]:
 def regional(
     compute: Compute, what: str, options: dict[str, Any], costs: Costs, compilations: Compilations, key: Hashable
 ) -> Compute:
-    """`compute` with its repeated blocks compiled, each kind at the first call of a shape; programs of one `key` share
-    what is compiled.
+    """`compute` with its repeated blocks compiled.
+
+    The first call of a kind of block and shape compiles it. Programs of one `key` share compilations.
     """
 
     def run_block(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -53,6 +54,6 @@ def regional(
 
 
 def call_block(block: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """One call of a repeated block: compiled inside of a regional program, else `stock`."""
+    """One call of a repeated block: compiled inside a regional program, else `stock`."""
     run, forward = _run.get(), getattr(stock, "__func__", None)
     return stock(*args, **kwargs) if run is None or forward is None else run(block, forward, args, kwargs)

@@ -1,4 +1,4 @@
-"""How graphs are run: the user's arguments, checked, and what follows from them on a device."""
+"""How graphs run: the user's arguments, checked, and what they mean on a device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
 
 @dataclass(frozen=True)
 class GraphSettings:
-    """How graphs are run.
+    """How graphs run.
 
     compile: "auto" (on CUDA only), True, False, "regional", or a dict of torch.compile arguments.
-    cuda_graphs: "auto" and True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
-    kernels: "auto" (the joins that were measured to be faster with them on this GPU), True (all joins), False, or a
-    `Judge` (tests).
+    cuda_graphs: "auto" or True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
+    kernels: "auto" (joins measured to be faster with the kernels on this GPU), True (all joins), False, or a `Judge`
+    (tests).
     """
 
     compile: Any = "auto"
@@ -53,24 +53,24 @@ class GraphSettings:
             raise InvalidSetting('cuda_graphs=True, but torch sees no CUDA device here. Leave it at "auto".')
 
     def compile_options(self, device: torch.device) -> dict[str, Any] | None:
-        """Arguments of torch.compile for graphs on `device`; None where they run eager."""
+        """Arguments of torch.compile for graphs on `device`; None if they run eager."""
         if self.compile is False or (self.compile == "auto" and device.type != "cuda"):
             return None
         if self.compile == "auto" and not HAS_TRITON:
-            return None  # Inductor's code for a GPU is Triton
+            return None  # Inductor generates Triton for GPUs
         options = own_copy(self.compile) if isinstance(self.compile, dict) else {}
         inductor = options.get("backend", "inductor") == "inductor"
         if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
             options["options"] = cuda_options()
         if options.get("mode") == "max-autotune" and inductor:
-            options["mode"] = "max-autotune-no-cudagraphs"  # captured by hand, or not at all
+            options["mode"] = "max-autotune-no-cudagraphs"  # stepcache captures, or nobody does
         return options
 
     def judge(self, device: torch.device) -> Judge | None:
-        """Who decides which joins on `device` run on the Triton ops; None where nothing is to be decided.
+        """Decides which joins on `device` run on the Triton ops; None if there is nothing to decide.
 
-        What is known holds for joins that Inductor compiles and a CUDA graph replays. Without a graph the host would
-        launch the ops one by one, and take longer for it than they do.
+        Verdicts hold for joins that Inductor compiles and a CUDA graph replays. Without a graph the host launches the
+        ops one by one, which takes longer than running them.
         """
         if isinstance(self.kernels, Judge):
             return self.kernels
@@ -83,13 +83,13 @@ class GraphSettings:
         return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
 
     def join(self, wanted: frozenset[JoinShape]) -> JoinFunction:
-        """How graphs join. wanted: the joins that are decided to run on the Triton ops."""
+        """How graphs join. wanted: the joins to run on the Triton ops."""
         if self.kernels is True:
             return fused_join(lambda shape: True)
         return fused_join(wanted.__contains__) if wanted else reference_join
 
     def backend(self, device: torch.device) -> CaptureBackend | None:
-        """A capture backend for one bucket on `device`; None where nothing is captured by hand."""
+        """A capture backend for one bucket on `device`; None if stepcache does not capture there."""
         if callable(self.cuda_graphs):
             return self.cuda_graphs()
         by_torch = isinstance(self.compile, dict) and captures_itself(self.compile)

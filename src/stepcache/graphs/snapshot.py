@@ -1,8 +1,8 @@
-"""What a captured graph depends on beside its inputs: addresses of weights, and every Python value of the modules.
+"""What a captured graph depends on besides its inputs: addresses of weights, and the modules' Python values.
 
-A CUDA graph replays kernels with the arguments that they had at capture. A weight that was updated in place is seen; a
-weight that was replaced (LoRA loaded or unloaded, `pipe.to`, a reload) is not, nor is a Python number that some module
-holds (a LoRA's scaling, FreeU's factors, an IP-Adapter's scale, another attention processor).
+A CUDA graph replays kernels with the arguments they had at capture. It sees a weight that is updated in place. It does
+not see a weight that is replaced (LoRA loaded or unloaded, `pipe.to`, a reload), or a changed Python value of a module
+(a LoRA's scaling, FreeU's factors, an IP-Adapter's scale, another attention processor).
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from ..pipes.seat import ORIGINAL
 
 
 class Snapshot:
-    """The state of a model but for the modules `without`, to be compared with it later.
+    """The state of a model, except the modules `without`, to compare with its state later.
 
-    It holds the modules' attributes, the entries of dicts and lists among them (parameters, submodules, hooks, LoRA
-    scalings), the attributes of attention processors, the addresses of parameters and buffers, and kernels' strides.
+    It holds the modules' attributes, the entries of attributes that are dicts or lists (parameters, submodules, hooks,
+    LoRA scalings), the attributes of attention processors, the addresses of parameters and buffers, and the strides of
+    convolution weights.
     """
 
     def __init__(self, model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
         left_out = {module for root in without for module in root.modules()}
-        # Compared pair by pair: what is there, and what was there when the snapshot was made.
+        # Compared in pairs: the live dict or list, and a copy from when the snapshot was made.
         self._now: list[Any] = []
         self._then: list[Any] = []
-        # Most modules have no buffers and no hooks; that a dict or list is still empty is asked faster.
+        # Empty dicts and lists apart: most modules have no buffers or hooks, and testing for emptiness is faster.
         self._empty: list[Any] = []
-        # Where stepcache itself puts a new `forward` in each run.
+        # Modules on which stepcache itself replaces `forward` in each run.
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._tensors: list[Tensor] = []
         for module in model.modules():
@@ -41,8 +42,8 @@ class Snapshot:
                 if hasattr(processor := vars(module).get("processor"), "__dict__"):
                     self._keep(vars(processor))
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
-        # A weight that was re-laid (channels_last) and moved may be at an old address again, in another layout. Kernels
-        # of 1 x 1 are in both at once.
+        # A weight that is re-laid (channels_last) and moved may return to an old address in another layout. 1 x 1
+        # kernels are in both layouts at once.
         self._kernels = [t for t in self._tensors if t.dim() == 4 and not _in_both_layouts(t)]
         self._strides = [tensor.stride() for tensor in self._kernels]
 
@@ -61,7 +62,7 @@ class Snapshot:
                     self._empty.append(value)
 
     def holds(self) -> bool:
-        """Whether the model is still what it was. Costs the host a third of a microsecond a module."""
+        """Whether the model is unchanged. Costs the host a third of a microsecond per module."""
         if any(self._empty):
             return False
         try:
@@ -70,7 +71,7 @@ class Snapshot:
             if not all(_without_watch(now) == then for now, then in self._watched):
                 return False
         except (RuntimeError, ValueError):
-            # Two different tensors compared have no one truth value; the same tensor is known by identity.
+            # Comparing two different tensors has no single truth value; the same tensor is equal by identity.
             return False
         if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
             return False
@@ -82,10 +83,10 @@ def _in_both_layouts(tensor: Tensor) -> bool:
 
 
 def _same(now: Any, then: Any) -> bool:
-    # Another thread's run may watch, or watch no longer, what it did not when the snapshot was made.
+    # Another thread's run may have started or stopped watching since the snapshot was made.
     return now == then or (isinstance(now, dict) and _without_watch(now) == then)
 
 
 def _without_watch(values: dict[str, Any]) -> dict[str, Any]:
-    """Without stepcache's own interceptions."""
+    """`values` without stepcache's own interceptions."""
     return {name: value for name, value in values.items() if not hasattr(value, ORIGINAL)}

@@ -1,24 +1,24 @@
-"""A stand-in for CUDA graphs on a CPU, as hostile as they are; for tests and for measuring the engine's host cost.
+"""A stand-in for CUDA graphs on a CPU, as hostile as the real ones. For tests, and to measure the engine's host cost.
 
-A capture runs the function once and records its operations, as a CUDA graph records kernels: with the numbers that they
-were called with and the addresses that they read and wrote. A replay runs these again and never the function, so what
-the function does with Python values, branches and objects is baked in. Besides, as on a GPU:
+A capture runs the function once and records its operations as a CUDA graph records kernels: with their scalar arguments
+and the addresses they read and write. A replay runs the operations and never the function, so the graph keeps the
+Python values, branches and objects of the capture. As on a GPU:
 
-- capture does not compute: what the function wrote to static tensors is NaN afterwards, and before each replay;
-- an address is not kept alive by the graph. Memory that was freed in the meantime is an error; where its owner lives on
-  but the module now uses another (a replaced weight that somebody holds), the old one is read, as by a CUDA graph;
-- what is allocated inside belongs to the pool: it must not outlive the function, and is NaN afterwards;
-- what a replay writes gets no new version: nobody can tell by `_version` that a graph's output has changed;
-- operations that make the host wait for a value (`.item()`, nonzero) are refused, and so are tensors of the host
+- a capture computes nothing: static tensors that the function writes are NaN after it, and before each replay;
+- a graph does not keep memory alive. Using freed memory is an error. If a weight was replaced but the old tensor still
+  exists, a replay reads the old one, as a CUDA graph does;
+- memory allocated inside belongs to the pool: it must not outlive the function, and is NaN afterwards;
+- a replay writes without a new `_version`, so that does not show that a graph's output changed;
+- operations that make the host wait for a value (`.item()`, nonzero) are refused, and so are tensors on the host
   (hosttensor.py);
-- GEMMs use the workspace of their stream, and bake it in. The first one allocates it: in a capture from the pool, with
-  whose graphs it goes, else from ordinary memory, and then `reset` of any graph frees it (as in torch 2.13;
-  RESET_CLEARS). What needs a workspace that is gone fails;
-- there is one capture at a time in the process. Beside it, a device-wide synchronisation in any thread fails, and so
-  does the capture;
-- after a capture that failed, the allocator believes that it goes on, until it is told (`abandon`).
+- GEMMs use their stream's workspace, and its address is captured. The first GEMM allocates it: during a capture from
+  the pool, to be freed with the pool's graphs; otherwise from ordinary memory, and then `reset` of any graph frees it
+  (as in torch 2.13; RESET_CLEARS). Using a freed workspace fails;
+- a process has one capture at a time. A device-wide synchronisation in any thread meanwhile fails, and so does the
+  capture;
+- after a failed capture the allocator assumes that it goes on, until `abandon` is called.
 
-It sees the operations of eager and aot_eager graphs. Inductor's kernels are no operations: it is not for those.
+It sees the operations of eager and aot_eager graphs, but not Inductor's kernels.
 """
 
 from __future__ import annotations
@@ -38,50 +38,50 @@ from ..forwards.nested import tensors_of
 from .hosttensor import HostTensor
 
 SYNCING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
-# Tensors made of Python numbers, which a CUDA graph has in its kernels.
+# Tensors made from Python numbers; a CUDA graph holds these in its kernels.
 CONSTANTS = ("aten::lift_fresh",)
-# What cuBLAS runs, with a workspace.
+# Operations that cuBLAS runs with a workspace.
 GEMMS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "_addmm_activation")
 
 
-# Whether `reset` of a graph frees the workspaces of all streams (torch 2.13), or of none (2.11).
+# Whether resetting a graph frees the workspaces of all streams (torch 2.13) or of none (2.11).
 RESET_CLEARS = True
 
 
 class StandInError(RuntimeError):
-    """What a CUDA graph would have refused, or got wrong without a word."""
+    """Something that a CUDA graph would refuse, or silently get wrong."""
 
 
 class StandInPool:
-    """A token, with the graphs that were captured into it; the memory is the ordinary one."""
+    """A pool's identity and the graphs captured into it. Memory comes from the ordinary allocator."""
 
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
 
     @property
     def gone(self) -> bool:
-        """Whether the allocator has taken its memory back, since all graphs were reset."""
+        """Whether the allocator has taken its memory back, because all graphs were reset."""
         return bool(self.graphs) and all(graph.is_reset for graph in self.graphs)
 
 
 class _Workspace:
-    """cuBLAS's, of one thread and stream, in ordinary memory or in a pool."""
+    """The cuBLAS workspace of one thread and stream, in ordinary memory or in a pool."""
 
     def __init__(self, pool: StandInPool | None) -> None:
         self._pool, self._freed = pool, False
 
     @property
     def gone(self) -> bool:
-        """Whether its memory is another's by now."""
+        """Whether its memory may have been reused."""
         return self._freed if self._pool is None else self._pool.gone
 
     def free(self) -> None:
-        """Give it back to where it came from: to a pool, in which nobody else's memory is."""
+        """Return it to where it came from. A pool's memory stays the pool's, so graphs may still use it."""
         self._freed = True
 
 
 class _Process:
-    """What a process has one of."""
+    """State that a process has once."""
 
     def __init__(self) -> None:
         self.capturing: _Recorder | None = None
@@ -91,7 +91,7 @@ class _Process:
     def begin(self, recorder: _Recorder) -> None:
         self.synchronize()  # torch.cuda.graph begins with it
         if self.allocating:
-            raise StandInError("The allocator believes that the capture before goes on, which failed: abandon it.")
+            raise StandInError("The allocator assumes that the last capture, which failed, goes on: abandon it.")
         self.capturing, self.allocating = recorder, True
 
     def end(self, recorder: _Recorder) -> None:
@@ -101,13 +101,13 @@ class _Process:
 
     def synchronize(self) -> None:
         if self.capturing is not None:
-            self.capturing.invalid = "The device was synchronised while this was captured: the capture is invalid."
+            self.capturing.invalid = "The device was synchronised during the capture: the capture is invalid."
             raise StandInError("Operation not permitted while a stream is capturing: a synchronisation of the device.")
 
     def workspace(self, pool: StandInPool | None) -> _Workspace:
         workspace = self.workspaces.setdefault(threading.get_ident(), _Workspace(pool))
         if workspace.gone:
-            raise StandInError("A GEMM would use a workspace in the memory of a pool that is gone.")
+            raise StandInError("A GEMM would use a workspace in the memory of a freed pool.")
         return workspace
 
     def clear_workspaces(self) -> None:
@@ -120,7 +120,7 @@ _process = _Process()
 
 
 class _Place:
-    """What a kernel is told of a tensor: where it lies, and how. In the graph's n-th allocation, or outside."""
+    """A tensor as a kernel sees it: memory (the graph's n-th allocation, or outside memory) and layout."""
 
     __slots__ = ("dtype", "memory", "offset", "shape", "strides")
 
@@ -129,23 +129,23 @@ class _Place:
         self.shape, self.strides = tensor.shape, tensor.stride()
 
     def tensor(self, allocated: dict[int, UntypedStorage]) -> Tensor:
-        """What lies there now. StandInError where that was freed."""
+        """The tensor in that memory now. Raises StandInError if the memory was freed."""
         storage: Any = self.memory
         if isinstance(storage, int):
             storage = allocated[storage]
         elif isinstance(storage, StorageWeakRef):
-            # None where it is gone.
+            # None if it was freed.
             storage = UntypedStorage._new_with_weak_ptr(storage.cdata)
             if storage is None:
                 raise StandInError(
                     f"A tensor {tuple(self.shape)} that the captured graph reads or writes was freed: a CUDA graph "
-                    "would have used the memory all the same, whatever it holds now."
+                    "would use that memory anyway, with its current contents."
                 )
         return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.shape, self.strides)
 
 
 class _Operation(NamedTuple):
-    """One operation, and which of its results (by place) is which allocation of the graph."""
+    """One operation; allocates: pairs of a result's index and the number of the graph's allocation that it is."""
 
     function: Any
     args: Any
@@ -154,11 +154,11 @@ class _Operation(NamedTuple):
 
 
 class _Watch(TorchDispatchMode):
-    """Looks on at what runs on the capture stream outside of a capture: GEMMs make a workspace in ordinary memory."""
+    """Observes work on the capture stream outside a capture, where GEMMs allocate a workspace in ordinary memory."""
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Dynamo refuses to run compiled code under a user's mode; this one only looks on."""
+        """Yes, because Dynamo refuses to run compiled code under a user's mode; this one only observes."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,16 +168,16 @@ class _Watch(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Records each operation."""
+    """Records each operation of a capture."""
 
     def __init__(self, pool: StandInPool) -> None:
         super().__init__()
         self._pool = pool
         self.operations: list[_Operation] = []
-        self.written: dict[int, _Place] = {}  # of the memory outside, by storage
+        self.written: dict[int, _Place] = {}  # tensors outside the pool, by storage
         self.workspaces: set[_Workspace] = set()
         self.invalid = ""
-        # By storage, which is held, so that none comes back as another's during the capture.
+        # By storage. Holding the storages keeps their keys from being reused during the capture.
         self._own: dict[int, tuple[int, UntypedStorage]] = {}
         self._constant: dict[int, UntypedStorage] = {}
         self._results: list[weakref.ref[Tensor]] = []
@@ -194,7 +194,7 @@ class _Recorder(TorchDispatchMode):
             raise StandInError(f"{name} waits for a value: not permitted while a graph is captured.")
         tensors = tensors_of((args, kwargs))
         if any(isinstance(tensor, HostTensor) for tensor in tensors):
-            raise StandInError(f"{name} was given a tensor of the host: not permitted while a graph is captured.")
+            raise StandInError(f"{name} was given a tensor on the host: not permitted while a graph is captured.")
         if name in CONSTANTS:
             result = func(*args, **kwargs)
             self._constant[_key(result)] = result.untyped_storage()
@@ -212,7 +212,7 @@ class _Recorder(TorchDispatchMode):
                 self._own[_key(leaf)] = len(self._own), leaf.untyped_storage()
             if _key(leaf) in self._own:
                 self._results.append(weakref.ref(leaf))
-        if allocates or writes:  # all else is a view: no kernel
+        if allocates or writes:  # anything else is a view and has no kernel
             self.operations.append(_Operation(func, args_as_places, kwargs_as_places, allocates))
         return result
 
@@ -232,7 +232,7 @@ class _Recorder(TorchDispatchMode):
         return bool(written)
 
     def finish(self) -> bool:
-        """Everything allocated inside becomes garbage; whether any of it is still in use."""
+        """Overwrite everything allocated inside with NaN; returns whether any of it is still in use."""
         for _, storage in self._own.values():
             if storage.nbytes() % 4 == 0:
                 torch.empty(0).set_(storage).fill_(float("nan"))
@@ -274,20 +274,20 @@ class StandInGraph:
             _process.end(recorder)
         _process.allocating = False
         if recorder.finish():
-            raise StandInError("A tensor that was allocated in the capture outlives it; it is the pool's memory.")
+            raise StandInError("A tensor that was allocated in the capture outlives it, but its memory is the pool's.")
         self._operations: list[_Operation] | None = recorder.operations
         self._written, self._workspaces = [*recorder.written.values()], recorder.workspaces
         self._poison()
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Run the operations again. StandInError for memory that is no more."""
+        """Run the operations again. Raises StandInError if memory they use was freed."""
         if self._operations is None:
             raise StandInError("This graph was reset.")
         if any(workspace.gone for workspace in self._workspaces):
-            raise StandInError("This graph has a workspace of cuBLAS baked in that was freed.")
+            raise StandInError("This graph uses a cuBLAS workspace that was freed.")
         allocated: dict[int, UntypedStorage] = {}
-        # As they were recorded: below autocast, and with tensors that the next run may write to.
+        # As at capture: below autocast, and without inference tensors, so that the next run may write to them.
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
             self._poison()
             for function, args, kwargs, allocates in self._operations:
@@ -298,14 +298,13 @@ class StandInGraph:
         self.replays += 1
 
     def reset(self) -> None:
-        """Drop all that was recorded."""
+        """Drop the recorded operations."""
         self._operations, self._written = None, []
         if RESET_CLEARS:
             _process.clear_workspaces()
 
     @property
     def is_reset(self) -> bool:
-        """Whether it was reset."""
         return self._operations is None
 
     def _poison(self) -> None:
@@ -315,28 +314,27 @@ class StandInGraph:
 
 
 class StandInBackend:
-    """`CaptureBackend` on a CPU, one instance a bucket: accelerate(pipe, cuda_graphs=StandInBackend)."""
+    """`CaptureBackend` on a CPU, one instance per bucket: accelerate(pipe, cuda_graphs=StandInBackend)."""
 
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
         self.pools = self.entered = self.released = 0
 
     def pool(self) -> StandInPool:
-        """A new one."""
         self.pools += 1
         return StandInPool()
 
     @contextmanager
     def on_capture_stream(self, device: torch.device) -> Iterator[None]:
-        """All there is of streams is that GEMMs outside of a capture make their workspace in ordinary memory."""
+        """Simulates one thing about streams: GEMMs outside a capture put their workspace in ordinary memory."""
         watch = _Watch()
         with watch:
             yield
 
     def record(self, function: Callable[[], None], pool: StandInPool, device: torch.device) -> StandInGraph:
-        """Capture. StandInError for a pool that CUDA's allocator has taken back.
+        """Capture. Raises StandInError if all graphs of the pool are reset.
 
-        That is one whose graphs are all reset: capturing into it is an assertion in there.
+        CUDA's allocator has then taken the pool back, and capturing into it fails an assertion there.
         """
         if pool.gone:
             raise StandInError("All graphs of this pool were reset, so it is the allocator's again.")
@@ -345,23 +343,22 @@ class StandInBackend:
         return self.graphs[-1]
 
     def clear_workspaces(self) -> None:
-        """Free all of the process's, as CUDA graph trees do too."""
+        """Free all workspaces of the process, as CUDA graph trees do too."""
         _process.clear_workspaces()
 
     def abandon(self, pool: StandInPool, device: torch.device) -> None:
-        """The allocator knows that the capture is over."""
         _process.allocating = False
 
     def enter(self, device: torch.device) -> None:
-        """There are no streams to order."""
+        """Only counts: there are no streams to order."""
         self.entered += 1
 
     def synchronize(self, device: torch.device) -> None:
-        """Nothing is ever in flight, but it is an error while anybody captures."""
+        """Nothing to wait for, but an error during any capture."""
         _process.synchronize()
 
     def release(self, device: torch.device) -> None:
-        """Count it. StandInError where the allocator could not empty its cache."""
+        """Count the call. Raises StandInError if the allocator could not empty its cache."""
         if _process.capturing is not None or _process.allocating:
-            raise StandInError("The allocator empties no cache while it allocates to a pool.")
+            raise StandInError("The allocator cannot empty its cache while it allocates to a pool.")
         self.released += 1

@@ -1,8 +1,8 @@
-"""Which of a bucket's joins are faster on the Triton ops: measured on the device that they run on, as they will run.
+"""Measures which of a bucket's joins are faster on the Triton ops, on the device and in the way they will run.
 
-What is measured is a join with the ResNet behind it, since what Inductor fuses into the neighbours of an op, or into
-those of the concat, is a part of the price. Both ways are compiled as the bucket's graphs are, compared, and timed in
-replayed CUDA graphs, each call on other inputs than the one before (replays.py).
+Each join is measured with the ResNet behind it, because what Inductor fuses into the neighbours of an op, or of the
+concat, is part of the price. Both ways are compiled like the bucket's graphs, compared, and timed in replayed CUDA
+graphs, each call on other inputs than the one before (replays.py).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from .verdicts import Verdicts
 
 logger = logging.getLogger("stepcache")
 
-# Whether buckets measure the joins that nothing is known about; set by `warmup` and `stepcache tune`.
+# Whether to measure joins that have no verdict; set by `warmup` and `stepcache tune`.
 tuning_wanted: ContextVar[bool] = ContextVar("stepcache_tuning_wanted", default=False)
 
 
 class Judge:
-    """Who knows, and finds out, which joins of one kind of device run on the ops."""
+    """Knows, or measures, which joins run on the ops on one kind of device."""
 
     def __init__(self, verdicts: Verdicts, timer: ReplayTimer) -> None:
         self.verdicts, self.timer = verdicts, timer
-        self.seen: dict[JoinShape, None] = {}  # in the order in which they came up
+        self.seen: dict[JoinShape, None] = {}  # in order of appearance
 
     def judge(self, calls: Sequence[JoinCall], options: dict[str, Any], costs: Costs) -> None:
-        """Measure those of the joins that nothing is known about. options: of torch.compile."""
+        """Measure those joins that have no verdict. options: of torch.compile."""
         self.seen |= dict.fromkeys(call.shape for call in calls)
         unknown = [call for call in calls if self.verdicts.get(call.shape) is None]
         for i, call in enumerate(unknown, 1):
             stage(f"join {i} of {len(unknown)}, {call.shape}: measuring")
             try:
                 verdict = measure(call, options, self.verdicts.setup, self.timer)
-            except Exception as error:  # no memory, a kernel that does not compile: tried again by another process
+            except Exception as error:  # no memory, a kernel that does not compile: the next process tries again
                 logger.warning(
                     "The join %s could not be measured (%s: %s); it runs without the Triton ops.",
                     call.shape, type(error).__name__, " ".join(str(error).split())[:200],
@@ -66,12 +66,12 @@ class Judge:
                 logger.warning("The join %s runs without the Triton ops: %s.", call.shape, verdict.status)
 
 
-# Of this process: what is known of GPUs of one name, in one cache folder.
+# The verdicts that this process holds, by setup and cache folder.
 _verdicts: dict[tuple[Setup, Path], Verdicts] = {}
 
 
 def judge_of(device: torch.device) -> Judge:
-    """That of a CUDA device. Imports Triton."""
+    """The judge of a CUDA device. Imports Triton."""
     import triton
 
     setup = Setup(torch.cuda.get_device_name(device), torch.__version__, triton.__version__, __version__)
@@ -83,7 +83,7 @@ def judge_of(device: torch.device) -> Judge:
 
 @dataclass(frozen=True)
 class JoinCall:
-    """A join of a U-Net, with what it was given in one step. resnet is the U-Net's own."""
+    """A join of a U-Net with its inputs in one step. resnet: the U-Net's own module."""
 
     shape: JoinShape
     resnet: nn.Module
@@ -99,9 +99,9 @@ def calls_of_joins(
     unet: nn.Module,
     inputs: dict[str, Any],
 ) -> list[JoinCall]:
-    """The joins of a full and of a partial step that could run on the ops, one of each shape. Runs both eager.
+    """The joins of a full and a partial step that could run on the ops, one of each shape. Runs both steps eager.
 
-    steps_of: both steps, for a way to join. kept: an empty one, which is filled.
+    steps_of: makes both steps from a join function. kept: an empty one, to be filled.
     """
     found: dict[JoinShape, JoinCall] = {}
 
@@ -122,7 +122,7 @@ def calls_of_joins(
 
 
 def measure(call: JoinCall, options: dict[str, Any], setup: Setup, timer: ReplayTimer) -> Verdict:
-    """The join both ways: compiled with `options` of torch.compile, compared, timed."""
+    """Compile a join both ways, with `options` of torch.compile; compare the results and time them."""
     layout = torch.channels_last if call.shape.layout == "channels_last" else torch.contiguous_format
 
     def in_layout(tensor: Tensor) -> Tensor:
@@ -165,9 +165,9 @@ def _exact(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor
 
 
 def _wrong(ours: Tensor, stock: Tensor, exact: Tensor) -> str:
-    """What is wrong with a result, by the error of the stock operations in the same dtype; "" where nothing is."""
+    """What is wrong with a result, judged by the error of the stock operations in the same dtype; "" if nothing."""
     error, allowed = ((result.double() - exact).abs().max().item() for result in (ours, stock))
-    if error <= 2 * allowed + 1e-6 * exact.abs().max().item():  # NaN is not
+    if error <= 2 * allowed + 1e-6 * exact.abs().max().item():  # false for NaN
         return ""
     return f"wrong: error {error:.3g} against {allowed:.3g} of the stock operations"
 

@@ -1,8 +1,8 @@
-"""Who may use the device while a graph is captured.
+"""Locks that decide who may use the device while a graph is captured.
 
-CUDA allows one capture at a time in a process, and no device-wide synchronisation beside it: one from any thread fails,
+CUDA allows one capture at a time in a process, and no device-wide synchronisation meanwhile: one from any thread fails
 and invalidates the capture too (CUDA Programming Guide, "Prohibited and Unhandled Operations"). So captures take turns
-with all that synchronises: compiling, since Inductor and Triton time their candidates then, and giving graphs back.
+with everything that synchronises: compiling, because Inductor and Triton then time candidates, and freeing graphs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from contextlib import contextmanager
 import torch
 
 _exclusive = threading.RLock()
-_capturing = False  # read and written by whoever holds `_exclusive`
+_capturing = False  # hold `_exclusive` to read or write it
 _postponed: deque[Callable[[], None]] = deque()
 
-# Of each device: replays and captures are one at a time. Held for microseconds by a replay.
+# One per device: a single replay or capture runs at a time. A replay holds it for microseconds.
 _replays: dict[torch.device, threading.RLock] = {}
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
-    """For compiling and synchronising: nothing is captured meanwhile. Other threads may go on replaying."""
+    """Hold this to compile or synchronise: nothing is captured meanwhile. Other threads may still replay."""
     try:
         with _exclusive:
             yield
@@ -34,7 +34,7 @@ def exclusive() -> Iterator[None]:
 
 @contextmanager
 def capturing(device: torch.device) -> Iterator[None]:
-    """For one capture on `device`: nobody compiles, synchronises or replays there meanwhile."""
+    """Hold this for one capture on `device`: no other thread compiles, synchronises or replays there meanwhile."""
     global _capturing
     with exclusive(), replaying(device):
         _capturing = True
@@ -45,14 +45,14 @@ def capturing(device: torch.device) -> Iterator[None]:
 
 
 def replaying(device: torch.device) -> threading.RLock:
-    """The lock of replays on `device`. Whoever holds it must not wait for `exclusive`."""
+    """The lock of replays on `device`. Do not wait for `exclusive` while holding it."""
     return _replays.setdefault(device, threading.RLock())
 
 
 def when_quiet(job: Callable[[], None]) -> None:
-    """Run `job`, which synchronises: now, or where a thread is in its turn, as soon as that is over. Never waits.
+    """Run `job`, which synchronises, now, or once the thread that holds `exclusive` releases it. Never waits.
 
-    The garbage collector may free a pipe in any thread, in the midst of a replay or a capture.
+    The garbage collector may free a pipe in any thread, even during a replay or a capture.
     """
     _postponed.append(job)
     _catch_up()
@@ -60,11 +60,11 @@ def when_quiet(job: Callable[[], None]) -> None:
 
 def _catch_up() -> None:
     while _postponed:
-        # Somebody else's turn: this is called again at its end.
+        # Another thread holds it, and calls this again when it is done.
         if not _exclusive.acquire(blocking=False):
             return
         try:
-            if _capturing:  # it is this thread's own turn
+            if _capturing:  # by this thread itself
                 return
             while _postponed:
                 _postponed.popleft()()

@@ -1,4 +1,4 @@
-"""A U-Net's graphs: what shares a bucket, and what a bucket's full and partial programs are made of."""
+"""A U-Net's graphs: which inputs share a bucket, and how a bucket's full and partial programs are made."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .tuning import Judge, calls_of_joins, tuning_wanted
 
 
 class UNetGraphs:
-    """Buckets for one family of forwards, one cut, and one way to predict what is not computed. For one run at a time.
+    """Buckets for one family of forwards, one cut and one predictor, for one run at a time.
 
-    max_buckets: how many are held. compilations: what has been compiled, which all runs of a pipe share.
+    max_buckets: how many are held. compilations: shared by all runs of a pipe.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class UNetGraphs:
         self._devices: dict[torch.device, tuple[bool, Judge | None]] = {}
 
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
-        """The bucket of such inputs. reuse_guidance: their batch is [unconditional, conditional]."""
+        """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
         key = self._key(inputs, reuse_guidance)
         return self.buckets.get(key, functools.partial(self._make, key, inputs["sample"], reuse_guidance))
 
     def begin_run(self, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool) -> None:
-        """Called before a run's first call in `bucket`. In a warm-up, joins that have no verdict yet are measured."""
+        """Called before a run's first call in `bucket`. A warm-up measures joins that have no verdict yet."""
         _, judge = self._on(inputs["sample"].device)
         if bucket.is_plain and judge is None:
             return
@@ -76,12 +76,12 @@ class UNetGraphs:
         sample: Tensor = inputs["sample"]
         plain, _ = self._on(sample.device)
         if plain:
-            # Nothing is static but the feature, whose shape, dtype and device follow from the sample's.
+            # Only the feature is static, and its shape, dtype and device follow from the sample's.
             return sample.shape, sample.dtype, sample.device, sample.stride(), reuse_guidance
         return key_of(inputs, sample.device), reuse_guidance
 
     def _on(self, device: torch.device) -> tuple[bool, Judge | None]:
-        """Whether nothing is compiled or captured on the device, and who decides there which joins run on the ops."""
+        """Whether nothing is compiled or captured on the device; and its judge of joins, if any."""
         known = self._devices.get(device)
         if known is None:
             plain = self.settings.compile_options(device) is None and self.settings.backend(device) is None
@@ -102,7 +102,7 @@ class UNetGraphs:
     def _graphs(
         self, key: Hashable, sample: Tensor, reuse_guidance: bool, wanted: frozenset[JoinShape]
     ) -> tuple[dict[str, Program] | None, Capture | None]:
-        """A bucket's programs (None: the eager ones do) and capture. wanted: the joins to run on the Triton ops."""
+        """A bucket's programs (None: use the eager ones) and capture. wanted: the joins to run on the Triton ops."""
         settings, device, label = self.settings, sample.device, _label(sample)
         options, join, backend = settings.compile_options(device), settings.join(wanted), settings.backend(device)
         if options is None and join is reference_join and backend is None:
@@ -129,25 +129,23 @@ class UNetGraphs:
     def _tune(
         self, judge: Judge, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool
     ) -> None:
-        """Measure the joins that have no verdict yet, and make the bucket's graphs anew where that changes them."""
+        """Measure joins that have no verdict yet, and make the bucket's graphs again if that changes them."""
         sample, device = inputs["sample"], inputs["sample"].device
         try:
             calls = calls_of_joins(
                 functools.partial(self._steps, reuse_guidance=reuse_guidance),
                 self._kept(reuse_guidance), self.predictor, unet, inputs,
             )  # fmt: skip
-        except torch.OutOfMemoryError:  # eager, as this is, a U-Net takes more memory than its graphs
-            self.fallback.say_once(
-                "There is no memory to look for the joins of this size: they run by the verdicts there are."
-            )
+        except torch.OutOfMemoryError:  # this runs eager, which takes more memory than the graphs
+            self.fallback.say_once("Not enough memory to find the joins of this size: they run by the known verdicts.")
             return
-        # A pipe that runs eager measures for those that do not (`stepcache tune`).
+        # `stepcache tune` measures with a pipe that runs eager, for pipes that compile.
         options = self.settings.compile_options(device) or GraphSettings().compile_options(device) or {}
         judge.judge(calls, options, self.costs)
         shapes = {call.shape for call in calls}
         wanted = judge.verdicts.for_triton & shapes
         key = self._key(inputs, reuse_guidance)
-        # Where nothing changes for the joins of this bucket, its graphs stay what they are.
+        # Keep the graphs if nothing changes for the joins of this bucket.
         if wanted != self.compilations.joins[key] & shapes:
             bucket.free()
             self.compilations.joins[key] = wanted

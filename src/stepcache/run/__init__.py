@@ -1,1 +1,1 @@
-"""A run of a pipe, from attaching to undoing. The only room that changes an object of the user's."""
+"""Attaches stepcache to a pipe, runs it and undoes it. The only package that changes the user's objects."""

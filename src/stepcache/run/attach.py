@@ -1,9 +1,8 @@
-"""What is attached to a pipe: its settings, graphs and buffers, and the runs that use them.
+"""Attaches settings, graphs and buffers to a pipe, and runs it with them.
 
-An accelerated pipe is an instance of a subclass of its own class, with the same name, made for that one pipe; its
-settings hang on that subclass, so `vars(pipe)` stays as it was. Outside a run nothing else is changed but the layout of
-weights (channels_last.py); what is during one (a pipeline call or a `denoising` block) is in watch.py. No other file
-changes an object of the user's.
+`attach` gives a pipe a subclass of its class, with the same name, made for that pipe alone. Its settings are on the
+subclass, so `vars(pipe)` does not change. Outside a run (a pipeline call or a `denoising` block) only the layout of
+weights changes besides (channels_last.py). watch.py makes the changes during a run, warmup.py those of a warm-up.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from .watch import follow_scheduler, watch
 
 _ATTACHMENT = "_stepcache_attachment"
 
-# The schedule of a warm-up, in the place of the pipe's own.
+# The schedule of a warm-up, which replaces the pipe's own.
 warm_up_schedule: ContextVar[Schedule | None] = ContextVar("stepcache_warm_up_schedule", default=None)
 
 
 class Attachment:
-    """What stepcache holds for one pipe: its settings, and between runs the graphs and buffers of its U-Net."""
+    """What stepcache holds for one pipe: its settings, and between runs its graphs and buffers."""
 
     def __init__(self, settings: Settings, inherited: Any = None) -> None:
         self.settings = settings
@@ -50,23 +49,23 @@ class Attachment:
         self.last: RunRecord | None = None
         self.pipe: weakref.ref[Any] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        # Weakly: the pipe may drop its U-Net or take another one, and its graphs and buffers go with it.
+        # A weak reference: if the pipe drops or replaces its U-Net, graphs and buffers are freed too.
         self._unet: weakref.ref[nn.Module] | None = None
-        # More than one only where threads have run the pipe at the same time.
+        # More than one only if threads have run the pipe at the same time.
         self._idle: list[Engine] = []
-        self._compilations = Compilations()  # of all engines
+        self._compilations = Compilations()  # shared by all engines
         self._open = True
         self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
 
     def enter(self, pipe: object) -> None:
-        """Belong to `pipe`, and free everything at its end."""
+        """Belong to `pipe`, and free everything when it is garbage-collected."""
         self.pipe = weakref.ref(pipe)
-        # Its class is part of a reference cycle, as all classes are: not left to the garbage collector.
+        # A finalizer, because the pipe's class is in a reference cycle, as all classes are, and would be freed late.
         self._finalizer = weakref.finalize(pipe, self._end)
         self._finalizer.atexit = False
 
     def prepare(self, pipe: Any) -> tuple[nn.Module, Engine]:
-        """The pipe's U-Net, checked, and an engine for it, which the caller has for itself."""
+        """The pipe's U-Net, checked, and an engine for it that no other run uses."""
         unet, settings = checked_unet(pipe), self.settings
         if settings.reuse_guidance:
             guided(pipe)
@@ -89,7 +88,7 @@ class Attachment:
         return unet, Engine(graphs, decoder)
 
     def park(self, unet: nn.Module, engine: Engine) -> None:
-        """Take the engine back after a run, or free it where no run can use it any more."""
+        """Take the engine back after a run, or free it if no later run can use it."""
         with self._lock:
             if self._open and self._unet is not None and self._unet() is unet:
                 self._idle.append(engine)
@@ -98,9 +97,10 @@ class Attachment:
 
     @contextmanager
     def run(self, pipe: Any, count_steps: Callable[[], int | None], in_call: bool = False) -> Iterator[Session]:
-        """One run of `pipe`: everything is in place inside, and as it was afterwards.
+        """One run of `pipe`: install everything, and undo it afterwards.
 
-        in_call: of the pipe's own call. In a hand-written loop what the pipe says of guidance is its last call's.
+        in_call: whether the pipe's own call runs. In a hand-written loop the pipe's guidance attributes are those of
+        its last call.
         """
         unet, engine = self.prepare(pipe)
         say_once, warming_up = engine.unet.fallback.say_once, warm_up_schedule.get()
@@ -115,7 +115,7 @@ class Attachment:
 
         is_guided = guided(pipe) if self.settings.reuse_guidance and in_call else never
         if self.settings.reuse_guidance and not in_call:
-            say_once("In a denoising block nobody knows what the batch is made of: guidance is not reused.")
+            say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
             follow = functools.partial(follow_scheduler, pipe, places)
             session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
@@ -131,7 +131,7 @@ class Attachment:
                 self.park(unet, engine)
 
     def parts(self, pipe: Any) -> list[Part]:
-        """The models of the pipe that are to be in channels_last, as far as it has them."""
+        """The models of the pipe whose weights may be put into channels_last."""
         unet = getattr(pipe, "unet", None)
         parts = [Part("U-Net", unet, unet)] if isinstance(unet, nn.Module) else []
         if self.settings.vae:
@@ -141,7 +141,7 @@ class Attachment:
         return parts
 
     def _end(self) -> None:
-        """The pipe's end, in the garbage collector's hands: free what is held, and leave the weights as they are."""
+        """Called when the pipe is garbage-collected: free what is held, and leave the weights as they are."""
         self.layout.abandon()
         self.free()
 
@@ -153,7 +153,7 @@ class Attachment:
             engine.clear()
 
     def free(self) -> None:
-        """Drop graphs and buffers, for good: a run that is still going on frees its own at its end."""
+        """Drop graphs and buffers for good. A run in progress frees its own when it ends."""
         self._open = False
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -161,17 +161,17 @@ class Attachment:
 
 
 def attachment_of(pipe: object) -> Attachment | None:
-    """The pipe's attachment, or None where it is not accelerated."""
+    """The pipe's attachment, or None if it is not accelerated."""
     attachment = vars(type(pipe)).get(_ATTACHMENT)
-    # Another object of the class that was made for one pipe (type(pipe)(**pipe.components)) is none of ours.
+    # Another instance of an accelerated pipe's class (type(pipe)(**pipe.components)) is not accelerated.
     return attachment if attachment is not None and attachment.pipe() is pipe else None
 
 
 def attach(pipe: object, settings: Settings) -> None:
-    """Accelerate `pipe` with `settings`, in the place of any it had. Raises before it changes anything."""
+    """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
     attachment.park(*attachment.prepare(pipe))
-    # Held before what was there gives it back: what both want in channels_last is not re-laid twice.
+    # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))
     except BaseException:  # out of memory
@@ -182,7 +182,7 @@ def attach(pipe: object, settings: Settings) -> None:
 
 
 def detach(pipe: object) -> None:
-    """Give the pipe its own class back and free the buffers. Nothing happens where it is not accelerated."""
+    """Give the pipe its own class back and free the buffers. Does nothing if it is not accelerated."""
     attachment = attachment_of(pipe)
     if attachment is not None:
         pipe.__class__ = type(pipe).__base__  # type: ignore[assignment]
@@ -191,7 +191,7 @@ def detach(pipe: object) -> None:
 
 
 def require(pipe: object, what: str) -> Attachment:
-    """The pipe's attachment; NotAccelerated where it has none."""
+    """The pipe's attachment. Raises NotAccelerated if it has none; `what` names the caller."""
     attachment = attachment_of(pipe)
     if attachment is None:
         raise NotAccelerated(f"{what} needs an accelerated pipe; call accelerate(pipe) on this {type(pipe).__name__}.")
@@ -199,8 +199,8 @@ def require(pipe: object, what: str) -> Attachment:
 
 
 def _enter(pipe: object, attachment: Attachment) -> None:
-    """Make `pipe` an instance of a subclass of its class, made for it alone, that runs each call in a session."""
-    # Not a subclass made for another pipe, of which this one is an instance all the same (type(that)(**components)).
+    """Give `pipe` its own subclass of its class, which runs each call in a session."""
+    # Skip a subclass made for another pipe: this one may be an instance of it (type(other)(**components)).
     base: Any = next(cls for cls in type(pipe).__mro__ if _ATTACHMENT not in vars(cls))
 
     @functools.wraps(base.__call__)
@@ -211,7 +211,7 @@ def _enter(pipe: object, attachment: Attachment) -> None:
             return base.__call__(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
-        # A class made for one object cannot be found by name. A copy gets one of its own, and buffers of its own.
+        # pickle cannot find a class made for one object by its name. A copy gets its own class and buffers.
         accelerated = attachment_of(self) is not None
         ours = (attachment.settings, attachment.layout.strides()) if accelerated else (None,)
         return _revive, (base, *ours), vars(self)
@@ -230,12 +230,12 @@ def _revive(base: Any, settings: Settings | None, strides: Any = None) -> object
 
 
 def _planned_steps(pipe: Any) -> int | None:
-    """Steps of the current pipeline call; diffusers' pipelines note them right before their loop."""
+    """Steps of the current pipeline call, which diffusers' pipelines store right before their loop."""
     noted = getattr(pipe, "_num_timesteps", None)
     return noted if noted is not None else scheduled_steps(pipe)
 
 
 def scheduled_steps(pipe: Any) -> int | None:
-    """Steps that the pipe's scheduler is set to, or None where it has no timesteps."""
+    """Steps that the pipe's scheduler is set to, or None if it has no timesteps."""
     timesteps = getattr(pipe.scheduler, "timesteps", None)
     return None if timesteps is None else len(timesteps)

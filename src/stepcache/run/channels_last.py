@@ -1,23 +1,24 @@
-"""Weights in channels_last: the 4-d ones of a U-Net (and of a VAE's decoder) in the layout that convolutions run in.
+"""Puts the 4-d weights of a U-Net (and of a VAE's decoder) into channels_last, the layout that convolutions run in.
 
-On CUDA cuDNN and Inductor convolve in channels_last. Weights as they are loaded are re-laid in every call, for SD 1.5
-in 52 launches that move 2 GB a full step. Here they are re-laid once, in place: a Parameter stays the same object with
-the same values, and has other strides at another address. Graphs that were captured before see that by both.
+On CUDA, cuDNN and Inductor convolve in channels_last, and re-lay weights in the loaded layout at every call: for SD 1.5
+in 52 launches that move 2 GB per full step. We re-lay them once, in place. A Parameter stays the same object with the
+same values, but its strides and address change, and earlier captured graphs notice by both.
 
-Who needs a weight so is counted by Parameter, not by U-Net, since modules can share them: the last pipe that gives one
-back puts its strides back. What had channels_last already is the user's own and stays. So does what is none of ours:
+Users of a weight are counted per Parameter, not per U-Net, because modules can share Parameters. The last pipe to
+release a weight restores its strides. A weight that was in channels_last before is the user's choice and stays so.
+These are left alone:
 
 - adapters that are not fused (LoRA): they are small, and diffusers' save_lora_weights refuses other strides;
-- tensors of a subclass (quantised, DTensor), of integers, on the meta device, or made in inference mode;
-- on a GPU a view into a larger buffer, which somebody manages as a whole (FSDP's flat parameters), and on a CPU memory
-  that is shared with other processes;
-- a model with offloading hooks on its layers, whose weights come and go.
+- tensor subclasses (quantised, DTensor), integer tensors, and tensors on the meta device or made in inference mode;
+- on a GPU, views into a larger buffer that is managed as a whole (FSDP's flat parameters); on a CPU, memory shared with
+  other processes;
+- models with offloading hooks on their layers, whose weights are loaded and unloaded all the time.
 
-A weight that is replaced in the meantime (pipe.to, a fused LoRA, load_state_dict) is looked at again at each run's
-start, which costs the host about 50 microseconds for SD 1.5 where nothing has changed.
+Each run first looks for weights that were replaced (pipe.to, a fused LoRA, load_state_dict). If nothing has changed,
+that costs the host about 50 microseconds for SD 1.5.
 
-A pipe that is garbage-collected without `restore` leaves the weights as they are, since no work for a GPU belongs into
-a finalizer. Their strides are remembered for the next pipe that is accelerated and restored on them.
+A pipe that is garbage-collected without `restore` leaves the weights as they are, because a finalizer must not do GPU
+work. Their strides are remembered for the next pipe that is accelerated and restored on them.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ from .weights import Edge, Stride, edges_of, in_both_layouts, is_eligible, is_la
 
 logger = logging.getLogger("stepcache")
 
-# Of everything in this file that is shared. Taken before the engine's turns (graphs/turns.py), never inside of one; and
-# never in a finalizer, which the garbage collector may run in any thread at any point.
+# Guards all shared state in this file. Take it before the locks in graphs/turns.py, never while holding one, and never
+# in a finalizer, which the garbage collector may run in any thread at any point.
 _lock = threading.RLock()
 
 
 class Part(NamedTuple):
-    """A model whose weights are wanted in channels_last. name: what it is to the pipe. root: where offloading hooks
-    of the whole sit; the model itself, or the VAE of a decoder.
+    """A model whose weights should be in channels_last.
+
+    name: in messages. root: the model that has the offloading hooks: this one, or a decoder's VAE.
     """
 
     name: str
@@ -55,23 +57,23 @@ class Part(NamedTuple):
 
 @dataclass(eq=False)
 class _Origin:
-    """What a weight was before, and who needs it in channels_last."""
+    """A weight's original shape and strides, and who needs it in channels_last."""
 
     shape: torch.Size
     stride: Stride
     holders: weakref.WeakSet[Layout]
 
     def is_held(self) -> bool:
-        """Whether anybody needs it."""
+        """Whether any pipe still needs it in channels_last."""
         return any(holder.is_open for holder in tuple(self.holders))
 
 
-# By Parameter: those that are not as the user had them.
+# By Parameter: all weights whose strides we changed.
 _origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class _Seat(NamedTuple):
-    """A place in a module that had a weight in channels_last, and its strides there."""
+    """A parameter's place (module and name), and the strides it had there in channels_last."""
 
     module: weakref.ref[nn.Module]
     name: str
@@ -79,12 +81,12 @@ class _Seat(NamedTuple):
 
     @property
     def tensor(self) -> Tensor | None:
-        """What is there now."""
+        """The parameter there now."""
         module = self.module()
         return None if module is None else module._parameters.get(self.name)
 
     def is_held(self) -> bool:
-        """Whether what is there now is on record itself, or nothing is there any more."""
+        """Whether the parameter there now has an `_Origin`, or there is none any more."""
         tensor = self.tensor
         return tensor is None or tensor in _origins
 
@@ -94,22 +96,19 @@ def _seat(module: nn.Module, name: str, tensor: Tensor) -> _Seat:
 
 
 class _Share:
-    """What one pipe has put into channels_last of one model."""
+    """The weights of one model that one pipe has put into channels_last."""
 
     def __init__(self, model: nn.Module) -> None:
-        # Weakly, with all that is in it: the pipe may drop its U-Net.
+        # Weak references to the model and its parts: the pipe may drop its U-Net.
         self.model = weakref.ref(model)
-        # Those to be looked at in each run (weights of 1 x 1 kernels are in both layouts at once), and who is whose
-        # child on the way to them.
+        # The weights to check in each run (not those of 1 x 1 kernels, which are in both layouts at once), and the
+        # parent-child links that lead to them.
         self._seats: list[_Seat] | None = None
         self._edges: list[Edge] = []
         self._held: list[tuple[weakref.ref[Tensor], _Seat, _Origin]] = []
 
     def is_laid_out(self) -> bool:
-        """Whether nothing has changed since `hold`: the modules are in their places, and the weights have the strides.
-
-        Cheap, since it is asked in each run.
-        """
+        """Whether modules and strides are the same as after `hold`. Must be cheap: each run calls it."""
         if self._seats is None:
             return False
         for above, name, below in self._edges:
@@ -129,17 +128,17 @@ class _Share:
         return first is not None and first.is_cuda
 
     def hold(self, holder: Layout) -> int:
-        """Put into channels_last what is not, for `holder`; returns how many weights were re-laid."""
+        """Put the model's weights into channels_last for `holder`; returns how many were re-laid."""
         model = self.model()
         assert model is not None
         found, places, meta = weights_of(model)
         mine = [(module, name, tensor) for module, name, tensor in found if not in_both_layouts(tensor)]
         with settled(tensor for _, _, tensor in mine if not is_laid_out(tensor)):
             count = sum(self._hold(holder, *weight) for weight in mine)
-        # What is on no device now may be given weights later (hooks that are taken off).
+        # Parameters on the meta device may get weights later (when hooks are removed), so check in full each time.
         self._seats = None if meta else [_seat(*weight) for weight in mine]
         self._edges = edges_of([module for module, _, _ in mine], places)
-        # Parameters that are gone count for nothing once the ones in their places are held themselves.
+        # Forget deleted Parameters once their replacements are held.
         self._held = [(ref, seat, o) for ref, seat, o in self._held if ref() is not None or not seat.is_held()]
         return count
 
@@ -147,10 +146,10 @@ class _Share:
         known: _Origin | None = _origins.get(tensor)
         relay = not is_laid_out(tensor)
         if not relay and known is None:
-            return False  # the user's own
+            return False  # the user put it into channels_last
         if known is None:
             known = _origins[tensor] = _Origin(tensor.shape, tensor.stride(), weakref.WeakSet())
-        elif relay:  # new data since, in a layout that is the user's
+        elif relay:  # the user has since given it new data, in another layout
             known.shape, known.stride = tensor.shape, tensor.stride()
         if holder not in known.holders:
             known.holders.add(holder)
@@ -160,7 +159,7 @@ class _Share:
         return relay
 
     def adopt(self, holder: Layout, strides: dict[str, Stride]) -> None:
-        """Take over what was recorded of the model that this one is a copy of. strides: by the parameters' names."""
+        """Take over the original strides, by parameter name, of the model that this one is a copy of."""
         model = self.model()
         assert model is not None
         for path, stride in strides.items():
@@ -174,7 +173,7 @@ class _Share:
                 self._held.append((weakref.ref(tensor), _seat(model.get_submodule(at), name, tensor), origin))
 
     def strides(self) -> dict[str, Stride]:
-        """The strides that weights had before, by the parameters' names."""
+        """The weights' original strides, by parameter name."""
         model = self.model()
         mine = {id(tensor): origin for ref, _, origin in self._held if (tensor := ref()) is not None}
         if model is None or not mine:
@@ -182,18 +181,18 @@ class _Share:
         return {name: mine[id(p)].stride for name, p in model.named_parameters() if id(p) in mine}
 
     def put_back(self, holder: Layout) -> None:
-        """Give back what `holder` has, with the strides that it had where nobody else needs it."""
+        """Release the weights of `holder`, and restore the strides of those that no other pipe needs."""
         free: dict[int, tuple[Tensor, _Origin]] = {}
         held, self._held, self._seats = self._held, [], None
         for ref, seat, origin in held:
             origin.holders.discard(holder)
-            # Hooks that offload layer by layer replace Parameters, by ones with the same strides.
+            # Hooks that offload layer by layer replace a Parameter with another of the same strides: handle both.
             for tensor in (ref(), seat.tensor):
                 if tensor is None or origin.is_held():
                     continue
                 if _origins.get(tensor, origin) is origin:
                     free[id(tensor)] = tensor, origin
-        # Data that came in the meantime, in a layout or shape of its own, is as the user has it.
+        # Skip weights that have since been given data in another shape or layout: that is the user's choice.
         moved = [
             (tensor, origin.stride)
             for tensor, origin in free.values()
@@ -208,10 +207,10 @@ class _Share:
 
 
 class Layout:
-    """What one accelerated pipe has in channels_last.
+    """The weights that one accelerated pipe has in channels_last.
 
-    wanted: True, False, or "auto": where the model is on CUDA, or offloading hooks take it there. inherited: what
-    `strides` told of the pipe that this one is a copy of.
+    wanted: True, False, or "auto": if the model is on CUDA, or offloading hooks move it there. inherited: the
+    `strides()` of the pipe that this one is a copy of.
     """
 
     def __init__(self, wanted: bool | str, inherited: dict[str, dict[str, Stride]] | None = None) -> None:
@@ -223,12 +222,12 @@ class Layout:
 
     @property
     def is_open(self) -> bool:
-        """Whether what it holds is still needed: until it is closed, and to the end of the runs going on then."""
+        """Whether its weights are still needed: until it is closed and the runs in progress have ended."""
         return not self._closed or self._runs > 0
 
     @contextmanager
     def during_run(self, parts: Sequence[Part]) -> Iterator[None]:
-        """A run on these models. What is closed in the midst of it is put back at its end."""
+        """Hold these models' weights during a run. If closed mid-run, they are put back when it ends."""
         self.hold(parts, run=True)
         try:
             yield
@@ -239,7 +238,7 @@ class Layout:
                     self._put_back()
 
     def hold(self, parts: Sequence[Part], run: bool = False) -> None:
-        """Put these models' weights into channels_last where they are not, and put back others of before."""
+        """Put these models' weights into channels_last, and put back those of models no longer among them."""
         with _lock:
             for name, model, root in parts:
                 share = self._share(name, model)
@@ -254,7 +253,7 @@ class Layout:
                         )
                     continue
                 if count := share.hold(self):
-                    logger.info("%d weights of the %s put into channels_last", count, name)
+                    logger.info("put %d weights of the %s into channels_last", count, name)
             if not self._runs:
                 models = [part.model for part in parts]
                 self._put_back(keep=[share for _, share in self._shares if share.model() in models])
@@ -272,12 +271,12 @@ class Layout:
         return self.wanted is True or (self.wanted == "auto" and (share.on_cuda() or _is_offloaded_from_cuda(root)))
 
     def strides(self) -> dict[str, dict[str, Stride]]:
-        """The strides that weights had before, by part and parameter: what a copy of the pipe inherits."""
+        """The weights' original strides, by part and parameter name; a copy of the pipe inherits them."""
         with _lock:
             return {**self._inherited, **{name: share.strides() for name, share in self._shares}}
 
     def close(self, parts: Sequence[Part] = ()) -> None:
-        """Give everything back, at once or when the runs that go on are at their end. parts: the pipe's models."""
+        """Put everything back, now or when the runs in progress end. parts: the pipe's models."""
         with _lock:
             for name, model, _ in parts:
                 if name in self._inherited:
@@ -287,7 +286,7 @@ class Layout:
                 self._put_back()
 
     def abandon(self) -> None:
-        """Need nothing any more, and touch no weight: for finalizers."""
+        """Release everything without touching a weight: for finalizers."""
         self._closed = True
 
     def _put_back(self, keep: Sequence[_Share] = ()) -> None:
@@ -298,15 +297,15 @@ class Layout:
 
 
 def _is_offloaded_from_cuda(root: nn.Module) -> bool:
-    """Whether an offloading hook of accelerate takes the model to CUDA for each run."""
+    """Whether an offloading hook of accelerate moves the model to CUDA for each run."""
     hook = vars(root).get("_hf_hook")
     devices = [getattr(each, "execution_device", None) for each in getattr(hook, "hooks", (hook,))]
-    # A number is a GPU's.
+    # An int is a GPU's index.
     return any(isinstance(d, int) or (d is not None and torch.device(d).type == "cuda") for d in devices)
 
 
 def _is_offloaded_by_layer(root: nn.Module) -> bool:
-    """Whether hooks of accelerate or diffusers sit on the model's layers."""
+    """Whether hooks of accelerate or diffusers are on the model's layers."""
     for module in root.modules():
         values = vars(module)
         if module is not root and ("_hf_hook" in values or getattr(values.get("_diffusers_hook"), "hooks", None)):

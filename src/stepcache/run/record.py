@@ -1,4 +1,4 @@
-"""What happened in a run."""
+"""The record of a run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 class RunRecord:
     """What happened in one run.
 
-    letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call wanted gradients, or the
+    letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call needed gradients, or the
     pipeline reads attention maps of every layer).
-    steps: scheduler steps taken. buckets: sizes met, in order: the shape of the U-Net's input, (batch, channels,
-    height, width), of videos with their frames besides.
-    buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe; static_bytes: the same of
-    captured graphs' inputs and outputs. compile_seconds, captures: what this run spent on compiling, and how many
-    graphs it captured; 0 once everything is warm. With vae=True the decoder's are among them. joins_measured: joins
-    that a warm-up has timed both ways.
+    steps: scheduler steps taken. buckets: the input shapes of the U-Net, in order of appearance: (batch, channels,
+    height, width), for video with a dimension for frames.
+    buffer_bytes: bytes of features held at the end of the run, over all buckets of the pipe. static_bytes: the same for
+    captured graphs' inputs and outputs. compile_seconds, captures: seconds spent compiling, and graphs captured, in
+    this run; 0 once everything is warm. With vae=True they include the decoder's. joins_measured: joins that a warm-up
+    timed both ways.
     """
 
     letters: list[str] = field(default_factory=list, repr=False)

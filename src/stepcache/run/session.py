@@ -1,7 +1,7 @@
-"""One run: sends each U-Net call to the full or the partial program.
+"""Sends each U-Net call of a run to the full or the partial program.
 
-Nothing here reads a device tensor, so the host never waits for the device. A session lives for one pipeline call (or
-one `denoising` block); a feature is valid only for the run that wrote it.
+Nothing here reads a device tensor, so the host never waits for the device. A session lives for one run (a pipeline call
+or a `denoising` block), and a feature is valid only in the run that wrote it.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from .steps import StepCounter
 
 logger = logging.getLogger("stepcache")
 
-# The run that this thread (or task) is in. Other threads have none, or one of their own.
+# The session of the current thread (or task), if it is in a run.
 current: ContextVar[Session | None] = ContextVar("stepcache_session", default=None)
 
-# Slots of one step that get a buffer. A loop that never calls scheduler.step looks like one endless step: it must not
-# fill the memory with features that no partial step will read.
+# How many slots of a step get their own buffer. A loop that never calls scheduler.step looks like one endless step, and
+# must not fill memory with features that no partial step will read.
 MAX_SLOTS = 64
 
 
 def never() -> bool:
-    """Of a run of which nobody knows that a batch is [unconditional, conditional]."""
+    """The `guided` of a run whose batches are not known to be [unconditional, conditional]."""
     return False
 
 
 class Session:
     """The run of one pipeline call on `unet`, stepped by `scheduler`.
 
-    fit: schedule and predictor for a loop; called at its first U-Net call, when the pipeline has set its timesteps,
-    with the number of its steps, which count_steps gives (None where nobody knows it).
-    guided: whether the batch of the present call is [unconditional, conditional]; a partial step then runs one half.
-    follow: called before each step; the pipeline may have put another scheduler in the place of its own.
+    fit: returns schedule and predictor of a loop, given its number of steps from count_steps (None if unknown). Called
+    at the loop's first U-Net call, when the pipeline has set its timesteps.
+    guided: whether the current call's batch is [unconditional, conditional]; a partial step then runs one half.
+    follow: called before each step, because the pipeline may have replaced its scheduler.
     """
 
     def __init__(
@@ -67,28 +67,28 @@ class Session:
         self._counter = StepCounter()
         self._steps: int | None = None
         self._full = True
-        # Goes into the features that are written from one scheduled full step to the next; those with another one are
-        # an earlier run's, or older than the last full step (a slot or a batch size that it did not have).
+        # Marks features written since the last scheduled full step. A feature with another stamp is from an earlier
+        # run, or older than that step (which lacked its slot or batch size).
         self._stamp = object()
-        self._id = object()  # of the present loop
+        self._id = object()  # of the current loop
         self._bucket: Bucket | None = None
         self._before = replace(engine.unet.costs)
 
     def advance(self, timestep: object = None) -> None:
-        """The end of a step. The watched `scheduler.step` calls it, with the timestep that it was given; a loop without
-        a scheduler calls it by hand.
+        """End a step. The watched `scheduler.step` calls it with its timestep; a loop without a scheduler calls it by
+        hand.
         """
         self._counter.advance(timestep)
 
     def begin_loop(self) -> None:
-        """The scheduler's timesteps were set: a denoising loop of its own follows. The watched scheduler calls it.
+        """Called by the watched scheduler when its timesteps are set: a new denoising loop follows.
 
-        FreeInit, Marigold and Pix2Pix Zero have several loops in one call of the pipeline.
+        FreeInit, Marigold and Pix2Pix Zero have several loops in one pipeline call.
         """
         self._counter.begin_loop()
 
     def call(self, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One U-Net call with the stock forward's arguments; returns what `stock` would, from one of the programs."""
+        """One U-Net call with the stock forward's arguments; returns the same type as `stock`."""
         family = self.engine.unet.family
         inputs, lora_scale, return_dict = family.bind(*args, **kwargs)
         self._counter.call(args[1] if len(args) > 1 else kwargs.get("timestep"))
@@ -108,28 +108,28 @@ class Session:
 
     @functools.cached_property
     def _keeps_maps(self) -> bool:
-        """Whether the pipeline reads attention maps of each call, so that all calls of the run are stock.
+        """Whether the pipeline reads each call's attention maps, so that all calls of the run are stock.
 
-        Looked for at the first call, when the pipeline has set its processors.
+        Checked at the first call, when the pipeline has set its processors.
         """
         keeper = keeper_of(self.unet)
         if keeper is not None:
             self._say_once(
                 f"{keeper} is on the U-Net: the pipeline reads its attention maps in each step, and a step that reuses "
-                "features makes none. This run is that of the original, no faster."
+                "features makes none. This run is the original's, no faster."
             )
         return keeper is not None
 
     @functools.cached_property
     def _may_halve(self) -> bool:
-        """Whether the U-Net can be given half a batch."""
+        """Whether the U-Net can run half a batch."""
         reason = whole_batches_only(self.unet)
         if reason:
             self._say_once(f'{reason}: partial steps run both halves, as with guidance="both".')
         return not reason
 
     def _begin_step(self) -> None:
-        """At the first U-Net call of a step, of a stock one too: whether the step is full."""
+        """At the first U-Net call of a step, stock or not: decide whether the step is full."""
         self._follow(self)
         if self._counter.new_loop:
             self._enter_loop()
@@ -138,12 +138,12 @@ class Session:
             self._stamp = object()
 
     def _enter_loop(self) -> None:
-        """At the first U-Net call of a loop: nothing of an earlier one is read, not even for a prediction."""
+        """At the first U-Net call of a loop. Nothing of an earlier loop is read, not even to predict."""
         self._counter.enter_loop()
         self._id = object()
         self._steps = self._count_steps()
         self._schedule, self._predictor = self._fit(self._steps)
-        self._counter.new_loop = False  # last: a plan may refuse the run
+        self._counter.new_loop = False  # last, because `_fit` raises if a plan does not fit the run
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         graphs, record, step = self.engine.unet, self.record, self._counter.step
@@ -153,7 +153,7 @@ class Session:
             self._bucket = bucket
             record.buckets.append(tuple(inputs["sample"].shape))
             graphs.begin_run(self.unet, bucket, inputs, reuse_guidance)
-        # The last slot is shared by all calls beyond it; they run full, so nobody reads what another wrote there.
+        # All calls from MAX_SLOTS on share the last slot. They run full, so none reads what another wrote there.
         slot = min(self._counter.slot, MAX_SLOTS)
         self._counter.slot = slot + 1
         kept = bucket.kept(slot)
@@ -171,8 +171,8 @@ class Session:
         self.engine.unet.fallback.say_once(reason)
 
     def close(self) -> None:
-        """The end of the run: fill in the record."""
-        # What holds the pipe, or a feature, must not live as long as the session.
+        """End the run and fill in the record."""
+        # The session may outlive the run, but must not keep the pipe or features alive.
         self._follow, self._bucket = lambda session: None, None
         record, engine, before = self.record, self.engine, self._before
         record.steps = self._counter.total
@@ -184,6 +184,6 @@ class Session:
         if len(record.letters) > 1 and not record.steps:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "
-                "A loop that steps without pipe.scheduler must call advance() of the denoising block.",
+                "A loop that does not step pipe.scheduler must call advance() on the denoising block's session.",
                 len(record.letters),
             )

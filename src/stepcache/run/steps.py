@@ -1,4 +1,4 @@
-"""Steps and slots of a run, counted on the host from what scheduler and U-Net are asked to do."""
+"""Counts a run's steps and slots on the host, from calls of the scheduler and the U-Net."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 class StepCounter:
-    """Where a run is: `step` of the present denoising loop, and `slot`, the number of U-Net calls in it so far.
+    """A run's position: the `step` of the current denoising loop, and the `slot`, the U-Net calls so far in that step.
 
-    A step is an iteration of the loop: it ends with the first U-Net call after scheduler.step.
+    A step is one iteration of the loop. It ends at the first U-Net call after scheduler.step.
     """
 
     def __init__(self) -> None:
         self.step = self.slot = 0
-        self.new_loop = True  # the next U-Net call is the first one of a loop
+        self.new_loop = True  # the next U-Net call is the first of a loop
         self._earlier = 0  # steps of earlier loops
-        # scheduler.step was called, with that timestep, and no U-Net call has followed yet.
+        # Whether scheduler.step was called, with `_timestep`, and no U-Net call has followed yet.
         self._stepped = False
         self._timestep: object = None
 
@@ -25,26 +25,26 @@ class StepCounter:
         return self._earlier + self.step + self._stepped
 
     def advance(self, timestep: object) -> None:
-        """The scheduler has stepped, at `timestep` where that is known."""
+        """Called when the scheduler steps. timestep: None if unknown."""
         if self._stepped:
             self._next()
         self._stepped, self._timestep = True, timestep
 
     def begin_loop(self) -> None:
-        """The scheduler's timesteps were set: another loop follows."""
+        """Called when the scheduler's timesteps are set: a new loop follows."""
         if self._stepped:
             self._next()
         self.slot, self._stepped, self._timestep, self.new_loop = 0, False, None, True
 
     def enter_loop(self) -> None:
-        """The first U-Net call of a loop has come."""
+        """Called at the first U-Net call of a loop."""
         self._earlier, self.step = self._earlier + self.step, 0
 
     def call(self, timestep: object) -> None:
-        """A U-Net call has come, for `timestep`.
+        """Called at each U-Net call, with its timestep.
 
-        Panorama pipelines step each view on its own: where the call gets the very tensor that the scheduler stepped
-        with, the loop is still in the same iteration.
+        Panorama pipelines step the scheduler once per view. If the call gets the same tensor object that the scheduler
+        stepped with, the loop is still in the same iteration.
         """
         if self._stepped:
             if timestep is not self._timestep or not isinstance(timestep, Tensor):

@@ -1,13 +1,13 @@
 """Scheduler steps that do not wait for the device.
 
-DDIM, PNDM, DDPM, LCM and TCD look timesteps up in tables that lie on the host (`alphas_cumprod[timestep]`) and compare
-them. With timesteps on the device the host waits in each step, several times, until all that it has queued is done. In
-a run, `step` of these schedulers is given the same timestep on the host, and sees its own `timesteps` there, from one
-copy a run. Results are the same bit for bit: what is computed with, and where, is not changed.
+DDIM, PNDM, DDPM, LCM and TCD compare timesteps and look them up in tables on the host (`alphas_cumprod[timestep]`). If
+timesteps are on the device, the host waits several times in each step until all queued work is done. In a run we give
+`step` of these schedulers the same timestep on the host, and let it see its `timesteps` there, copied once per run.
+Results are the same bit for bit, because the computation keeps its values and devices.
 
-The timestep of a loop is recognised as a view into `scheduler.timesteps`: the same storage, and the offset tells which
-one, without a look at its value. Anything else (another tensor, a batch of timesteps, a number, timesteps that lie on
-the host already, a scheduler or a `step` of somebody's own) goes to the scheduler's own `step` as it is.
+We recognise a loop's timestep as a view into `scheduler.timesteps`: the storage is the same, and the offset gives the
+index without reading the value. Anything else (another tensor, a batch of timesteps, a number, timesteps already on the
+host, a custom scheduler or `step`) goes to the scheduler's own `step` unchanged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
-# Classes of diffusers whose `step` waits each time, and does nothing with timesteps but look up and compare: which
-# device they are on changes no result. With each, the methods that do compute with the timestep, and so get the
-# device's: LCM multiplies the sample by numbers made of it, and in half precision a product with a scalar on the device
-# rounds the scalar first, one with a scalar on the host does not.
-# Not here, since they look for their place at the first step and count from there, one wait a run: Euler, Heun, KDPM2,
-# LMS, DPM++, UniPC, DEIS, SA and so on. Not here, since no pipeline with a U-Net of ours uses them: RePaint, UnCLIP,
-# those of transformers.
+# diffusers classes whose `step` waits each time, and only looks timesteps up and compares them, so their device changes
+# no result. For each, the methods that do compute with the timestep, and so get it on the device: LCM multiplies the
+# sample by numbers made from it, and in half precision a product with a scalar on the device rounds the scalar first,
+# while one with a scalar on the host does not.
+# Not here, because they look up their position at the first step and count from there, one wait per run: Euler, Heun,
+# KDPM2, LMS, DPM++, UniPC, DEIS, SA and so on. Not here, because no pipeline with a supported U-Net uses them: RePaint,
+# UnCLIP, those for transformers.
 ON_HOST: dict[str, tuple[str, ...]] = {
     "DDIMScheduler": (),
     "DDIMInverseScheduler": (),
@@ -38,9 +38,9 @@ ON_HOST: dict[str, tuple[str, ...]] = {
 
 
 def without_waits(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
-    """`stock`, the scheduler's `step`, so that it does not wait for the device; `stock` itself where that is unknown.
+    """The scheduler's `step`, made to not wait for the device; `stock` itself for an unknown scheduler.
 
-    What is returned takes and gives what `stock` does. Its first call on timesteps of the device waits for them once.
+    Takes and returns what `stock` does. Its first call waits once, for a copy of the timesteps on the device.
     """
     cls: Any = type(scheduler)
     known = cls.__name__ in ON_HOST and cls.__module__.startswith("diffusers.schedulers.")
@@ -50,13 +50,13 @@ def without_waits(scheduler: object, stock: Callable[..., Any]) -> Callable[...,
 
 
 class _HostStep:
-    """`step` of one scheduler, on timesteps of the host."""
+    """`step` of one scheduler, with timesteps on the host."""
 
     def __init__(self, scheduler: object, stock: Callable[..., Any]) -> None:
         self._scheduler, self._stock = scheduler, stock
         cls: Any = type(scheduler)
         self._view = _view_class(cls)
-        # The scheduler's timesteps that were copied, their version, the copy, and its elements.
+        # The scheduler's timesteps that we copied, their version, the copy, and its elements.
         self._copy: tuple[Tensor | None, int | None, Tensor | None, tuple[Tensor, ...]] = (None, None, None, ())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,9 +76,9 @@ class _HostStep:
         return self._stock.__func__(view, *args, **kwargs)  # type: ignore[attr-defined]
 
     def _on_host(self, timesteps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The copy, made anew where the scheduler was given other timesteps, or these were changed in place.
+        """The copy, renewed if the scheduler has other timesteps or they were changed in place.
 
-        An inference tensor does not tell that it was changed in place; for those, the same tensor has the same values.
+        An inference tensor has no version, so the same inference tensor is taken to have the same values.
         """
         version = None if timesteps.is_inference() else timesteps._version
         copied, then, copy, elements = self._copy
@@ -90,9 +90,9 @@ class _HostStep:
 
 
 class _View:
-    """A scheduler seen through another object: the same attributes (the very dict), but for `timesteps`.
+    """Another object with the same attributes as the scheduler (the same dict), except `timesteps`.
 
-    So nobody else, another thread's run for example, ever finds timesteps on another device than he put them on.
+    So no other user of the scheduler, such as another thread's run, sees timesteps moved to another device.
     """
 
     __slots__ = ("device_timestep", "host_timesteps")
@@ -106,7 +106,7 @@ class _View:
 
 @functools.cache
 def _view_class(cls: Any) -> Any:
-    """The class of views of `cls`: its methods are those of `cls`, but for those that compute with the timestep."""
+    """A subclass of `cls` for views; methods that compute with the timestep get it on the device."""
 
     def computes(name: str) -> Callable[..., Any]:
         stock = getattr(cls, name)
@@ -121,7 +121,7 @@ def _view_class(cls: Any) -> Any:
 
 
 def _position(timestep: object, timesteps: object) -> int | None:
-    """Which of `timesteps` (1-d, on a device) the 0-d `timestep` is a view of; None where it is none of them."""
+    """The index in `timesteps` (1-d, on a device) that the 0-d `timestep` is a view of; None if it is no such view."""
     if not (isinstance(timestep, Tensor) and isinstance(timesteps, Tensor)) or not _waits(timesteps):
         return None
     if timestep.dim() != 0 or timesteps.dim() != 1 or timestep.dtype != timesteps.dtype or timesteps.stride(0) == 0:
@@ -133,5 +133,5 @@ def _position(timestep: object, timesteps: object) -> int | None:
 
 
 def _waits(tensor: Tensor) -> bool:
-    """Whether the host waits for a device when it reads the tensor."""
+    """Whether reading the tensor makes the host wait."""
     return tensor.device.type != "cpu"

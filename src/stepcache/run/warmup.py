@@ -24,9 +24,9 @@ def warm_up(
     tune: bool,
     call: dict[str, Any],
 ) -> RunRecord:
-    """One short call of the pipe, a full and a partial step, that leaves the graphs of its bucket behind.
+    """Call the pipe for one full and one partial step, which makes the graphs of its bucket.
 
-    tune: before that, joins that nothing is known about are measured.
+    tune: first measure joins that have no verdict.
     """
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from tqdm.auto import tqdm
@@ -41,7 +41,7 @@ def warm_up(
 
         tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
         if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(disable=True)  # the pipeline's own would show the two steps
+            pipe.set_progress_bar_config(disable=True)  # the pipeline's own bar would show the two steps
         try:
             pipe(**arguments)
         finally:
@@ -60,11 +60,11 @@ def warm_up(
 def _arguments(
     pipe: Any, height: int, width: int, batch_size: int, guidance: bool, decode: bool, call: dict
 ) -> dict[str, Any]:
-    """Arguments of a two-step call of that size, with blank images where the pipeline needs some."""
+    """Arguments of a two-step call of that size, with blank images for arguments that take images."""
     factor = getattr(pipe, "vae_scale_factor", 8)
     for name, size in (("height", height), ("width", width)):
         if positive_int(name, size) % factor:
-            raise InvalidSetting(f"{name}={size}: this pipeline makes multiples of {factor} pixels only.")
+            raise InvalidSetting(f"{name}={size}: this pipeline only makes multiples of {factor} pixels.")
     positive_int("batch_size", batch_size)
     takes = inspect.signature(pipe.__call__).parameters
     unknown = sorted(set(call) - set(takes))
@@ -80,7 +80,7 @@ def _arguments(
         "guidance_scale": 7.5 if guidance else 1.0,
         "strength": 1.0,
         "output_type": "pt" if decode else "latent",
-        # Of its own: a warm-up must not move the user's random numbers on.
+        # A separate generator: a warm-up must not change the user's random numbers.
         "generator": torch.Generator().manual_seed(0),
         **{name: _blank(width, height, batch_size) for name in ("image", "mask_image")},
     }

@@ -1,7 +1,8 @@
-"""What is watched during a run: the U-Net's forward, the scheduler, regional blocks, the VAE's decoder.
+"""Intercepts calls during a run: of the U-Net's forward, the scheduler, regional blocks and the VAE's decoder.
 
-Each is an instance attribute for the time of the run, which asks what run the calling thread is in and behaves as the
-original where it is in none. Threads that run pipes with the same U-Net or scheduler share it; the last one undoes it.
+An interception is an instance attribute, set while runs need it. It looks up the calling thread's run, and behaves as
+the original if there is none. Threads whose pipes share a U-Net or scheduler share the interception; the last one
+removes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .timesteps import without_waits
 
 
 def watch(pipe: Any, session: Session, places: ExitStack) -> None:
-    """Watch everything of `pipe` that `session` must see or answer, until `places` is closed."""
+    """Intercept every call on `pipe` that `session` must see or answer, until `places` is closed."""
     unet, engine = session.unet, session.engine
     owner, name = seat(unet)
     places.enter_context(Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
@@ -37,7 +38,7 @@ def watch(pipe: Any, session: Session, places: ExitStack) -> None:
 
 
 def follow_scheduler(pipe: Any, places: ExitStack, session: Session) -> None:
-    """Watch another scheduler where the pipe has put one in the place of its own mid-run."""
+    """Watch the pipe's new scheduler if the pipe replaced it mid-run."""
     if pipe.scheduler is not session.scheduler:
         session.scheduler = pipe.scheduler
         _watch_scheduler(session.scheduler, places)
@@ -45,11 +46,11 @@ def follow_scheduler(pipe: Any, places: ExitStack, session: Session) -> None:
 
 
 class _Replacement:
-    """`intercepted` in the place of `stock`, which is `owner.name`: its method, or a plain function on it.
+    """Replaces `stock` (`owner.name`, a method or a plain function on the owner) with `intercepted`.
 
-    It has stock's signature, which pipelines look at. A copy of the owner, made in a callback say, has the stock method
-    bound to itself. A copy of its attributes alone has this very object: panorama pipelines save and put back
-    `vars(scheduler)` around each view.
+    It has stock's signature, which pipelines inspect. A deep copy of the owner, made in a callback for example, gets
+    the stock method bound to itself. A deep copy of only its attributes keeps this object, because panorama pipelines
+    save and restore `vars(scheduler)` around each view.
     """
 
     def __init__(self, owner: object, name: str, stock: Callable[..., Any], intercepted: Callable[..., Any]) -> None:
@@ -72,25 +73,22 @@ class _Replacement:
 
 
 class Interception:
-    """A function put in the place of `owner.name`, for as long as at least one run needs it.
-
-    `wrap(stock)` makes it from what was there.
-    """
+    """Replaces `owner.name` with `wrap(stock)`, where `stock` is the original, while at least one run needs it."""
 
     _lock = threading.Lock()
-    _installed: dict[tuple[int, str], Interception] = {}  # noqa: RUF012  # all of them, shared on purpose
+    _installed: dict[tuple[int, str], Interception] = {}  # noqa: RUF012  # all interceptions, shared on purpose
 
     def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         self.owner, self.name, self.users = owner, name, 0
         self.original = stock = getattr(owner, name)
-        # A copy of a watched object has its class's own method as an attribute (_Replacement): it can do without.
+        # The copy of a watched object has its class's method as an attribute (_Replacement), which can be deleted.
         self.missing = name not in vars(owner) or _is_own_method(stock, owner, name)
         self.replacement = _Replacement(owner, name, stock, wrap(stock))
 
     @classmethod
     @contextmanager
     def on(cls, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-        """`owner.name` replaced by `wrap(original)`, once for all threads that ask for it; undone by the last."""
+        """Replace `owner.name` by `wrap(original)` once for all threads that ask for it; the last one undoes it."""
         key = (id(owner), name)
         with cls._lock:
             here = cls._installed.get(key)
@@ -108,7 +106,7 @@ class Interception:
                     here._undo()
 
     def _undo(self) -> None:
-        # Somebody who replaced it in the meantime (an offload hook put on in a callback) keeps his own.
+        # Leave it alone if it has been replaced since (by an offload hook added in a callback, for example).
         if vars(self.owner).get(self.name) is not self.replacement:
             return
         if self.missing:
@@ -173,7 +171,7 @@ def _set_timesteps_in_session(scheduler: object, stock: Callable[..., Any]) -> C
 
 
 def _watch_scheduler(scheduler: object, places: ExitStack) -> None:
-    """Watch what the scheduler is asked to do until `places` is closed."""
+    """Watch the scheduler's `step` and `set_timesteps` until `places` is closed."""
     for method, wrap in (("step", _step_in_session), ("set_timesteps", _set_timesteps_in_session)):
         if hasattr(scheduler, method):
             places.enter_context(Interception.on(scheduler, method, functools.partial(wrap, scheduler)))

@@ -1,4 +1,4 @@
-"""4-d weights of a model: which can be re-laid in channels_last, where they are, and how their data is replaced."""
+"""Finds the 4-d weights of a model that can be re-laid in channels_last, and replaces their data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..graphs.turns import exclusive
 
 Stride = tuple[int, ...]
 
-# A module's parent and its name there; the same with the module, weakly.
+# A module's parent, and its name there; and the same with the module, all as weak references.
 Place = tuple[nn.Module, str]
 Edge = tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module]]
 
 
 @contextmanager
 def settled(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """To re-lay these tensors in: on CUDA nobody is still reading the old ones, and everybody finds the new ones done.
+    """Re-lay these tensors inside: on CUDA the device is synchronised before and after.
 
-    Other streams may run a graph on the old memory, which the allocator gives away as soon as it is free on this one.
+    Other streams may still run a graph on the old memory, which the allocator reuses once it is free on this stream.
     """
     tensors = list(tensors)
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
@@ -33,7 +33,7 @@ def settled(tensors: Iterable[Tensor]) -> Iterator[None]:
         for device in devices:
             torch.cuda.synchronize(device)
         try:
-            # A weight that is made in inference mode could not be used outside of it.
+            # A weight made in inference mode could not be used outside it.
             with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
@@ -42,20 +42,20 @@ def settled(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def lay(tensor: Tensor, data: Tensor) -> None:
-    """Give the weight other data, always in other memory: a captured graph knows a weight by its address."""
+    """Give the weight other data, always in other memory: a captured graph recognises a weight by its address."""
     tensor.data = data
 
 
 def weights_of(model: nn.Module) -> tuple[list[tuple[nn.Module, str, Tensor]], dict[nn.Module, Place], bool]:
-    """The weights that can be re-laid, each once, with module and name; where each module is; and whether others are on
-    the meta device.
+    """The weights that can be re-laid, each once, with module and name; each module's place; and whether any 4-d
+    parameter is on the meta device.
     """
     found: dict[int, tuple[nn.Module, str, Tensor]] = {}
     places: dict[nn.Module, Place] = {}
     seen, meta, stack = {model}, False, [model]
     while stack:
         module = stack.pop()
-        adapters: Any = getattr(type(module), "adapter_layer_names", ())  # of peft's layers, beside the base layer
+        adapters: Any = getattr(type(module), "adapter_layer_names", ())  # peft's layers beside the base layer
         for name, child in module._modules.items():
             if child is not None and child not in seen and name not in adapters:
                 seen.add(child)
@@ -71,7 +71,7 @@ def weights_of(model: nn.Module) -> tuple[list[tuple[nn.Module, str, Tensor]], d
 
 
 def edges_of(modules: Iterable[nn.Module], places: dict[nn.Module, Place]) -> list[Edge]:
-    """What connects the modules with the model that they are in."""
+    """The parent-child links from the model to these modules."""
     edges: dict[nn.Module, Edge] = {}
     for module in modules:
         while module in places and module not in edges:
@@ -82,12 +82,12 @@ def edges_of(modules: Iterable[nn.Module], places: dict[nn.Module, Place]) -> li
 
 
 def is_eligible(tensor: Tensor) -> bool:
-    """Whether a weight is ours to re-lay (see channels_last.py for what is not)."""
+    """Whether we may re-lay a weight (channels_last.py says which ones we may not)."""
     if type(tensor) is not nn.Parameter or tensor.layout is not torch.strided or tensor.dim() != 4:
         return False
     if not tensor.is_floating_point() or tensor.is_meta or tensor.is_inference() or not tensor.numel():
         return False
-    if tensor.device.type == "cpu":  # a view there is most often one into the file that it was loaded from
+    if tensor.device.type == "cpu":  # views are allowed there: most are into the file that was loaded
         return _is_dense(tensor) and not tensor.is_shared()
     owns = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return _is_dense(tensor) and owns
@@ -104,10 +104,10 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def is_laid_out(tensor: Tensor) -> bool:
-    """Whether it is in channels_last."""
+    """Whether the tensor is in channels_last."""
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def in_both_layouts(tensor: Tensor) -> bool:
-    """Whether it is in channels_last and contiguous at once, as weights of 1 x 1 kernels are."""
+    """Whether the tensor is both channels_last and contiguous, as weights of 1 x 1 kernels are."""
     return tensor.is_contiguous() and is_laid_out(tensor)
