@@ -1,6 +1,7 @@
 import inspect
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import stepcache
 
@@ -27,6 +28,11 @@ def test_all_names_are_there_and_documented():
         assert getattr(stepcache, name) is not None
         if name != "__version__":
             assert getattr(stepcache, name).__doc__, name
+
+
+def test_no_module_takes_a_public_name():
+    """`import stepcache.warmup` somewhere would put the module in the place of the function, for everybody."""
+    assert [name for name in stepcache.__all__ if find_spec(f"stepcache.{name}") is not None] == []
 
 
 def test_errors_have_one_base():
