@@ -1,4 +1,4 @@
-"""stepcache makes U-Net diffusion pipelines of diffusers fast: deep features are reused between denoising steps.
+"""stepcache makes diffusers' U-Net pipelines fast by reusing deep features between denoising steps.
 
 >>> from stepcache import accelerate, restore
 >>> accelerate(pipe, interval=3, branch=0)

@@ -42,66 +42,67 @@ def accelerate(
     Important arguments:
         interval: the whole U-Net runs at steps 0, interval, 2 * interval, ...; the steps between run only its shallow
             part. Default 3; 1 gives the original's images bit for bit (fp32; on CUDA with compile=False and
-            channels_last=False). More is faster and less faithful: 2 to 5 at 50 steps, 2 at 20. Few-step models (LCM,
-            Turbo at 1 to 8 steps) gain little.
-        branch: how much of the U-Net a partial step runs, 0 (default, least) to the number of up-path ResNets - 1
-            (11 for SD 1.x and 2.x, 8 for SDXL). `stepcache inspect` prints what each costs. Same numbering as
+            channels_last=False). Larger is faster and less faithful: use 2 to 5 at 50 steps, 2 at 20. Few-step models
+            (LCM, Turbo at 1 to 8 steps) gain little.
+        branch: how much of the U-Net a partial step runs, from 0 (default, least) to the number of up-path ResNets - 1
+            (11 for SD 1.x and 2.x, 8 for SDXL). `stepcache inspect` prints the cost of each. Same numbering as
             DeepCache's cache_branch_id.
 
     Further arguments:
         schedule: a `Schedule`, instead of `interval`.
-        predict: what the feature is taken to be between full steps: "hold" (default), the last full step's, as in
-            DeepCache; "linear", on the line through the last two full steps; a number between 0 and 1 damps that line.
-            Much more faithful at 50 steps; at 20 steps, where full steps are far apart, it can be worse than "hold".
-            Price: a second buffer of the feature's size, and one addition in a partial step.
+        predict: the feature in partial steps: "hold" (default), that of the last full step, as in DeepCache; "linear",
+            on the line through the last two full steps; a number between 0 and 1 damps that line. Much more faithful at
+            50 steps; at 20 steps, where full steps are far apart, it can be worse than "hold". Price: a second buffer
+            of the feature's size, and one addition per partial step.
         guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
-            partial steps, and takes the difference of the halves from the last full step(s), predicted as the feature
-            is. Halves a partial step's cost and the feature's buffer; costs some fidelity, more at a high guidance
-            scale. For pipelines whose batch is known to be two halves (batches.py), others raise UnsupportedPipeline.
-        compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True and False do so anywhere. A dict of
-            torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the repeated
-            transformer blocks once each: a short cold start, with more launches that are left to CUDA graphs.
-            Price: the first call at each size compiles two graphs, each kernel once, with the configuration that
-            Inductor's heuristics have first; see `warmup`, `save_compiled`. What tries more of them out on the device
-            is had by name: {"mode": "default"} 1 to 6 for each kernel, as torch.compile does by itself;
-            {"mode": "max-autotune"} more, and GEMMs in Triton; {"options": {"coordinate_descent_tuning": True}} some
-            10 of each of more than a hundred kernels, one after the other: minutes for a size.
+            partial steps, and takes the difference of the halves from the last full step(s), predicted like the
+            feature. Halves a partial step's cost and the feature's buffer; loses some fidelity, more at a high guidance
+            scale. For pipelines whose batch is known to be two halves (batches.py); others raise UnsupportedPipeline.
+        compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True compiles anywhere, False nowhere. A
+            dict of torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the
+            repeated transformer blocks once each: a shorter cold start, and more launches, left to CUDA graphs.
+            Price: the first call at each size compiles two graphs, each kernel once, in the first configuration of
+            Inductor's heuristics; see `warmup`, `save_compiled`. To time more configurations on the device, ask for
+            it: {"mode": "default"}, 1 to 6 per kernel, torch.compile's own default; {"mode": "max-autotune"}, more, and
+            GEMMs in Triton; {"options": {"coordinate_descent_tuning": True}}, some 10 for each of more than a hundred
+            kernels in sequence, which takes minutes per size.
         cuda_graphs: "auto" (default) captures both graphs on CUDA; False does not. Price: the graphs' pool, about the
-            activations of one full step a bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
-        kernels: "auto" (default) joins hidden state and skip with the Triton kernels where they were measured to be
-            faster than what Inductor compiles: on this very GPU by `warmup` or `stepcache tune`, or on one of its name
-            by us (csrc_triton/defaults.csv). That holds for graphs that are compiled and captured; others join without.
-            True joins so everywhere, False nowhere.
-        max_buckets: how many sizes (of latents, batch included) keep a feature buffer; beyond it the least recently
-            used one is dropped. Default 4.
-        vae: True compiles and captures the VAE's decoder too, as `compile` and `cuda_graphs` say for the U-Net. Default
-            False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph for
-            each size (with tiling, for each of up to four shapes of tile), whose pool holds a decoder's activations.
-            Raises UnsupportedVAE for a VAE whose decoder is not known, and where there is none.
-        channels_last: the layout of the U-Net's 4-d weights (and of the decoder's with vae=True), which are re-laid in
-            place, once, and have their own strides again after `restore`. "auto" (default): on CUDA, where convolutions
-            would re-lay them at each call; True: anywhere; False: nowhere. Not beside hooks that offload layers.
-            Price: one copy of each such weight; sums in another order, so that images differ in their last bits (with
-            interval=1, too). Other pipes on the same U-Net see the same weights; `safetensors.torch.save_file` on
-            its state_dict wants them contiguous (`save_pretrained` sees to it by itself).
+            activations of one full step per bucket. compile={"mode": "reduce-overhead"} leaves capture to torch.
+        kernels: "auto" (default) joins hidden state and skip with the Triton kernels where these were measured to be
+            faster than Inductor's code: on this GPU by `warmup` or `stepcache tune`, or by us on a GPU of the same name
+            (csrc_triton/defaults.csv). Measurements hold for graphs that are compiled and captured; others join without
+            the kernels. True uses them in all joins, False in none.
+        max_buckets: how many sizes (of latents, including the batch) keep a feature buffer. Beyond that, the least
+            recently used one is dropped. Default 4.
+        vae: True compiles and captures the VAE's decoder too, with the same `compile` and `cuda_graphs`. Default
+            False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph per
+            size (with tiling, for each of up to four tile shapes), whose pool holds a decoder's activations. Raises
+            UnsupportedVAE if there is no VAE or its decoder is not known.
+        channels_last: whether the U-Net's 4-d weights (and the decoder's with vae=True) are put into channels_last.
+            They are re-laid once, in place, and `restore` puts their strides back. "auto" (default): on CUDA, where
+            convolutions would re-lay them at each call; True: anywhere; False: nowhere. Not if hooks offload layers.
+            Price: one copy of each such weight, and sums in another order, so images differ in their last bits (even
+            with interval=1). Other pipes on the same U-Net see the same weights. `safetensors.torch.save_file` wants a
+            state_dict to be contiguous (`save_pretrained` takes care of that).
         preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half of the
-            line), each with the line of `predict` from 50 steps on, held up to 20, damped between (presets.py).
-        plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance that were found
-            for one model, scheduler and number of steps; interval, branch, schedule, predict and guidance stay at their
-            defaults beside it. Another U-Net (its config, or a sample of its weights; a LoRA that is not fused does not
-            count) or scheduler raises InvalidSetting here, another number of steps at the first U-Net call of a run. A
-            guidance scale other than the plan's is only warned of. Price: up to three buffers of the feature's size.
-        adapt: True takes a plan for another model or scheduler as it is, and stretches its full steps to another number
-            of steps, with the plan's damped line in the place of its fitted weights; a warning says so. Default False.
-        compiled: a file that `save_compiled` wrote: what it holds is not compiled again. Made by another torch, device
-            or Python, it is passed over with a warning. It holds pickles; load only what you trust.
+            line); each holds the feature up to 20 steps, uses the line of `predict` from 50 steps, and damps it in
+            between (presets.py).
+        plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance found for one
+            model, scheduler and number of steps. Leave interval, branch, schedule, predict and guidance at their
+            defaults. Another scheduler or U-Net (by its config and a sample of its weights, LoRA counted only if fused)
+            raises InvalidSetting here; another number of steps raises it at a run's first U-Net call. Another guidance
+            scale only warns. Price: up to three buffers of the feature's size.
+        adapt: True uses a plan for another model or scheduler unchanged, and stretches its full steps to another number
+            of steps, with the plan's damped line instead of its fitted weights. A warning says so. Default False.
+        compiled: a file from `save_compiled`; its contents are not compiled again. A file from another torch, device or
+            Python is ignored with a warning. It contains pickles: load only files you trust.
 
-    Price: one buffer a bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance, fp16),
-    held until `restore(pipe)`; and the images change, since reused features are not the exact ones.
+    Price: one buffer per bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance,
+    fp16), held until `restore(pipe)`. Images change, because reused features are not exact.
 
     Calling it again replaces the settings. Raises StepCacheError, and leaves the pipe as it was, for a setting no
-    pipeline can take (InvalidSetting), a branch that this U-Net does not have (BranchOutOfRange), an object that is no
-    pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose forward is not known (UnsupportedUNet), and
+    pipeline can take (InvalidSetting), a branch that this U-Net does not have (BranchOutOfRange), an object that is not
+    a pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose forward is not known (UnsupportedUNet), and
     a U-Net that another cache or torch.compile already wraps (AlreadyCached).
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
@@ -129,13 +130,13 @@ def accelerate(
 
 
 def restore(pipe: Pipe) -> Pipe:
-    """Undo `accelerate`: the pipe is what it was, the buffers are freed. Harmless where there is nothing to undo."""
+    """Undo `accelerate`: the pipe is as it was before, and the buffers are freed. Does nothing if not accelerated."""
     detach(pipe)
     return pipe
 
 
 def last_run(pipe: object) -> RunRecord | None:
-    """What happened in the pipe's last run (or happens in the present one); None before the first.
+    """The record of the pipe's last run, or of the one in progress; None before the first.
 
     Raises NotAccelerated for a pipe that is not accelerated.
     """
@@ -153,26 +154,27 @@ def warmup(
     progress: bool = True,
     **call: Any,
 ) -> RunRecord:
-    """Compile and capture the graphs of one size ahead of the first request; returns the record of doing so.
+    """Compile and capture the graphs of one size before the first request; returns the record of the warm-up run.
 
-    The pipe itself is called for two steps, one full and one partial, with empty prompts (and gray images, where it
-    takes images), so the graphs are those that a real call will ask for. height, width: pixels of the image.
-    batch_size: prompts of a call. guidance: whether calls use classifier-free guidance, which doubles the U-Net's
-    batch. call: further arguments of the pipeline that change what the U-Net is given (a ControlNet's image,
-    ip_adapter_image, ...). progress: a bar that says what is being measured, compiled or captured.
+    Calls the pipe for two steps, one full and one partial, with empty prompts (and gray images if it takes images), so
+    the graphs are those of a real call. height, width: of the image, in pixels. batch_size: prompts per call. guidance:
+    whether calls use classifier-free guidance, which doubles the U-Net's batch. call: other arguments of the pipeline
+    that change the U-Net's inputs (a ControlNet's image, ip_adapter_image, ...). progress: show a bar that names what
+    is being measured, compiled or captured.
 
-    tune: with kernels="auto" on a GPU, joins of this size that no verdict is known for are measured first, with the
-    Triton kernels and without, compiled and captured both: two small compilations a join, and 7 joins for SDXL, 8 for
-    SD 1.5. Verdicts are kept in ~/.cache/stepcache/joins.csv (STEPCACHE_CACHE names another folder), so the next
-    process measures nothing. A call that was not warmed up measures nothing either, and uses what is known.
+    tune: with kernels="auto" on a GPU, first measure joins of this size that have no verdict, with the Triton kernels
+    and without, both compiled and captured: two small compilations per join, with 7 joins for SDXL and 8 for SD 1.5.
+    Verdicts are stored in ~/.cache/stepcache/joins.csv (STEPCACHE_CACHE names another folder), so the next process
+    measures nothing. Calls without a warm-up never measure; they use the verdicts there are.
 
-    Warm up before threads start to serve: while a graph is captured, other threads must not draw random numbers from
-    CUDA's default generator, synchronise the device or empty torch's memory cache (what stepcache itself does in other
-    threads waits its turn). And as requests will run: a warm-up under torch.no_grad()
-    leaves nothing for calls under torch.inference_mode(), nor for autocast.
+    Warm up before threads start to serve: during a capture, other threads must not draw random numbers from CUDA's
+    default generator, synchronise the device or empty torch's memory cache (stepcache's own work in other threads waits
+    its turn). Warm up the way requests will run: a warm-up under torch.no_grad() does not serve calls under
+    torch.inference_mode() or autocast.
 
-    One warm-up a size; accelerate's max_buckets must be at least their number. Raises InvalidSetting for a size that
-    the pipeline cannot make or an argument that it does not take, NotAccelerated for a pipe that is not accelerated.
+    Warm up each size once; max_buckets of `accelerate` must be at least the number of sizes. Raises InvalidSetting for
+    a size that the pipeline cannot make or an argument that it does not take, and NotAccelerated for a pipe that is not
+    accelerated.
     """
     from .run.warmup import warm_up
 
@@ -180,11 +182,11 @@ def warmup(
 
 
 def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:
-    """Write what has been compiled to `path`, for accelerate(..., compiled=path) in the next process.
+    """Write everything compiled so far to `path`, for accelerate(..., compiled=path) in the next process.
 
-    Returns the file's size in bytes. torch keeps its artifacts by process, not by pipe: what else this process has
-    compiled is in the file too. Raises NothingCompiled where there is nothing to save, NotAccelerated for a pipe that
-    is not accelerated.
+    Returns the file's size in bytes. torch keeps artifacts per process, not per pipe, so the file includes anything
+    else this process has compiled. Raises NothingCompiled if there is nothing to save, and NotAccelerated for a pipe
+    that is not accelerated.
     """
     require(pipe, "save_compiled()")
     return artifacts.save(path)
@@ -192,18 +194,18 @@ def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:
 
 @contextmanager
 def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
-    """A hand-written denoising loop with an accelerated pipe's U-Net.
+    """Reuse features in a hand-written denoising loop with an accelerated pipe's U-Net.
 
         with denoising(pipe):
             for t in pipe.scheduler.timesteps:
                 noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
                 latents = pipe.scheduler.step(noise, t, latents).prev_sample
 
-    One block is one run: its first step is full. Calls of `pipe.scheduler.step` count its steps; a loop that steps
-    otherwise calls `advance()` of the yielded session at the end of each step. `steps` is the number of steps, for
-    schedules with `last=`; default: what the scheduler is set to at the first U-Net call. Outside of the block the
-    U-Net is the original one. guidance="reuse" has no effect in it: only a pipeline's own call says what its batch is
-    made of. Raises NotAccelerated for a pipe that is not accelerated.
+    One block is one run; its first step is full. Each call of `pipe.scheduler.step` ends a step. A loop that steps
+    otherwise must call `advance()` on the yielded session at the end of each step. steps: the number of steps, for
+    schedules with `last=` (default: the scheduler's, at the first U-Net call). Outside the block the U-Net is the
+    original. guidance="reuse" has no effect inside: only a pipeline's own call tells what its batch is made of. Raises
+    NotAccelerated for a pipe that is not accelerated.
     """
     attachment = require(pipe, "denoising()")
     if steps is not None:

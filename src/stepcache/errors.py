@@ -1,12 +1,12 @@
-"""What can go wrong, one class a kind. Every message carries the values at hand and says what to do."""
+"""stepcache's errors. Every message gives the values and says what to do."""
 
 
 class StepCacheError(Exception):
-    """Base of all errors that stepcache raises; the pipe is left as it was before the call."""
+    """Base of all errors that stepcache raises. The pipe is as it was before the call."""
 
 
 class InvalidSetting(StepCacheError, ValueError):
-    """An argument that no pipeline could take (an interval of 0, a branch that is no integer)."""
+    """An argument that no pipeline could take (an interval of 0, a branch that is not an integer)."""
 
 
 class BranchOutOfRange(InvalidSetting):
@@ -14,7 +14,7 @@ class BranchOutOfRange(InvalidSetting):
 
 
 class UnsupportedPipeline(StepCacheError, TypeError):
-    """The object is no pipeline, or one without a U-Net."""
+    """The object is not a pipeline, or has no U-Net, or the pipeline cannot use a setting."""
 
 
 class UnsupportedUNet(StepCacheError, TypeError):
@@ -22,15 +22,15 @@ class UnsupportedUNet(StepCacheError, TypeError):
 
 
 class UnsupportedVAE(StepCacheError, TypeError):
-    """A VAE whose decoder stepcache does not know, or none at all, where vae=True asks for it."""
+    """vae=True, and the pipe has no VAE, or one whose decoder stepcache does not know."""
 
 
 class AlreadyCached(StepCacheError, RuntimeError):
-    """The U-Net's forward is already replaced, by another cache or by a compiler."""
+    """Another cache or a compiler has already replaced the forward of the U-Net or the VAE's decoder."""
 
 
 class GraphCompileError(StepCacheError, RuntimeError):
-    """torch.compile failed on a graph; its own error follows, whole."""
+    """torch.compile failed on a graph; the message includes its full error."""
 
 
 class NothingCompiled(StepCacheError, RuntimeError):
@@ -38,4 +38,4 @@ class NothingCompiled(StepCacheError, RuntimeError):
 
 
 class NotAccelerated(StepCacheError, RuntimeError):
-    """A call that needs an accelerated pipe was given another one."""
+    """The call needs an accelerated pipe, and this one is not."""

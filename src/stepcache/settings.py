@@ -1,4 +1,4 @@
-"""What the user asked for, checked and frozen."""
+"""The arguments of `accelerate`, checked and frozen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .reuse.schedule import Schedule, positive_int
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `accelerate`, checked as far as they can be without a U-Net.
+    """The arguments of `accelerate`, checked as far as possible without a U-Net.
 
-    fit: schedule and predictor by the number of steps, where a plan or a preset has them so; else it is the ones here.
+    fit: schedule and predictor for a number of steps, from a plan or preset; None: always `schedule` and `predictor`.
     """
 
     schedule: Schedule
@@ -34,11 +34,11 @@ class Settings:
     fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
 
     def for_steps(self, steps: int | None) -> tuple[Schedule, Predictor]:
-        """Schedule and predictor of a run of `steps` (None: nobody knows)."""
+        """Schedule and predictor of a run of `steps` (None: unknown)."""
         return (self.schedule, self.predictor) if self.fit is None else self.fit(steps)
 
     def remarks(self, steps: int | None, guidance: object) -> Iterable[str]:
-        """What a plan warns of in a run of `steps` at that guidance scale."""
+        """The plan's warnings for a run of `steps` at that guidance scale."""
         return () if self.plan is None else self.plan.remarks(steps, guidance)
 
     @classmethod
@@ -59,9 +59,9 @@ class Settings:
         preset: object = None,
         channels_last: object = "auto",
     ) -> Settings:
-        """Settings from `accelerate`'s arguments; InvalidSetting, with the value, for what no pipeline could take."""
+        """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
         asked = schedule
-        uniform = Schedule.uniform(interval)  # type: ignore[arg-type]  # that it is an int is what is checked
+        uniform = Schedule.uniform(interval)  # type: ignore[arg-type]  # it checks that this is an int
         if schedule is None:
             schedule = uniform
         elif not isinstance(schedule, Schedule):
@@ -88,7 +88,7 @@ class Settings:
             own = (found.schedule, found.branch, graphs, buckets, found.predictor, reuse)
             return cls(*own, vae, channels_last, plan=found, adapt=adapt, fit=fit)
         if adapt:
-            raise InvalidSetting("adapt=True is for plan=, which is not there.")
+            raise InvalidSetting("adapt=True is for plan=, which is not given.")
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
@@ -98,7 +98,7 @@ class Settings:
         return cls(schedule, branch, graphs, buckets, predictor_of(predict), reuse, vae, channels_last)
 
 
-# What a plan or a preset settles, and the defaults of `accelerate` that stand for "not given".
+# The arguments that a plan or a preset decides, with the defaults of `accelerate`, which mean "not given".
 _SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "guidance": "both", "preset": None}
 
 
@@ -107,5 +107,5 @@ def _check_defaults(what: str, **given: object) -> None:
     if others:
         raise InvalidSetting(
             f"{what}= and {', '.join(others)}: a {what} has its own full steps, branch, prediction and guidance. "
-            "Leave one or the other out."
+            "Give one or the other."
         )

@@ -242,7 +242,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _mapped(kind: type, function: Callable[[Any], Any], value: Any) -> Any:
-    """`value` with `function` of all of that kind; pytree's own takes longer than most operations on a CPU."""
+    """`value` with `function` applied to all items of type `kind`. pytree's takes longer than most CPU operations."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, dict):

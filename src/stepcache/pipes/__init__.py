@@ -1,1 +1,1 @@
-"""What is known of pipelines: where their models are, what wraps them, what their batches hold. Reads only."""
+"""Facts about pipelines: where their models are, what wraps them, what their batches hold. Changes nothing."""

@@ -1,8 +1,8 @@
-"""Attention processors that keep the attention maps of a U-Net call, for a pipeline that reads them after it.
+"""Attention processors that keep a U-Net call's attention maps, for pipelines that read them afterwards.
 
-A partial step does not run the deep layers, and a graph runs no Python: such a pipeline would go on with old maps and
-say nothing. Known by name, after reading the pipelines; Attend-and-Excite's keeps maps in calls with gradients only,
-which are stock anyway.
+A partial step skips the deep layers, and a graph runs no Python, so such a pipeline would silently use old maps. The
+list comes from reading the pipelines. Attend-and-Excite's processor is not on it: it keeps maps only in calls with
+gradients, which run stock anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEEPERS = frozenset(
 
 
 def keeper_of(unet: nn.Module) -> str | None:
-    """The name of a processor on `unet` that keeps attention maps; None where there is none."""
+    """The name of a processor on `unet` that keeps attention maps; None if there is none."""
     for module in unet.modules():
         processor = vars(module).get("processor")
         if processor is None:

@@ -1,9 +1,9 @@
-"""Which pipelines' U-Net batch is [unconditional, conditional], so that guidance can be reused.
+"""The pipelines whose U-Net batch is [unconditional, conditional], so that guidance can be reused.
 
-Known by name, after reading each pipeline's loop: a batch of another make-up looks the same from inside. Left out:
-three-way batches (InstructPix2Pix), those with a perturbed part (PAG), several U-Net calls a step (SAG, LEdits++,
-Attend-and-Excite, panorama), and pipelines that do not tell whether guidance is on (no `do_classifier_free_guidance`:
-ModelScope's) or whose answer lies on the device, where reading it would make the host wait (StableVideoDiffusion).
+A list of names, from reading each pipeline's loop, because a batch does not show what it is made of. Not on it are
+pipelines with three-way batches (InstructPix2Pix), with a perturbed part (PAG), with several U-Net calls per step (SAG,
+LEdits++, Attend-and-Excite, panorama), without `do_classifier_free_guidance` (ModelScope's), and those where it is on
+the device, so that reading it makes the host wait (StableVideoDiffusion).
 """
 
 from __future__ import annotations
@@ -51,31 +51,31 @@ HALVED = frozenset(
 )
 
 
-# Where the processors are that treat each row of a batch by itself.
+# Modules whose attention processors treat each row of a batch by itself.
 KNOWN_PROCESSORS = ("diffusers.models.",)
 
 
 def guided(pipe: Any) -> Callable[[], bool]:
-    """A function that tells whether the pipe's present U-Net call has a batch [unconditional, conditional].
+    """A function that returns whether the pipe's current U-Net call has a batch [unconditional, conditional].
 
-    Guidance may be dropped in the middle of a run, so it is asked at each call. UnsupportedPipeline where the pipe's
-    loop is none of those known here; a subclass counts where it keeps the loop of its base.
+    Call it at each U-Net call, because guidance may be dropped mid-run. Raises UnsupportedPipeline if the pipe's loop
+    is not known here; a subclass is known if it keeps its base's loop.
     """
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls) and not _made_by_us(cls))
     if owner.__name__ not in HALVED or not owner.__module__.startswith("diffusers."):
         raise UnsupportedPipeline(
             f'guidance="reuse" needs a pipeline whose batch is known to be [unconditional, conditional]; the loop of '
             f"{owner.__module__}.{owner.__name__} is not. Known: {', '.join(sorted(HALVED))}. "
-            'With guidance="both" it runs.'
+            'Use guidance="both" instead.'
         )
     return lambda: bool(pipe.do_classifier_free_guidance)
 
 
 def whole_batches_only(unet: nn.Module) -> str:
-    """Why half a batch must not be given to `unet`; "" where it can be.
+    """Why `unet` must not run half a batch; "" if it may.
 
-    An attention processor of somebody's own may look across the batch (frames that attend to the first one, styles
-    shared by images), and IP-Adapter's FaceID Plus keeps embeddings of the whole batch.
+    A custom attention processor may look across the batch (frames that attend to the first one, images that share a
+    style), and IP-Adapter's FaceID Plus keeps embeddings of the whole batch.
     """
     for module in unet.modules():
         values = vars(module)

@@ -1,4 +1,4 @@
-"""What a pipe must be to be accelerated: one with a U-Net that nobody else stands in front of."""
+"""Checks that a pipe can be accelerated: it has a U-Net, and nothing else has replaced the U-Net's forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .seat import ORIGINAL, seat
 
 
 def checked_unet(pipe: object) -> nn.Module:
-    """The pipe's U-Net. UnsupportedPipeline or AlreadyCached, with the reason, where it cannot be accelerated."""
+    """The pipe's U-Net. Raises UnsupportedPipeline or AlreadyCached, with the reason, if it cannot be accelerated."""
     unet = _unet_of(pipe)
     _check_unwrapped(unet)
     _check_no_cache_hooks(unet)
@@ -17,7 +17,7 @@ def checked_unet(pipe: object) -> nn.Module:
 
 
 def _check_unwrapped(unet: nn.Module) -> None:
-    """Raise AlreadyCached where somebody else already stands in the place of the U-Net's forward."""
+    """Raise AlreadyCached if something else has replaced the U-Net's forward."""
     if type(unet).__name__ == "OptimizedModule" or getattr(unet, "_compiled_call_impl", None) is not None:
         raise AlreadyCached(
             "pipe.unet is compiled already, which hides its layers. Give stepcache the plain U-Net, which it compiles "
@@ -31,36 +31,36 @@ def _check_unwrapped(unet: nn.Module) -> None:
         who = getattr(forward, "__qualname__", repr(forward))
         raise AlreadyCached(
             f"The U-Net's forward is replaced by {who}: another cache or wrapper is on it. Two of them give wrong "
-            "images; take the other one off first (DeepCache: helper.disable())."
+            "images, so remove the other one first (DeepCache: helper.disable())."
         )
 
 
 def _check_no_cache_hooks(unet: nn.Module) -> None:
-    """Raise AlreadyCached where one of diffusers' own caches has put its hooks on the U-Net's layers."""
-    for module in unet.modules():  # without their names, which take twice as long, and this is done in each run
+    """Raise AlreadyCached if the U-Net's layers have hooks of diffusers' own caches."""
+    for module in unet.modules():  # each run does this, and named_modules() takes twice as long
         registry = vars(module).get("_diffusers_hook")
         caches = [hook for hook in registry.hooks if "cache" in hook or "broadcast" in hook] if registry else ()
         if caches:
             path = next(path for path, other in unet.named_modules() if other is module)
             raise AlreadyCached(
-                f"diffusers' {caches[0]} hook is on the U-Net ({path or 'itself'}). Two caches give wrong images; "
+                f"diffusers' {caches[0]} hook is on the U-Net ({path or 'itself'}). Two caches give wrong images, so "
                 "disable that one first."
             )
 
 
 def _unet_of(pipe: object) -> nn.Module:
-    """The pipe's U-Net. UnsupportedPipeline, with the type and the way out, where the pipe cannot be accelerated."""
+    """The pipe's U-Net. Raises UnsupportedPipeline, with the type and what to do, if the pipe is unsuitable."""
     name = type(pipe).__name__
     unet = getattr(pipe, "unet", None)
     if unet is None and getattr(pipe, "transformer", None) is not None:
         raise UnsupportedPipeline(
             f"{name} denoises with a transformer ({type(pipe.transformer).__name__}). stepcache is for U-Nets; "  # type: ignore[attr-defined]
-            "for diffusion transformers see cache-dit or diffusers' own enable_cache."
+            "for diffusion transformers use cache-dit or diffusers' own enable_cache."
         )
     scheduler = getattr(pipe, "scheduler", None)
     if unet is not None and scheduler is not None and not hasattr(scheduler, "step"):
         raise UnsupportedPipeline(
-            f"{name} steps with a {type(scheduler).__name__}, which has no step(); by its calls stepcache counts. "
+            f"{name} steps with a {type(scheduler).__name__}, which has no step(), and stepcache counts calls of that. "
             "Run this pipeline without stepcache."
         )
     if unet is None or scheduler is None or not callable(pipe):

@@ -6,10 +6,10 @@ from torch import nn
 
 from ..errors import AlreadyCached, UnsupportedVAE
 
-# Where pipelines have their VAE (Kandinsky: movq).
+# The attributes that hold a pipeline's VAE (Kandinsky: movq).
 NAMES = ("vae", "movq", "vqvae")
 
-# Decoders that are one function of tensors, with the VAEs that have them.
+# Decoders that are pure functions of tensors, with the VAEs that have them.
 DECODERS = {
     "diffusers.models.autoencoders.vae.Decoder": "AutoencoderKL, VQModel",
     "diffusers.models.autoencoders.vae.DecoderTiny": "AutoencoderTiny",
@@ -21,8 +21,8 @@ DECODERS = {
 def vae_of(pipe: object) -> tuple[nn.Module, nn.Module]:
     """The pipe's VAE and its decoder.
 
-    UnsupportedVAE, with the types, where there is none or its decoder is not known; AlreadyCached where decoding is
-    compiled already.
+    Raises UnsupportedVAE, with the types, if there is no VAE or its decoder is not known, and AlreadyCached if decoding
+    is compiled already.
     """
     vae = next((vae for name in NAMES if (vae := getattr(pipe, name, None)) is not None), None)
     if vae is None:
@@ -31,14 +31,14 @@ def vae_of(pipe: object) -> tuple[nn.Module, nn.Module]:
     compiled = type(decoder).__name__ == "OptimizedModule" or getattr(decoder, "_compiled_call_impl", None) is not None
     if compiled or hasattr(vars(vae).get("decode"), "_torchdynamo_orig_callable"):
         raise AlreadyCached(
-            f"vae=True, but decoding is compiled already in this {type(vae).__name__}. Undo that (del vae.decode, or "
+            f"vae=True, but this {type(vae).__name__}'s decoding is compiled already. Undo that (del vae.decode, or "
             "vae.decoder = vae.decoder._orig_mod), or leave vae=False."
         )
     kind = f"{type(decoder).__module__}.{type(decoder).__qualname__}"
     if kind not in DECODERS:
         raise UnsupportedVAE(
             f"vae=True, but the decoder of {type(vae).__name__}, {type(decoder).__qualname__}, is not known. Known are "
-            f"those of {', '.join(DECODERS.values())}. With vae=False the U-Net is accelerated all the same."
+            f"those of {', '.join(DECODERS.values())}. Use vae=False to accelerate only the U-Net."
         )
     assert isinstance(vae, nn.Module) and isinstance(decoder, nn.Module)
     return vae, decoder
