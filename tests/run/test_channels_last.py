@@ -21,7 +21,7 @@ from stepcache.errors import BranchOutOfRange, InvalidSetting
 from stepcache.graphs.standin import StandInBackend
 from stepcache.run import channels_last as module
 from stepcache.run.attach import attachment_of
-from stepcache.run.channels_last import Layout, Part
+from stepcache.run.channels_last import ChannelsLast, Part
 
 ENGINES = {"eager": {}, "captured": {"cuda_graphs": StandInBackend}, "compiled": {"compile": {"backend": "aot_eager"}}}
 
@@ -127,7 +127,7 @@ def test_by_default_weights_on_a_cpu_stay_as_they_are():
 
 @pytest.mark.parametrize("device", ["cuda:0", torch.device("cuda"), 0])
 def test_auto_is_for_models_that_hooks_take_to_cuda(device):
-    unet, layout = make_unet("least"), Layout("auto")
+    unet, layout = make_unet("least"), ChannelsLast("auto")
     hook = SimpleNamespace(execution_device="cpu")
     unet._hf_hook = SimpleNamespace(hooks=[hook])
     layout.hold([Part("U-Net", unet, unet)])
@@ -392,7 +392,7 @@ def test_what_is_left_alone():
         model.register_parameter(name, value)
     model.register_parameter("tied", model.weight)
     strides = {name: p.stride() for name, p in given.items()}
-    layout = Layout(True)
+    layout = ChannelsLast(True)
     layout.hold([Part("model", model, model)])
     assert [name for name, p in given.items() if p.stride() != strides[name]] == ["weight"]
     assert model.tied is model.weight is given["weight"]
@@ -401,7 +401,7 @@ def test_what_is_left_alone():
 
 
 def test_weights_that_come_from_the_meta_device():
-    unet, layout = make_unet("least").to("meta"), Layout(True)
+    unet, layout = make_unet("least").to("meta"), ChannelsLast(True)
     for load in (False, True):
         if load:
             unet.load_state_dict(make_unet("least").state_dict(), assign=True)

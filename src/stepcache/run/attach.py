@@ -29,7 +29,7 @@ from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings
-from .channels_last import Layout, Part
+from .channels_last import ChannelsLast, Part
 from .record import RunRecord
 from .session import Session, current, never
 from .watch import follow_scheduler, watch
@@ -45,7 +45,7 @@ class Attachment:
 
     def __init__(self, settings: Settings, inherited: Any = None) -> None:
         self.settings = settings
-        self.layout = Layout(settings.channels_last, inherited)
+        self.layout = ChannelsLast(settings.channels_last, inherited)
         self.last: RunRecord | None = None
         self.pipe: weakref.ref[Any] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None

@@ -61,7 +61,7 @@ class _Origin:
 
     shape: torch.Size
     stride: Stride
-    holders: weakref.WeakSet[Layout]
+    holders: weakref.WeakSet[ChannelsLast]
 
     def is_held(self) -> bool:
         """Whether any pipe still needs it in channels_last."""
@@ -127,7 +127,7 @@ class _Share:
         first = None if model is None else next(model.parameters(), None)
         return first is not None and first.is_cuda
 
-    def hold(self, holder: Layout) -> int:
+    def hold(self, holder: ChannelsLast) -> int:
         """Put the model's weights into channels_last for `holder`; returns how many were re-laid."""
         model = self.model()
         assert model is not None
@@ -142,7 +142,7 @@ class _Share:
         self._held = [(ref, seat, o) for ref, seat, o in self._held if ref() is not None or not seat.is_held()]
         return count
 
-    def _hold(self, holder: Layout, module: nn.Module, name: str, tensor: Tensor) -> bool:
+    def _hold(self, holder: ChannelsLast, module: nn.Module, name: str, tensor: Tensor) -> bool:
         known: _Origin | None = _origins.get(tensor)
         relay = not is_laid_out(tensor)
         if not relay and known is None:
@@ -158,7 +158,7 @@ class _Share:
             lay(tensor, tensor.detach().contiguous(memory_format=torch.channels_last))
         return relay
 
-    def adopt(self, holder: Layout, strides: dict[str, Stride]) -> None:
+    def adopt(self, holder: ChannelsLast, strides: dict[str, Stride]) -> None:
         """Take over the original strides, by parameter name, of the model that this one is a copy of."""
         model = self.model()
         assert model is not None
@@ -180,7 +180,7 @@ class _Share:
             return {}
         return {name: mine[id(p)].stride for name, p in model.named_parameters() if id(p) in mine}
 
-    def put_back(self, holder: Layout) -> None:
+    def put_back(self, holder: ChannelsLast) -> None:
         """Release the weights of `holder`, and restore the strides of those that no other pipe needs."""
         free: dict[int, tuple[Tensor, _Origin]] = {}
         held, self._held, self._seats = self._held, [], None
@@ -206,7 +206,7 @@ class _Share:
             _origins.pop(tensor, None)
 
 
-class Layout:
+class ChannelsLast:
     """The weights that one accelerated pipe has in channels_last.
 
     wanted: True, False, or "auto": if the model is on CUDA, or offloading hooks move it there. inherited: the
