@@ -16,7 +16,7 @@ def runner(tmp_path):
     return runner_in(tmp_path)
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_crash_and_a_hang_are_named_and_the_rest_goes_on(background, runner, monkeypatch, capsys):
     """background: as under a shell's `&`, where SIGINT is ignored."""
     monkeypatch.setattr(gate_jobs, "GRACE", 3)

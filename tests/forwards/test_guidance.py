@@ -12,7 +12,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
-from support.small import captured, demo_pipe, engine_of, generate, loop_pipe, make_inputs, sdxl_pipe
+from support.small import captured, demo_pipe, engine_of, generate, loop_pipe, make_inputs, sdxl_pipe, tiny_pipe
 
 from stepcache import Schedule, accelerate, denoising, last_run
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
@@ -111,7 +111,7 @@ def test_without_guidance_a_batch_of_two_is_two_images():
     accelerate(pipe, 3, guidance="reuse")
     generate(pipe)  # one image with guidance first: the same shapes, another bucket
     assert torch.equal(generate(pipe, **prompts), want)
-    assert len(engine_of(pipe).unet.buckets.held) == 2
+    assert len(engine_of(pipe).unet_graphs.buckets.held) == 2
 
 
 def test_guidance_dropped_mid_run():
@@ -175,7 +175,7 @@ def test_a_partial_step_costs_half():
 def test_captured_and_compiled(predict):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     accelerate(pipe, 3, guidance="reuse", predict=predict)
     want = generate(pipe, steps=9)
     captured(pipe, 3, guidance="reuse", predict=predict)

@@ -157,7 +157,7 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
     """A call in between that was not captured may write other strides, to another address than the graph has."""
     pipe = captured(loop_pipe("least"), 3)
     want = pipe(6)
-    kept = next(iter(engine_of(pipe).unet.buckets.held.values())).slots[0]
+    kept = next(iter(engine_of(pipe).unet_graphs.buckets.held.values())).slots[0]
     (old,) = kept.values[0].tensors
     kept.write([old.to(memory_format=torch.channels_last)])
     assert kept.values[0].tensors[0] is not old
@@ -345,7 +345,7 @@ def test_two_threads_on_one_pipe_are_captured_once_each():
     for thread in threads:
         thread.join()
     cores = attachment_of(pipe)._idle
-    captures = [core.unet.costs.captures for core in cores]
+    captures = [core.unet_graphs.costs.captures for core in cores]
     assert captures == [2, 2]
 
 

@@ -136,7 +136,7 @@ def test_captured_anew_after_a_weight_was_replaced():
 def test_nothing_waits_for_the_device_and_addresses_stay():
     pipe = accelerate(make_pipe("sdxl"), 3, **CAPTURED)
     run(pipe)
-    (bucket,) = engine_of(pipe).unet.buckets.held.values()
+    (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
     address = bucket.slots[0].values[0].tensors[0].data_ptr()
     run(pipe, no_waits_from=4)
     assert last_run(pipe).captures == 0

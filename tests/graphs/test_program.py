@@ -9,6 +9,7 @@ from stepcache.graphs.bucket import Bucket
 from stepcache.graphs.capture import Capture
 from stepcache.graphs.compiled import Compilations
 from stepcache.graphs.fallback import Fallback
+from stepcache.graphs.freshness import Freshness
 from stepcache.graphs.kept import Kept
 from stepcache.graphs.program import Program, compiled
 from stepcache.graphs.progress import Costs
@@ -32,7 +33,9 @@ class Runs:
         function = compute
         if options is not None:
             function = compiled(compute, "test graph", options, Costs(), Compilations(), "key")
-        capture = None if backend is None else Capture(backend, CPU, Costs(), Fallback("the module", "module"))
+        capture = (
+            None if backend is None else Capture(backend, CPU, Costs(), Freshness(Fallback("the module", "module")))
+        )
         self.bucket = Bucket({"test": Program("test graph", function)}, capture, make_kept=lambda: Kept(values=0))
         self.direct = lambda module, inputs: self.bucket.programs["test"](module, inputs, self.bucket.kept(0))
 
@@ -74,6 +77,25 @@ def test_a_replaced_weight_is_captured_anew(linear):
     runs.bucket.free()
     assert runs.bucket.static_nbytes == 0 and backend.released == 1
     assert torch.equal(runs(linear, inputs()), scale(linear, inputs()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "beside another program"])
+def test_an_output_of_another_shape_is_captured_anew(linear, other):
+    runs = Runs(backend=StandInBackend())
+    twice = Program("other graph", lambda module, kept, inputs: (2 * scale(module, inputs), ()))
+    runs.bucket.programs["other"] = twice
+    call = inputs()
+    runs(linear, call)
+    if other:
+        runs.bucket.run("other", linear, call, runs.bucket.kept(0), 0)
+    linear.weight = nn.Parameter(torch.randn(7, 4), requires_grad=False)
+    linear.bias = nn.Parameter(torch.randn(7), requires_grad=False)
+    for _ in range(2):
+        assert torch.equal(runs(linear, call), scale(linear, call))
+        if other:
+            want = 2 * scale(linear, call)
+            assert torch.equal(runs.bucket.run("other", linear, call, runs.bucket.kept(0), 0), want)
 
 
 @torch.no_grad()

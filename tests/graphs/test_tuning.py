@@ -133,7 +133,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
     want = generate(pipe)
-    before = engine_of(pipe).unet.buckets.held
+    before = engine_of(pipe).unet_graphs.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
     record = warmup(pipe, 64, 64, progress=False)
     assert record.joins_measured > 0 and record.captures == 2  # anew, on the ops

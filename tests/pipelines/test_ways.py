@@ -82,7 +82,7 @@ def check_run(pipe, way, engine, want, caplog):
     if engine == "captured":
         assert (replays(pipe) != before) == (status == WORKS)
     if engine == "compiled":
-        assert bool(engine_of(pipe).unet.costs.compile_seconds) == (status == WORKS)
+        assert bool(engine_of(pipe).unet_graphs.costs.compile_seconds) == (status == WORKS)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "stepcache"]
     assert [way.warning in message for message in warnings] == [True] * (status in (NOT_CAPTURED, RUNS_EAGER))
 

@@ -271,5 +271,5 @@ def test_the_demo_is_closer_to_the_original_with_lines():
 def test_bytes_are_stated_for_each_slot():
     pipe = accelerate(loop_pipe(), 3, predict=0.5)
     pipe(6)
-    (bucket,) = engine_of(pipe).unet.buckets.held.values()
+    (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
     assert bucket.nbytes == last_run(pipe).buffer_bytes == sum(t.nbytes for t in bucket.slots[0].values[0].tensors)

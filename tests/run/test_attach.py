@@ -184,7 +184,7 @@ def test_restore_and_the_pipes_end_free_the_buffers():
     for end in (restore, lambda pipe: None):
         pipe = accelerate(loop_pipe(), interval=2)
         pipe(4)
-        (bucket,) = engine_of(pipe).unet.buckets.held.values()
+        (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
         feature, unet = weakref.ref(bucket.slots[0].values[0].tensors[0]), weakref.ref(pipe.unet)
         del bucket
         gc.disable()  # reference counting alone must do it: nobody waits for the collector to get his memory back
@@ -207,7 +207,7 @@ def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
         if i == 1:
             session = current.get()
             features.append(
-                weakref.ref(next(iter(session.engine.unet.buckets.held.values())).slots[0].values[0].tensors[0])
+                weakref.ref(next(iter(session.engine.unet_graphs.buckets.held.values())).slots[0].values[0].tensors[0])
             )
             again(pipe)
 
@@ -220,7 +220,7 @@ def test_a_unet_that_is_dropped_takes_graphs_and_weights_along():
     pipe = accelerate(loop_pipe(), interval=2, cuda_graphs=StandInBackend)
     pipe(4)
     weight = weakref.ref(pipe.unet.conv_in.weight)
-    backend = next(iter(engine_of(pipe).unet.buckets.held.values())).capture.backend
+    backend = next(iter(engine_of(pipe).unet_graphs.buckets.held.values())).capture.backend
     pipe.unet = None
     gc.collect()
     assert weight() is None and backend.released == 1
@@ -261,7 +261,7 @@ def test_another_object_of_the_same_class_is_not_accelerated():
         last_run(other)
     restore(other)
     assert torch.equal(generate(pipe), cached)
-    assert engine_of(pipe).unet.buckets.nbytes
+    assert engine_of(pipe).unet_graphs.buckets.nbytes
     accelerate(other, interval=2)
     generate(other)
     assert last_run(other).kinds == "FPFPFP" and last_run(pipe).kinds == "FPPFPP"

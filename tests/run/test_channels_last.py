@@ -160,7 +160,7 @@ def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
     weights = Weights(pipe.unet)
     if accelerated_before:
         accelerate(pipe, interval=2)
-    count, lay = [], module._lay
+    count, lay = [], module.lay
 
     def fails(*args):
         count.append(1)
@@ -168,7 +168,7 @@ def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
             raise torch.OutOfMemoryError
         lay(*args)
 
-    monkeypatch.setattr(module, "_lay", fails)
+    monkeypatch.setattr(module, "lay", fails)
     with pytest.raises(torch.OutOfMemoryError):
         accelerate(pipe, channels_last=True)
     weights.assert_restored()
@@ -413,7 +413,7 @@ def test_weights_that_come_from_the_meta_device():
 
 def test_a_view_into_a_larger_buffer_is_somebody_elses_on_a_gpu():
     file = torch.randn(2, 4, 3, 3, 3)
-    assert module._is_eligible(nn.Parameter(file[1]))
+    assert module.is_eligible(nn.Parameter(file[1]))
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
 
     class Pretends(nn.Parameter):
@@ -422,15 +422,15 @@ def test_a_view_into_a_larger_buffer_is_somebody_elses_on_a_gpu():
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(module.nn, "Parameter", Pretends)
-        assert not module._is_eligible(Pretends(file[1]))
-        assert module._is_eligible(Pretends(file[1].clone()))
+        assert not module.is_eligible(Pretends(file[1]))
+        assert module.is_eligible(Pretends(file[1].clone()))
 
 
 def test_on_cuda_the_device_is_waited_for_before_and_after(monkeypatch):
     done = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(device))
     weights = [SimpleNamespace(is_cuda=True, device="cuda:1"), SimpleNamespace(is_cuda=False, device="cpu")]
-    with pytest.raises(ZeroDivisionError), module._settled(iter(weights)):
+    with pytest.raises(ZeroDivisionError), module.settled(iter(weights)):
         done.append("re-laid")
         raise ZeroDivisionError
     assert done == ["cuda:1", "re-laid", "cuda:1"]
@@ -632,7 +632,7 @@ def test_it_is_told_once(caplog):
     pipe = loop_pipe("least")
     accelerate(pipe, 3, channels_last=True)
     pipe(4)
-    assert caplog.messages.count(f"{len(kernels(pipe.unet))} weights of the U-Net put into channels_last") == 1
+    assert caplog.messages.count(f"put {len(kernels(pipe.unet))} weights of the U-Net into channels_last") == 1
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import torch
 from support.changes import move_the_data, other_processor, replace_weight
 from support.vaes import VAES, decode, make_graphs, make_latents, make_vae, run
 
-from stepcache.graphs.capture import MAX_STALE
+from stepcache.graphs.freshness import MAX_STALE
 from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
@@ -126,6 +126,29 @@ def test_captured_anew_after(change):
         assert torch.equal(got[0], vae.decode(latents)[0]) and torch.equal(got[1], vae.decode(latents[:1])[0])
     decode(graphs, vae, latents)
     assert graphs.costs.captures == 4
+
+
+def test_stale_graphs_of_other_shapes_go_too():
+    vae, graphs = make_vae(), make_graphs()
+    for batch in (1, 2, 3):
+        decode(graphs, vae, make_latents(batch))
+    captures = [bucket.capture for bucket in graphs.buckets.held.values()]
+    weight = weakref.ref(vae.decoder.conv_out.weight)
+    replace_weight(vae.decoder.conv_out)
+    decode(graphs, vae, make_latents(1))
+    assert [len(capture._graphs) for capture in captures] == [1, 0, 0]
+    gc.collect()
+    assert weight() is None
+
+
+def test_sizes_in_rotation_do_not_hide_that_weights_are_moved(caplog):
+    """Nor does a size that comes back after its bucket was dropped."""
+    vae, graphs = make_vae(), make_graphs(max_buckets=2)
+    for run_ in range(12):
+        move_the_data(vae)
+        decode(graphs, vae, make_latents(1 + run_ % 3))
+    assert graphs.costs.captures == MAX_STALE + 1 and not graphs.buckets.static_nbytes
+    assert sum("no longer captured" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_not_captured_anew_after_an_update_in_place():

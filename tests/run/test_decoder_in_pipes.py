@@ -60,7 +60,7 @@ def test_nothing_is_left_on_the_vae():
     images(pipe)
     assert state() == before
     latents = make_latents(1)
-    captures = engine_of(pipe).unet.costs.captures
+    captures = engine_of(pipe).unet_graphs.costs.captures
     with torch.no_grad():
         pipe.vae.decode(latents)  # outside of a run the decoder is the VAE's own
         with denoising(pipe):
@@ -70,7 +70,7 @@ def test_nothing_is_left_on_the_vae():
             copied.decoder.conv_out.weight.zero_(), copied.decoder.conv_out.bias.zero_()
             assert not copied.decode(latents)[0].any()
             assert pipe.vae.decode(latents)[0].any()
-    assert engine_of(pipe).unet.costs.captures == captures + 1
+    assert engine_of(pipe).unet_graphs.costs.captures == captures + 1
     assert state() == before
     restore(pipe)
     assert state() == before

@@ -275,7 +275,7 @@ def test_one_feature_a_slot_at_one_address():
 
 
 def only_feature(pipe):
-    (bucket,) = engine_of(pipe).unet.buckets.held.values()
+    (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
     (kept,) = bucket.slots
     return kept.values[0].tensors[0]
 

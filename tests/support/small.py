@@ -289,7 +289,7 @@ def engine_of(pipe):
 
 def graphs_of(pipe):
     """The captured graphs of all buckets, oldest first."""
-    return [bucket.capture for bucket in engine_of(pipe).unet.buckets.held.values()]
+    return [bucket.capture for bucket in engine_of(pipe).unet_graphs.buckets.held.values()]
 
 
 def captured(pipe, *args, **options):

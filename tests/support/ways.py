@@ -202,7 +202,12 @@ OFFLOADING = [
     Way("group offloading, leaf level", _leaf_level, **OFFLOADED),
     Way("group offloading, block level", _block_level, error=UnsupportedUNet, pattern="down_blocks.0 .*leaf_level"),
     Way("device_map of the pipeline", _device_map, **OFFLOADED),
-    Way("device_map that splits the U-Net", _split, error=UnsupportedUNet, pattern="devices cpu, meta by a device_map"),
+    Way(
+        "device_map that splits the U-Net",
+        _split,
+        error=UnsupportedUNet,
+        pattern="U-Net over the devices cpu, meta",
+    ),
     Way("layerwise casting, fp8 storage", _casting, changes=True, **OFFLOADED),
 ]
 

@@ -46,7 +46,7 @@ class Bucket:
     def run(self, name: str, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The output of program `name`, captured if possible. kept: that of `slot`, read or written."""
         program, capture = self.programs[name], self.capture
-        if capture is None or capture.failed or capture.fallback.is_uncaptured():
+        if capture is None or capture.failed or capture.freshness.fallback.is_uncaptured():
             return program(module, inputs, kept)
         return capture.run(name, program, module, inputs, kept, slot)
 

@@ -21,21 +21,16 @@ from torch import Tensor, nn
 from ..forwards.autocast import autocasts
 from ..forwards.nested import map_tensors, tensors_of
 from .backends import CaptureBackend, CapturedGraph, capture
-from .fallback import Fallback
-from .kept import Kept
+from .freshness import Freshness
+from .kept import Kept, spec_of
 from .program import Program
 from .progress import Costs, stage
-from .snapshot import Snapshot
 from .turns import capturing, exclusive, replaying, when_quiet
 
 logger = logging.getLogger("stepcache")
 
 # How many slots (U-Net calls within a step) get graphs; later calls of the step run uncaptured.
 MAX_CAPTURED_SLOTS = 4
-
-# How many captures in a row may turn out stale. Capturing is useless for modules that change at every call
-# (processors that store what they see).
-MAX_STALE = 3
 
 # A group of inputs: their indices among all inputs, and their static tensors.
 _Group = tuple[list[int], list[Tensor]]
@@ -45,34 +40,19 @@ class Capture:
     """Graphs by program and slot, in one pool, with static inputs and a static output.
 
     A failed capture warns once and sets `failed`; from then on the bucket runs uncaptured. Time and number of captures
-    are added to `costs`.
-    by_run: only a run's first call may reset the count of stale captures. Its other calls (tiles of one image) say
-    nothing about changes between runs.
+    are added to `costs`. freshness: of these graphs, or of all captures of one module.
     """
 
-    def __init__(
-        self,
-        backend: CaptureBackend,
-        device: torch.device,
-        costs: Costs,
-        fallback: Fallback,
-        by_run: bool = False,
-    ) -> None:
-        self.backend, self.device, self.costs, self.fallback = backend, device, costs, fallback
+    def __init__(self, backend: CaptureBackend, device: torch.device, costs: Costs, freshness: Freshness) -> None:
+        self.backend, self.device, self.costs, self.freshness = backend, device, costs, freshness
+        freshness.captures.add(self)
         self.failed = False
         self._graphs: dict[tuple[str, int], tuple[CapturedGraph, tuple[Tensor | None, ...]]] = {}  # with kept tensors
-        self._snapshots: dict[str, Snapshot] = {}
-        self._stale = 0  # captures in a row that were found stale
-        self._by_run, self._first = by_run, True
         self._inputs: dict[str, Any] | None = None
         self._groups: list[_Group] = []
         self._output: Tensor | None = None
         self._pool: object = None
         self._turn = replaying(device)
-
-    def begin_run(self) -> None:
-        """Called at the start of a run."""
-        self._first = True
 
     def run(
         self, name: str, program: Program, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int
@@ -81,7 +61,7 @@ class Capture:
 
         The first call of a program and slot captures; later calls replay.
         """
-        if slot >= MAX_CAPTURED_SLOTS or not self._is_current(name, program, module):
+        if slot >= MAX_CAPTURED_SLOTS or not self.freshness.check(name, program.what):
             return program(module, inputs, kept)
         static = self._load(inputs)
         graph, held = self._graphs.get((name, slot), (None, ()))
@@ -98,9 +78,8 @@ class Capture:
             # First uncaptured: this compiles, tunes, and allocates the static tensors in ordinary memory.
             with exclusive(), _uncached_casts(self.device):
                 record()
-            if name not in self._snapshots:
-                # After the first call, because some processors change themselves when they run.
-                self._snapshots[name] = Snapshot(module, program.left_out(module))
+            # After the first call, because some processors change themselves when they run.
+            self.freshness.remember(name, module, program.left_out(module))
             graph = self._capture(record, program.what)
             if graph is None:
                 # `record` has written the result.
@@ -113,30 +92,9 @@ class Capture:
             assert self._output is not None
             return self._output.clone()
 
-    def _is_current(self, name: str, program: Program, module: nn.Module) -> bool:
-        """Drop the graphs of a program whose captured state changed; False once capturing is given up.
-
-        A partial step checks only the modules it runs: checking a whole U-Net takes longer than launching a partial
-        step. A full step's time on the device hides the check.
-        """
-        first, self._first = self._first, False
-        snapshot = self._snapshots.get(name)
-        if snapshot is None:
-            return True
-        if snapshot.holds():
-            if first or not self._by_run:
-                self._stale = 0
-            return True
-        self._stale += 1
-        if self._stale > MAX_STALE:
-            self.fallback.give_up_capture()
-            self.failed = True
-            self.free()
-            return False
-        logger.info("%s: weights or settings changed, capturing again", program.what)
-        del self._snapshots[name]
+    def drop(self, name: str) -> None:
+        """Give up the graphs of one program."""
         self._reset([self._graphs.pop(key)[0] for key in list(self._graphs) if key[0] == name])
-        return True
 
     def _load(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Copy all inputs into the static ones, which are returned.
@@ -153,7 +111,13 @@ class Capture:
         return self._inputs
 
     def _write(self, output: Tensor) -> None:
-        """Copy `output` into the static output. Part of the captured graph."""
+        """Copy `output` into the static one; part of what is captured."""
+        if self._output is not None and spec_of(self._output) != spec_of(output):
+            # The module was changed: graphs captured before write an output of another shape or layout.
+            graphs, held = [graph for graph, _ in self._graphs.values()], [self._output]
+            self._graphs.clear()
+            self._output = None
+            self._reset(graphs, held)
         if self._output is None:
             with torch.inference_mode(False):
                 self._output = torch.empty_like(output)
@@ -182,7 +146,6 @@ class Capture:
         graphs = [graph for graph, _ in self._graphs.values()]
         held = [self._inputs, self._groups, self._output, self._pool]
         self._graphs.clear()
-        self._snapshots.clear()
         self._inputs, self._groups, self._pool = None, [], None
         self._reset(graphs, held)
 

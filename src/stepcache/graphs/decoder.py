@@ -22,6 +22,7 @@ from .bucket import Bucket, Buckets, key_of
 from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
+from .freshness import Freshness
 from .kept import Kept
 from .program import Program, compiled
 from .progress import Costs
@@ -48,6 +49,7 @@ class DecoderGraphs:
         self.buckets = Buckets(max_buckets)
         self.fallback = Fallback("the VAE's decoder", "pipe.vae", ADVICE)
         self._decoder: weakref.ref[nn.Module] | None = None
+        self._freshness = Freshness(self.fallback, by_run=True)  # of all captures
         self._plain: dict[torch.device, bool] = {}
 
     def begin_run(self, vae: nn.Module, decoder: nn.Module) -> None:
@@ -59,9 +61,7 @@ class DecoderGraphs:
             self._signature = inspect.signature(type(decoder).forward)
         self.fallback.look(vae)
         self.buckets.limit = self.max_buckets * (TILE_SHAPES if getattr(vae, "use_tiling", False) else 1)
-        for bucket in self.buckets.held.values():
-            if bucket.capture is not None:
-                bucket.capture.begin_run()
+        self._freshness.begin_run()
 
     def belongs_to(self, decoder: nn.Module) -> bool:
         return self._decoder is not None and self._decoder() is decoder
@@ -95,13 +95,13 @@ class DecoderGraphs:
         backend, options, compute = self.settings.backend(device), self._options(device), _decode(kind)
         if options is not None:
             compute = compiled(compute, what, options, self.costs, self.compilations, (kind, key))
-        capture = None if backend is None else Capture(backend, device, self.costs, self.fallback, by_run=True)
+        capture = None if backend is None else Capture(backend, device, self.costs, self._freshness)
         return Bucket({NAME: Program(what, compute)}, capture, make_kept=functools.partial(Kept, values=0))
 
     def clear(self) -> None:
         """Drop all graphs and free their memory."""
         self.buckets.clear()
-        self._decoder = None
+        self._decoder, self._freshness = None, Freshness(self.fallback, by_run=True)
 
 
 def _decode(kind: type[nn.Module]) -> Compute:

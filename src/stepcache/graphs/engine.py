@@ -12,16 +12,16 @@ from .unet import UNetGraphs
 class Engine:
     """The U-Net's graphs, and the VAE decoder's with vae=True."""
 
-    unet: UNetGraphs
+    unet_graphs: UNetGraphs
     decoder: DecoderGraphs | None = None
 
     @property
     def static_nbytes(self) -> int:
         decoder = 0 if self.decoder is None else self.decoder.buckets.static_nbytes
-        return self.unet.buckets.static_nbytes + decoder
+        return self.unet_graphs.buckets.static_nbytes + decoder
 
     def clear(self) -> None:
         """Free all memory."""
-        self.unet.buckets.clear()
+        self.unet_graphs.buckets.clear()
         if self.decoder is not None:
             self.decoder.clear()

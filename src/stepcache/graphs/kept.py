@@ -30,7 +30,7 @@ class Value:
     def reserve(self, like: Tensor) -> bool:
         """Allocate unless what is held has this shape, dtype, device and strides; returns whether it allocated."""
         held = self.tensors[0]
-        if held is not None and _spec(held) == _spec(like):
+        if held is not None and spec_of(held) == spec_of(like):
             return False
         # No inference tensors, even under torch.inference_mode(): a later run outside of it writes them too.
         with torch.inference_mode(False):
@@ -139,5 +139,6 @@ class Kept:
         return sum(value.nbytes for value in self.values)
 
 
-def _spec(tensor: Tensor) -> tuple[object, ...]:
+def spec_of(tensor: Tensor) -> tuple[object, ...]:
+    """Shape, dtype, device and strides."""
     return tensor.shape, tensor.dtype, tensor.device, tensor.stride()

@@ -19,6 +19,7 @@ from .bucket import Bucket, Buckets, key_of
 from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
+from .freshness import Freshness
 from .kept import Kept
 from .program import Program, compiled
 from .progress import Costs
@@ -112,7 +113,7 @@ class UNetGraphs:
             run = regional if settings.compile == "regional" else compiled
             shared = options, self.costs, self.compilations, (key, wanted)
             full, partial = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
-        capture = None if backend is None else Capture(backend, device, self.costs, self.fallback)
+        capture = None if backend is None else Capture(backend, device, self.costs, Freshness(self.fallback))
         return self._programs((full, partial), label), capture
 
     def _steps(self, join: JoinFunction, reuse_guidance: bool) -> tuple[Compute, Compute]:

@@ -103,7 +103,7 @@ class Attachment:
         its last call.
         """
         unet, engine = self.prepare(pipe)
-        say_once, warming_up = engine.unet.fallback.say_once, warm_up_schedule.get()
+        say_once, warming_up = engine.unet_graphs.fallback.say_once, warm_up_schedule.get()
 
         def fit(steps: int | None) -> tuple[Schedule, Predictor]:
             if warming_up is not None:
@@ -117,6 +117,7 @@ class Attachment:
         if self.settings.reuse_guidance and not in_call:
             say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
+            places.callback(self.park, unet, engine)  # last, whatever fails before
             follow = functools.partial(follow_scheduler, pipe, places)
             session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
             self.last = session.record
@@ -128,7 +129,6 @@ class Attachment:
             finally:
                 current.reset(token)
                 session.close()
-                self.park(unet, engine)
 
     def parts(self, pipe: Any) -> list[Part]:
         """The models of the pipe whose weights may be put into channels_last."""

@@ -72,7 +72,7 @@ class Session:
         self._stamp = object()
         self._id = object()  # of the current loop
         self._bucket: Bucket | None = None
-        self._before = replace(engine.unet.costs)
+        self._before = replace(engine.unet_graphs.costs)
 
     def advance(self, timestep: object = None) -> None:
         """End a step. The watched `scheduler.step` calls it with its timestep; a loop without a scheduler calls it by
@@ -89,7 +89,7 @@ class Session:
 
     def call(self, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One U-Net call with the stock forward's arguments; returns the same type as `stock`."""
-        family = self.engine.unet.family
+        family = self.engine.unet_graphs.family
         inputs, lora_scale, return_dict = family.bind(*args, **kwargs)
         self._counter.call(args[1] if len(args) > 1 else kwargs.get("timestep"))
         if self._counter.slot == 0:
@@ -146,7 +146,7 @@ class Session:
         self._counter.new_loop = False  # last, because `_fit` raises if a plan does not fit the run
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
-        graphs, record, step = self.engine.unet, self.record, self._counter.step
+        graphs, record, step = self.engine.unet_graphs, self.record, self._counter.step
         reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self._guided() and self._may_halve
         bucket = graphs.bucket(inputs, reuse_guidance)
         if bucket is not self._bucket:
@@ -168,16 +168,17 @@ class Session:
         return graphs.run("partial", self.unet, bucket, inputs, kept, slot)
 
     def _say_once(self, reason: str) -> None:
-        self.engine.unet.fallback.say_once(reason)
+        self.engine.unet_graphs.fallback.say_once(reason)
 
     def close(self) -> None:
         """End the run and fill in the record."""
-        # The session may outlive the run, but must not keep the pipe or features alive.
-        self._follow, self._bucket = lambda session: None, None
+        # The callbacks hold the pipe, and the bucket a feature: neither must live as long as the session.
+        del self._fit, self._count_steps, self._guided, self._follow
+        self._bucket = None
         record, engine, before = self.record, self.engine, self._before
         record.steps = self._counter.total
-        record.buffer_bytes, record.static_bytes = engine.unet.buckets.nbytes, engine.static_nbytes
-        costs = engine.unet.costs
+        record.buffer_bytes, record.static_bytes = engine.unet_graphs.buckets.nbytes, engine.static_nbytes
+        costs = engine.unet_graphs.costs
         record.compile_seconds = costs.compile_seconds - before.compile_seconds
         record.captures = costs.captures - before.captures
         record.joins_measured = costs.joins_measured - before.joins_measured

@@ -29,7 +29,7 @@ def watch(pipe: Any, session: Session, places: ExitStack) -> None:
     owner, name = seat(unet)
     places.enter_context(Interception.on(owner, name, functools.partial(_unet_in_session, unet)))
     _watch_scheduler(session.scheduler, places)
-    for block in engine.unet.blocks(unet):
+    for block in engine.unet_graphs.blocks(unet):
         places.enter_context(Interception.on(block, "forward", functools.partial(_block_in_session, block)))
     if engine.decoder is not None:
         vae, decoder = vae_of(pipe)
