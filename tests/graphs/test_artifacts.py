@@ -1,4 +1,4 @@
-"""Compiled artifacts from one process to the next."""
+"""Compiled artifacts, passed from one process to the next."""
 
 import json
 import os
@@ -34,7 +34,7 @@ print("hits", counters["aot_autograd"]["autograd_cache_hit"])
 
 
 def run(script, path, what, cache):
-    """Output of `script` in a process of its own, with torch's caches in a folder of its own."""
+    """Output of `script` in a new process, with its own folder for torch's caches."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.run(
         [sys.executable, "-c", script, str(path), what], env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The capture engine, through the stand-in backend, which is as hostile as CUDA graphs are."""
+"""The capture engine on the stand-in backend, which is as hostile as CUDA graphs."""
 
 import copy
 import threading
@@ -42,7 +42,7 @@ def test_the_demo_pipelines_images_are_the_uncaptured_ones():
     [(PNDMScheduler, {"skip_prk_steps": True}), (HeunDiscreteScheduler, {}), (DPMSolverMultistepScheduler, {})],
 )
 def test_schedulers_that_keep_raw_outputs_across_steps(scheduler, options):
-    """PNDM appends the U-Net's output to a list: the next replay must not overwrite it."""
+    """PNDM appends the U-Net's output to a list, and the next replay must not overwrite it."""
     pipe = loop_pipe("least", scheduler=scheduler(**BETAS, **options))
     want = accelerate(pipe, 3)(8)
     assert torch.equal(captured(pipe, 3)(8), want)
@@ -57,7 +57,7 @@ def test_two_captures_a_bucket_and_none_later():
         assert last_run(pipe).captures == 0
     assert torch.equal(pipe(7), first)
     (graphs,) = graphs_of(pipe)
-    # F P P F and so on are one captured graph each, replayed.
+    # One graph for F and one for P, replayed in the order F P P F ...
     assert [graph.replays for graph in graphs.backend.graphs] == [3 + 3 + 2 + 4 + 3, 4 + 4 + 2 + 6 + 4]
 
 
@@ -74,7 +74,7 @@ def test_expanded_inputs_have_slots_of_their_own():
 
     pipe = loop_pipe("least")
     want = run(accelerate(pipe, 2))
-    # Contiguous slots: a matrix product may round otherwise than on the expanded tensor.
+    # Static inputs are contiguous, so a matrix product may round differently than on the expanded tensor.
     torch.testing.assert_close(run(captured(pipe, 2)), want, rtol=1e-5, atol=1e-5)
     assert last_run(pipe).captures == 2
 
@@ -154,7 +154,7 @@ def test_an_inference_tensor_is_copied_each_time():
 
 
 def test_a_feature_that_was_allocated_anew_is_captured_anew():
-    """A call in between that was not captured may write other strides, to another address than the graph has."""
+    """An uncaptured call in between may write other strides, to another address than the graph has."""
     pipe = captured(loop_pipe("least"), 3)
     want = pipe(6)
     kept = next(iter(engine_of(pipe).unet_graphs.buckets.held.values())).slots[0]
@@ -167,7 +167,7 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
 
 @pytest.mark.parametrize("name, captures", [("conv_in", 2), ("mid_block.resnets.0.conv1", 1)])
 def test_a_weight_of_other_strides_at_the_old_address_is_captured_anew(name, captures):
-    """One that was re-laid may be moved to where it was before; a kernel has its layout baked in."""
+    """A re-laid weight may return to its old address, but a captured kernel expects its old layout."""
     pipe = captured(loop_pipe("least"), 3)
     pipe(6)
     weight = pipe.unet.get_submodule(name).weight
@@ -317,7 +317,7 @@ def replace_a_deep_weight(unet):
 
 @pytest.mark.parametrize("change, captures", [(replace_a_weight, 4), (replace_a_deep_weight, 3)])
 def test_a_change_in_mid_run_is_seen_at_once(change, captures):
-    """Partial steps look at what they run; what they do not run is looked at by the next full one."""
+    """Partial steps check the modules they run; the next full step checks the others."""
 
     def run(pipe):
         result = pipe(9, on_step=lambda pipe, i: i == 3 and change(pipe.unet))
@@ -369,7 +369,7 @@ def test_threads_with_a_pipeline_each_on_one_unet():
 
 
 def test_a_pool_whose_graphs_are_all_gone_is_not_captured_into():
-    """At interval 1 there is one graph; when a weight is replaced it goes, and its pool with it."""
+    """At interval 1 there is one graph. Replacing a weight drops it, and its pool too."""
     pipe = captured(loop_pipe("least"), 1)
     pipe(3)
     conv = pipe.unet.conv_in

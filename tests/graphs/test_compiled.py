@@ -1,4 +1,4 @@
-"""Each graph compiles alone, whole, once; and what torch.compile is asked for is checked before anything changes."""
+"""Each graph compiles alone, in full and once; torch.compile's arguments are checked before anything changes."""
 
 import copy
 
@@ -31,7 +31,7 @@ from stepcache.graphs.standin import StandInBackend
 
 
 class Counting:
-    """A torch.compile backend that runs the graph as it is and keeps it."""
+    """A torch.compile backend that runs the graph unchanged and keeps it."""
 
     def __init__(self):
         self.graphs = []
@@ -88,7 +88,7 @@ def test_nine_channels():
 
 
 def run_calls(pipe, calls, steps=4):
-    """Outputs of `steps` U-Net calls with those arguments."""
+    """Outputs of `steps` U-Net calls with these arguments."""
     outputs = []
     pipe.scheduler.set_timesteps(steps)
     with torch.no_grad(), denoising(pipe):
@@ -190,7 +190,7 @@ def test_one_compilation_a_graph_whatever_changes_between_runs():
 
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_more_sizes_than_dynamos_recompile_limit():
-    """Dynamo gives up on a function beyond its limit (8 sizes unless set); each bucket has functions of its own."""
+    """Dynamo gives up on a function beyond its limit (8 sizes by default), so each bucket has its own functions."""
     pipe = loop_pipe("least", **ONE_LEVEL)
     backend = Counting()
     accelerate(pipe, 2, compile=backend.compile, max_buckets=2)
@@ -202,7 +202,7 @@ def test_more_sizes_than_dynamos_recompile_limit():
 @torch._dynamo.config.patch(recompile_limit=2)
 @pytest.mark.parametrize("compile", ["whole", "regional"])
 def test_more_lora_scales_than_dynamos_recompile_limit(compile, monkeypatch):
-    """Each scale is a number in the graph, and so a compilation; beyond the limit the function starts anew."""
+    """Each scale is a constant in the graph and so one compilation; at the limit the function starts over."""
     from peft import LoraConfig
 
     from stepcache.graphs import compiled
@@ -282,7 +282,7 @@ def test_regional_compiles_each_shape_of_block_once(monkeypatch):
     assert len(backend.graphs) == 4
     inputs = make_inputs(pipe.unet)
     with torch.no_grad():
-        pipe.unet(**inputs)  # outside of a run nothing is compiled
+        pipe.unet(**inputs)  # outside a run nothing is compiled
     restore(pipe)
     assert state_of(pipe).modules == before.modules
 
@@ -330,11 +330,11 @@ def test_cuda_graphs_without_cuda():
 
 
 def test_what_cuda_gets():
-    """Decided by device alone, so it can be looked at here."""
+    """It depends only on the device, so it can be checked here."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     auto = GraphSettings()
     assert auto.compile_options(cuda) == {"options": CUDA_OPTIONS} and auto.compile_options(cpu) is None
-    # What tries configurations of kernels out, for seconds to minutes, is had by name only.
+    # Options that try kernel configurations, for seconds to minutes, must be asked for.
     assert not any("max_autotune" in name or "coordinate" in name for name in CUDA_OPTIONS)
     assert GraphSettings(compile={"mode": "default"}).compile_options(cuda) == {"mode": "default"}
     tuning = {"coordinate_descent_tuning": True}
@@ -342,7 +342,7 @@ def test_what_cuda_gets():
     assert auto.backend(cuda) is not None and auto.backend(cpu) is None
     assert GraphSettings(compile=False).compile_options(cuda) is None
     assert GraphSettings(compile=True).compile_options(cpu) == {}
-    # By hand, or with cuda_graphs=False not at all, but never by torch behind our back.
+    # stepcache captures, or nobody does (cuda_graphs=False), but never torch unasked.
     for cuda_graphs in ("auto", False):
         tuned = GraphSettings(compile={"mode": "max-autotune"}, cuda_graphs=cuda_graphs)
         assert tuned.compile_options(cuda) == {"mode": "max-autotune-no-cudagraphs"}

@@ -1,4 +1,4 @@
-"""What is not captured runs on as it did, and says so once."""
+"""Calls that cannot be captured still run, and warn once."""
 
 import logging
 
@@ -11,7 +11,7 @@ from stepcache.graphs.standin import StandInBackend
 
 
 class Failing(StandInBackend):
-    """Fails at the capture after `works` that worked, before, in or after the call of the function."""
+    """`works` captures succeed and the next one fails: before, in or after the call of the function."""
 
     def record(self, function, pool, device):
         if len(self.graphs) < self.works:

@@ -1,7 +1,7 @@
 """The CUDA path, on a GPU. Run with -m gpu.
 
-In order of worth, for a run that is cut short: images first, then what a run may wait for and hold, then threads and
-torch's other ways to compile. Each test takes seconds.
+The most important tests come first, in case a run is cut short: images, then what a run waits for and holds, then
+threads and torch's other ways to compile. Each test takes seconds.
 """
 
 import threading
@@ -82,7 +82,7 @@ def test_a_pipelines_images(demo, options):
 @pytest.mark.parametrize("options", [CAPTURED, BOTH], ids=["captured", "compiled and captured"])
 @pytest.mark.parametrize("channels_last", ["auto", True, False])
 def test_the_layout_of_weights(channels_last, options):
-    """Images are the same with each, and after restore all weights have their strides, addresses aside."""
+    """Images are the same with each, and after restore all weights have their strides back (not their addresses)."""
     pipe = make_pipe("least")
     pipe.unet.half()
     before = {name: weight.stride() for name, weight in pipe.unet.named_parameters()}
@@ -145,7 +145,7 @@ def test_nothing_waits_for_the_device_and_addresses_stay():
 
 @pytest.mark.parametrize("options", [CAPTURED, BOTH], ids=["captured", "compiled and captured"])
 def test_timesteps_on_the_host_are_not_waited_for(options):
-    """As DDPM, DDIM, LDM and PNDM pipelines and loops by hand have them: a copy from pageable memory would wait."""
+    """Pipelines of DDPM, DDIM, LDM and PNDM and some loops have them there. A copy from pageable memory would wait."""
     pipe = make_pipe("least")
     timesteps = torch.linspace(999, 1, 8).long()
     want = eager(pipe, timesteps=timesteps)
@@ -166,13 +166,13 @@ def test_replay_allocates_nothing_but_the_output():
         torch.cuda.synchronize()
         counts.append(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
     assert last_run(pipe).captures == 0
-    # Of a step: the prediction, its tenth, the new latents, and the few that the loop's own indexing makes.
+    # Per step: the prediction, its tenth, the new latents, and a few from the loop's own indexing.
     assert counts[1] - counts[0] <= 4 * 6
 
 
 def test_eviction_and_restore_give_the_memory_back():
     pipe = make_pipe("sd", sample_size=64)
-    # The workspaces of cuBLAS, one a stream, are not ours to give back: have them made first.
+    # cuBLAS allocates one workspace per stream, which is not ours to free, so have them allocated first.
     run(accelerate(pipe, 2, **CAPTURED))
     restore(pipe)
     torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""What else happens in the process while graphs live: other pipes, other graphs, other threads. On a GPU, -m gpu.
+"""Other pipes, graphs and threads in a process that has captured graphs. On a GPU, -m gpu.
 
-Each of these was a fault that reading the sources of torch predicted, before any GPU had run this.
+Reading torch's sources predicted each of these faults before any GPU had run this.
 """
 
 import itertools
@@ -20,20 +20,20 @@ pytestmark = pytest.mark.gpu
 
 
 def wide_pipe():
-    """In half precision, wide enough for products that need cuBLAS's workspace."""
+    """A pipe in half precision, wide enough for products that need cuBLAS's workspace."""
     pipe = make_pipe("sd", **WIDE)
     pipe.unet.half()
     return pipe
 
 
 def move_the_weights(unet):
-    """As a LoRA that is fused, or taken out again: same values' shapes, other memory, other numbers."""
+    """Like fusing or unfusing a LoRA: same shapes, other memory, other values."""
     for parameter in unet.parameters():
         parameter.data = parameter.data * 1.01
 
 
 def in_threads(*jobs):
-    """Run the jobs at the same time, each on a stream of its own; whatever one of them raises is raised here."""
+    """Run the jobs at the same time, each on its own stream; raises what one of them raises."""
     begin = threading.Barrier(len(jobs))
 
     def work(job):
@@ -48,7 +48,7 @@ def in_threads(*jobs):
             future.result()
 
 
-# Graphs bake in the address of cuBLAS's workspace. It must live as long as they do.
+# A graph contains the address of cuBLAS's workspace, which must live as long as the graph.
 
 
 @pytest.mark.parametrize("what", ["restore", "eviction", "weights replaced"])
@@ -93,7 +93,7 @@ def test_replays_are_right_beside_torchs_own_graphs():
 
 @pytest.mark.parametrize("options", [CAPTURED, BOTH], ids=["captured", "compiled and captured"])
 def test_residuals_of_a_controlnet_in_torchs_own_graphs(options):
-    """It hands out the same tensors at each replay, with new values and no new version."""
+    """It returns the same tensors at each replay, with new values but no new version."""
     pipe = make_pipe("least")
     generator = torch.Generator("cuda").manual_seed(3)
     shapes = [(2, 8, 16, 16), (2, 8, 16, 16), (2, 8, 8, 8), (2, 16, 8, 8), (2, 16, 8, 8)]
@@ -113,7 +113,7 @@ def test_residuals_of_a_controlnet_in_torchs_own_graphs(options):
         return more
 
     want = eager(pipe, 2, more=given(residuals))
-    assert not close(eager(pipe, 2, more=given(residuals, rising=False)), want)  # as where the first ones stay
+    assert not close(eager(pipe, 2, more=given(residuals, rising=False)), want)  # as if the first ones stayed
     theirs = torch.compile(residuals, mode="reduce-overhead", dynamic=False)
     accelerate(pipe, 2, **options)
     for _ in range(3):
@@ -122,7 +122,7 @@ def test_residuals_of_a_controlnet_in_torchs_own_graphs(options):
 
 
 def test_a_mask_on_the_host_among_the_inputs():
-    """An IP-Adapter's masks stay where the user made them; its attention moves them at each call."""
+    """An IP-Adapter's masks stay on the device where the user made them; its attention moves them at each call."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
@@ -160,7 +160,7 @@ def test_a_mask_on_the_host_among_the_inputs():
 
 
 def test_a_capture_that_failed_leaves_room_for_the_next_one():
-    """A module that waits for the device cannot be captured: its pipe runs on without, and another one is captured."""
+    """A module that waits for the device cannot be captured: its pipe runs uncaptured; other pipes still capture."""
     pipe = make_pipe("sd")
     want = eager(pipe)
     pipe.unet.mid_block.register_forward_hook(lambda module, args, output: (None, output.sum().item())[0])
@@ -169,7 +169,7 @@ def test_a_capture_that_failed_leaves_room_for_the_next_one():
         assert close(run(pipe), want)
         assert last_run(pipe).captures == 0
     restore(pipe)
-    # An allocator that still believes in the capture (torch 2.11) takes memory for it, and does not give it back.
+    # If the allocator still assumes the capture (torch 2.11), it allocates to its pool and never frees that.
     torch.cuda.empty_cache()
     start = torch.cuda.memory_reserved()
     held = torch.empty(1 << 26, device="cuda")
@@ -209,7 +209,7 @@ def test_one_thread_captures_while_another_drops_graphs():
 
 
 def test_torchs_own_graphs_from_a_worker_thread():
-    """They work there, or a StepCacheError says that they do not; the main thread's go on either way."""
+    """They work there, or raise a StepCacheError; the main thread's still work either way."""
     unet = make_unet("least").cuda()
     pipe, other = (LoopPipe(unet, DDIMScheduler(**BETAS)) for _ in range(2))
     want = eager(pipe)

@@ -1,4 +1,4 @@
-"""What a first run on a GPU would meet: each fault as a test that needs none, through the stand-in."""
+"""The faults that a first run on a GPU would meet, each tested without one, on the stand-in."""
 
 import gc
 import threading
@@ -31,7 +31,7 @@ def replace_weights(module):
 
 
 def run(pipe, steps=6, residuals=None, timestep=lambda t: t, **inputs):
-    """A loop by hand; residuals(i): of a ControlNet, at step i."""
+    """A hand-written loop; residuals(i): of a ControlNet, at step i."""
     call = make_inputs(pipe.unet)
     latents, text = call["sample"], call["encoder_hidden_states"]
     pipe.scheduler.set_timesteps(steps)
@@ -43,7 +43,7 @@ def run(pipe, steps=6, residuals=None, timestep=lambda t: t, **inputs):
     return latents
 
 
-# Workspaces of cuBLAS: each pool owns its own.
+# cuBLAS workspaces: each pool has its own.
 
 
 def evict_a_bucket():
@@ -97,7 +97,7 @@ def test_the_graphs_of_one_pipe_keep_theirs_when_one_of_its_buckets_goes():
 
 
 def test_no_workspace_is_left_in_a_pool_that_goes(monkeypatch):
-    """In torch 2.11 nobody but us forgets the one that a capture made in its pool."""
+    """In torch 2.11 only we clear the workspace that a capture made in its pool."""
     monkeypatch.setattr(standin, "RESET_CLEARS", False)
     pipe, other = captured(loop_pipe("least"), 3), captured(loop_pipe("least"), 3)
     image = pipe(6)
@@ -106,7 +106,7 @@ def test_no_workspace_is_left_in_a_pool_that_goes(monkeypatch):
 
 
 def recorded_cuda(monkeypatch, fails=None):
-    """`CudaBackend` on a machine without CUDA: returns what it asks of torch, in order."""
+    """`CudaBackend` on a machine without CUDA: returns its calls to torch, in order."""
     asked = []
 
     def note(name, result=None):
@@ -169,7 +169,7 @@ def controlnet(unet, replayed):
 
 
 def test_a_captured_controlnets_residuals_are_copied_at_each_call():
-    """Under torch.compile(mode="reduce-overhead") it returns the same tensors each time, at the same version."""
+    """Under torch.compile(mode="reduce-overhead") it returns the same tensors each time, with the same version."""
     pipe = loop_pipe("least")
     want = run(accelerate(pipe, 3), residuals=controlnet(pipe.unet, replayed=False))
     captured(pipe, 3)
@@ -188,11 +188,11 @@ def test_inputs_of_one_dtype_are_copied_at_once(monkeypatch):
     assert copies == [5, 5, 5, 5]
 
 
-# Turns: nobody synchronises while anybody captures.
+# Locks: nothing synchronises during a capture.
 
 
 class Slow(StandInBackend):
-    """A capture that says when it is under way, and goes on when `go_on` says so."""
+    """A capture that sets `began` once it has begun, and ends when `go_on` returns."""
 
     began, go_on = threading.Event(), staticmethod(lambda: None)
 
@@ -207,7 +207,7 @@ class Slow(StandInBackend):
 
 @contextmanager
 def slow_capture(go_on):
-    """Inside, another thread is in the midst of a capture; it goes on when `go_on` returns. Yields what it got."""
+    """Inside, another thread is mid-capture, until `go_on` returns. Checks that thread's result."""
     pipe, results = loop_pipe("least"), []
     want = accelerate(pipe, 2)(4)
     backend = type("Slow", (Slow,), {"began": threading.Event(), "go_on": staticmethod(go_on)})
@@ -228,7 +228,7 @@ def slow_capture(go_on):
 
 
 def test_graphs_are_given_up_when_nobody_captures():
-    """Without waiting for it: the pipe is restored while another thread is in its capture."""
+    """Restoring a pipe does not wait for another thread's capture."""
     ended = threading.Event()
     pipe = captured(loop_pipe("least"), 2)
     pipe(4)
@@ -251,7 +251,7 @@ def test_weights_replaced_while_another_thread_captures():
 
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_what_is_tuned_when_it_is_compiled_waits_for_a_capture(cuda_graphs, monkeypatch):
-    """Inductor and Triton time their candidates, and synchronise, in the first call of what they compile."""
+    """Inductor and Triton time candidates, and synchronise, in the first call of a compiled function."""
     tuned = []
 
     def compile_and_tune(function, **options):
@@ -308,11 +308,11 @@ def test_a_pipe_that_the_garbage_collector_finds_in_a_capture_is_freed_after_it(
     assert seen == [0, 1] and backend.released == 1 and last_run(pipe).captures == 2
 
 
-# Tensors of the host.
+# Tensors on the host.
 
 
 class Masked(AttnProcessor):
-    """As IP-Adapter's: it moves its mask to the device."""
+    """Moves its mask to the device, as IP-Adapter's does."""
 
     def __call__(self, attn, hidden_states, *args, mask=None, **kwargs):
         return super().__call__(attn, hidden_states, *args, **kwargs) * mask.to(hidden_states.device)
@@ -332,7 +332,7 @@ def test_a_mask_of_the_host_among_the_inputs_is_captured():
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["eager", "captured"])
 @pytest.mark.parametrize("expanded", [False, True])
 def test_timesteps_of_the_host_cost_no_wait(cuda_graphs, expanded):
-    """Pipelines of DDPM, DDIM, LDM and PNDM, and loops by hand, have them there."""
+    """Pipelines of DDPM, DDIM, LDM and PNDM have them there, and so may hand-written loops."""
     pipe = loop_pipe("least")
     form = (lambda t: t.expand(2)) if expanded else (lambda t: t)
     want = run(accelerate(pipe, 3), timestep=form)
@@ -340,7 +340,7 @@ def test_timesteps_of_the_host_cost_no_wait(cuda_graphs, expanded):
     HostTensor.waits = 0
     assert torch.equal(run(pipe, timestep=lambda t: form(on_host(t))), want)
     assert HostTensor.waits == 0
-    # Each element its own: there is no such loop, but the U-Net takes it.
+    # A different timestep for each element: no loop does this, but the U-Net takes it.
     run(pipe, timestep=lambda t: on_host(torch.tensor([901, 1])))
     assert HostTensor.waits == 0
 
@@ -378,7 +378,7 @@ def test_on_cuda_a_failed_capture_is_ended_in_the_allocator(monkeypatch, told):
     assert asked[asked.index("end") :] == ["end", *undone, clear]
 
 
-# What is compiled outlives its bucket, and is every thread's.
+# Compilations outlive their bucket, and threads share them.
 
 
 @pytest.mark.parametrize("compile", [True, "regional"])
@@ -398,7 +398,7 @@ def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
 def test_a_second_thread_compiles_nothing_anew(warm, cuda_graphs):
-    """Also where both are at their first call."""
+    """Even if both make their first call."""
     pipe = loop_pipe("least", **NO_ATTENTION)
     want = accelerate(pipe, 2)(4)
     accelerate(pipe, 2, compile={"backend": "eager"}, cuda_graphs=cuda_graphs)
@@ -433,7 +433,7 @@ def test_a_decoders_compiled_code_outlives_its_bucket():
 
 
 def test_trees_in_a_thread_where_they_do_not_work_are_refused_by_name(monkeypatch):
-    """torch 2.11 finds the state of its trees in the thread that imported them only."""
+    """torch 2.11 finds the state of its trees only in the thread that imported them."""
     errors = []
 
     def compile_as_torch_2_11(function, **options):

@@ -1,4 +1,4 @@
-"""One program of a module and tensors: eager, compiled, captured through the stand-in backend."""
+"""One program of a module and tensors: eager, compiled, and captured by the stand-in backend."""
 
 import pytest
 import torch
@@ -66,13 +66,13 @@ def test_replays_on_new_inputs_and_results_are_the_callers_own(linear):
 
 @torch.no_grad()
 def test_a_replaced_weight_is_captured_anew(linear):
-    """A CUDA graph would read the old weight, which was freed; so does the stand-in, and raises."""
+    """A CUDA graph would read the old weight, which was freed; the stand-in raises."""
     backend = StandInBackend()
     runs = Runs(backend=backend)
     runs(linear, inputs())
     linear.weight = nn.Parameter(linear.weight * 2, requires_grad=False)
     assert torch.equal(runs(linear, inputs()), scale(linear, inputs()))
-    # A pool of which all graphs were reset is gone.
+    # The allocator takes a pool back once all its graphs are reset.
     assert backend.pools == len(backend.graphs) == 2
     runs.bucket.free()
     assert runs.bucket.static_nbytes == 0 and backend.released == 1
@@ -115,7 +115,7 @@ def test_compiled_it_is_the_compiled_function_that_is_captured(linear):
 
 @torch.no_grad()
 def test_results_of_trees_are_copied(linear, monkeypatch):
-    """Torch's CUDA graph trees write a result at the same address each time."""
+    """torch's CUDA graph trees write their result to the same address each time."""
     buffer = torch.empty(3, 5)
 
     class Tree:

@@ -1,4 +1,4 @@
-"""The stand-in must refuse what CUDA graphs refuse, and get wrong what they get wrong."""
+"""The stand-in must refuse what CUDA graphs refuse, and fail where they fail."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Both graphs of the real architectures, traced on the meta device in fp16: no weights, no GPU."""
+"""Both graphs of the real architectures, traced on the meta device in fp16, without weights or a GPU."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from stepcache.forwards import family_of
 from stepcache.forwards.macs import feature_shapes
 
 # (convolutions, GroupNorms, concats) of the full graph, and of the partial graph of each branch. Two concats are in
-# the time embedding (SDXL: five), the others are joins: branch m has m + 1 of them. The last branch leaves out the mid
-# block alone: two ResNets and an attention, 6 convolutions (4 where its projections are linear) and 5 GroupNorms.
+# the time embedding (SDXL: five), the others are joins: branch m has m + 1 of them. The last branch skips only the mid
+# block: two ResNets and an attention, with 6 convolutions (4 if its projections are linear) and 5 GroupNorms.
 EXPECTED = {
     "sd15": {
         "full": (98, 61, 14),
@@ -56,7 +56,7 @@ def test_operations_of_each_graph(name):
 
 @pytest.mark.parametrize("name", ["sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd21", "sdxl"))])
 def test_dynamo_takes_both_graphs_whole(name):
-    """fullgraph=True on the real architecture; the graph that comes out holds as many convolutions as were counted."""
+    """fullgraph=True on the real architecture: the graph has as many convolutions as counted."""
     unet = meta_unet(name)
     family, inputs = family_of(unet), meta_inputs(unet)
     cut = family.layout(unet).cut(0)

@@ -1,4 +1,4 @@
-"""Joins are decided by measurement: all of it but the clock, which is a stand-in that knows who runs on the ops."""
+"""Joins are chosen by measurement. Everything is real but the clock, a stand-in that knows which calls use the ops."""
 
 import math
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ NONE = ",".join(COLUMNS) + "\n"
 
 @contextmanager
 def counted_ops():
-    """The names of the ops as they run, in compiled graphs too: what they run on a CPU is noted."""
+    """The names of the ops as they run, in compiled graphs too: their CPU functions are recorded."""
     names = []
 
     def noting(name, function):
@@ -38,7 +38,7 @@ def counted_ops():
 
 
 class StandInTimer:
-    """Runs each call once, and says what `us(shape of the hidden state, whether it is on the ops)` does."""
+    """Runs each call once, and returns `us(shape of the hidden state, whether it is on the ops)`."""
 
     def __init__(self, us):
         self.us, self.timed = us, []
@@ -70,7 +70,7 @@ def judge(folder, us=lambda shape, on_ops: 1.0 if on_ops else 2.0):
 
 
 def large_only(shape, on_ops):
-    """The ops win where there are more than 64 pixels."""
+    """The ops win above 64 pixels."""
     return 10.0 if on_ops == (shape[2] * shape[3] > 64) else 20.0
 
 
@@ -85,12 +85,12 @@ def small_pipe():
 
 @pytest.fixture
 def eager_joins(monkeypatch):
-    """The measured joins run eager, which the clock does not see. That they compile is for the tests without it."""
+    """Run the measured joins eager, which this clock does not notice. Tests without this fixture compile them."""
     monkeypatch.setattr(tuning, "_compiled", lambda join, what, options: join)
 
 
 def ops_in_a_call(pipe, *args):
-    """How many joins are on the ops in a call that runs what is not captured."""
+    """How many joins are on the ops in a call that is not captured."""
     with counted_ops() as ops:
         generate(pipe, *args)
     return ops.count("cat_group_norm_silu")
@@ -115,7 +115,7 @@ def test_the_next_process_measures_nothing(tmp_path):
     pipe = accelerate(small_pipe(), 3, kernels=second, **EAGER)
     want = generate(accelerate(small_pipe(), 3))
     pipe = accelerate(pipe, 3, kernels=second, **EAGER)
-    torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)  # not warmed up: by what is known
+    torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)  # not warmed up: uses known verdicts
     assert ops_in_a_call(pipe) > 0
     assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
     assert second.timer.timed == [] and second.verdicts.for_triton == first.verdicts.for_triton
@@ -136,10 +136,10 @@ def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
     before = engine_of(pipe).unet_graphs.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
     record = warmup(pipe, 64, 64, progress=False)
-    assert record.joins_measured > 0 and record.captures == 2  # anew, on the ops
+    assert record.joins_measured > 0 and record.captures == 2  # again, on the ops
     torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)
     assert last_run(pipe).captures == 0
-    # Nothing is measured twice, and nothing made anew where nothing has changed.
+    # Nothing is measured twice, and unchanged graphs are not made again.
     assert warmup(pipe, 64, 64, progress=False).captures == 0
 
 
@@ -165,7 +165,7 @@ def test_what_is_known_of_other_sizes_changes_no_graph(tmp_path):
 
 @pytest.mark.usefixtures("eager_joins")
 def test_an_evicted_bucket_comes_back_as_it_was_compiled(tmp_path):
-    """What is measured for one size must not throw away what was compiled for another."""
+    """Measuring for one size must not drop what was compiled for another."""
     the_judge = judge(tmp_path)
     pipe = accelerate(small_pipe(), 3, max_buckets=1, kernels=the_judge, **COMPILED)
     warmup(pipe, 64, 64, progress=False)
@@ -265,7 +265,7 @@ def test_the_bar_says_which_join_of_how_many(tmp_path, capsys):
 
 
 def test_every_join_is_found_by_the_shape_that_its_graphs_ask_for(tmp_path):
-    """In weights' layout and not in the activations', which are other in eager than in compiled graphs."""
+    """In the weights' layout, not the activations', which differs between eager and compiled graphs."""
     the_judge = judge(tmp_path)
     for channels_last in (False, True):
         options = {"kernels": the_judge, "channels_last": channels_last, "predict": "linear"}
@@ -281,13 +281,13 @@ def test_every_join_is_found_by_the_shape_that_its_graphs_ask_for(tmp_path):
         with counted_ops() as ops:
             got = pipe(3)
         torch.testing.assert_close(got, want)
-        # Where the ops win everywhere, no join of either graph is left without them.
+        # The ops always win here, so every join of both graphs uses them.
         full = sum(len(block.resnets) for block in pipe.unet.up_blocks)
         assert ops.count("cat_group_norm_silu") == 2 * full + 1
         assert len(the_judge.timer.timed) == asked
 
 
-# Who decides, on which device.
+# Which judge decides, on which device.
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_who_decides_on_cuda(a_gpu, monkeypatch, tmp_path):
     assert decides.timer.device == cuda
     assert GraphSettings().judge(torch.device("cuda", 0)).verdicts is decides.verdicts  # one file, read once
     assert GraphSettings(compile={"mode": "reduce-overhead"}).judge(cuda) is not None
-    # Verdicts are of graphs that are compiled by Inductor and captured.
+    # Verdicts hold for graphs that Inductor compiles and that are captured.
     for settings in (
         GraphSettings(kernels=True), GraphSettings(kernels=False), GraphSettings(compile=False),
         GraphSettings(cuda_graphs=False), GraphSettings(compile="regional"),

@@ -1,4 +1,4 @@
-"""What accelerate changes, and that restore, copies and saves know nothing of it."""
+"""What accelerate changes, and that restored, copied and saved pipes show none of it."""
 
 import copy
 import gc
@@ -54,7 +54,7 @@ def test_restore_leaves_everything_as_it_was(make):
     assert not torch.equal(generate(pipe), want)
     restore(pipe)
     after = state_of(pipe)
-    # What the pipeline itself notes in a call (steps, guidance) is no matter of ours: the same call noted it before.
+    # The pipeline itself stores steps and guidance in a call; the call before `accelerate` stored the same.
     assert after == before
     assert torch.equal(generate(pipe), want)
     assert restore(restore(pipe)) is pipe
@@ -91,7 +91,7 @@ def test_outside_a_run_the_unet_is_the_original():
 
 
 def test_the_watched_step_keeps_its_signature():
-    """Pipelines look at it to decide whether to pass eta and generator."""
+    """Pipelines inspect it to decide whether to pass eta and generator."""
     pipe = accelerate(loop_pipe(), interval=2)
     want = inspect.signature(pipe.scheduler.step)
     with denoising(pipe):
@@ -187,7 +187,7 @@ def test_restore_and_the_pipes_end_free_the_buffers():
         (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
         feature, unet = weakref.ref(bucket.slots[0].values[0].tensors[0]), weakref.ref(pipe.unet)
         del bucket
-        gc.disable()  # reference counting alone must do it: nobody waits for the collector to get his memory back
+        gc.disable()  # reference counting alone must free the memory
         try:
             end(pipe)
             if end is restore:
@@ -281,7 +281,7 @@ def test_accelerating_often_leaves_nothing_behind():
 
 
 def test_offloading_hooks_stay_on_the_outside():
-    """accelerate's hooks stand in the place of forward; stepcache takes the seat under them, and gives it back."""
+    """accelerate's hooks replace forward; stepcache replaces the one below them, and puts it back."""
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     class Count(ModelHook):

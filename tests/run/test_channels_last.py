@@ -1,4 +1,4 @@
-"""Weights in channels_last: images and values as before, and every stride again after restore."""
+"""Weights in channels_last: images and values stay the same, and restore puts every stride back."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ ENGINES = {"eager": {}, "captured": {"cuda_graphs": StandInBackend}, "compiled":
 
 
 class Weights:
-    """All parameters of a model as they are now, to be compared with what they are later."""
+    """All parameters of a model as they are now, to compare with later."""
 
     def __init__(self, model):
         self.model = model
@@ -328,7 +328,7 @@ def test_hooks_on_the_layers_are_not_interfered_with(caplog):
 
 
 def test_hooks_on_the_layers_that_come_and_go_in_the_meantime():
-    """They make new Parameters of the old strides."""
+    """They make new Parameters with the old strides."""
     pipe = loop_pipe("least")
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True)
@@ -366,7 +366,7 @@ def test_inference_mode_leaves_ordinary_weights():
 
 
 class Quantised(torch.Tensor):
-    """A tensor that is not what it looks like."""
+    """A tensor subclass that stands for quantised weights."""
 
 
 def test_what_is_left_alone():
@@ -467,7 +467,7 @@ def test_other_ways_to_save_a_unet(tmp_path):
         for (_, want, _), got in zip(weights.then.values(), model.parameters(), strict=True):
             assert torch.equal(got, want)
     assert not in_place(plain)
-    # The state that the model gives is its own memory, as ever: what is written there is in the model.
+    # The state dict still shares the model's memory: writing to it changes the model.
     state = pipe.unet.state_dict()
     state["conv_in.weight"].zero_()
     assert not pipe.unet.conv_in.weight.any()
@@ -585,7 +585,7 @@ def test_a_unet_that_is_dropped_takes_its_weights_along():
 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 def test_restore_in_the_midst_of_a_run(engine):
-    """The run goes on with the weights that it began with."""
+    """The run continues with the weights it started with."""
     pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)

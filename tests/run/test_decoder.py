@@ -1,4 +1,4 @@
-"""The graphs of a VAE's decoder: the VAE's own images bit for bit, a bucket for each shape, captured anew in time."""
+"""The graphs of a VAE's decoder: the VAE's own images bit for bit, one bucket per shape, captured again when stale."""
 
 import gc
 import logging
@@ -78,7 +78,7 @@ def test_each_shape_of_tile_is_a_bucket():
     assert len(graphs.buckets.held) == 7
     vae.disable_tiling()
     decode(graphs, vae, make_latents(1, 4, 4))
-    assert len(graphs.buckets.held) == 2  # untiled, a bucket is a size again
+    assert len(graphs.buckets.held) == 2  # untiled, one bucket per size again
 
 
 def test_the_least_recently_used_bucket_is_freed():
@@ -163,7 +163,7 @@ def test_not_captured_anew_after_an_update_in_place():
 
 @pytest.mark.parametrize("tiles", [False, True])
 def test_a_vae_that_is_moved_for_each_image_is_given_up(tiles, caplog):
-    """As SDXL's pipeline does with a float16 one. Tiles of one image, of which the first is stale, do not hide it."""
+    """As SDXL's pipeline does with a float16 VAE. An image's later tiles, which are not stale, must not hide it."""
     vae, graphs = make_vae(), make_graphs()
     latents = make_latents(1, 16, 16) if tiles else make_latents()
     if tiles:

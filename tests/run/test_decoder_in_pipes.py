@@ -62,7 +62,7 @@ def test_nothing_is_left_on_the_vae():
     latents = make_latents(1)
     captures = engine_of(pipe).unet_graphs.costs.captures
     with torch.no_grad():
-        pipe.vae.decode(latents)  # outside of a run the decoder is the VAE's own
+        pipe.vae.decode(latents)  # outside a run the decoder is the VAE's own
         with denoising(pipe):
             assert "forward" in vars(pipe.vae.decoder)
             pipe.vae.decode(latents)
@@ -199,7 +199,7 @@ def test_a_decoder_that_is_compiled_already():
     ):
         vae = make_vae()
         compile(vae)
-        refused(VaeLoop(loop_pipe(), vae), AlreadyCached, "compiled already in this AutoencoderKL")
+        refused(VaeLoop(loop_pipe(), vae), AlreadyCached, "this AutoencoderKL's decoding is compiled already")
 
 
 def test_a_setting_that_is_no_bool():

@@ -1,4 +1,4 @@
-"""Steps, slots and runs: each way in which DeepCache's helper breaks is a test that passes here."""
+"""Steps, slots and runs. Every way in which DeepCache's helper breaks is tested here."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_each_run_starts_with_a_full_step_whatever_its_length():
 
 
 def test_changed_strength_starts_anew():
-    """img2img: 0.5, then 0.55, then 0.6 of 20 steps; the original starts the second on the first one's features."""
+    """img2img: 0.5, then 0.55, then 0.6 of 20 steps. DeepCache starts the second run on the first one's features."""
     pipe, fresh = accelerate(loop_pipe("least"), interval=3), accelerate(loop_pipe("least"), interval=3)
     for start in (10, 9, 8):
         result = pipe(20, start=start)
@@ -103,7 +103,7 @@ def test_any_timestep_will_do(kind):
 
 
 def two_pass_loop(pipe, steps=6):
-    """Separate passes for cond and uncond, of the same shape."""
+    """Separate passes of the same shape for cond and uncond."""
     inputs = make_inputs(pipe.unet, batch=1)
     uncond, cond = inputs["encoder_hidden_states"], -inputs["encoder_hidden_states"]
     pipe.scheduler.set_timesteps(steps)
@@ -141,7 +141,7 @@ def test_several_unet_calls_in_a_step_have_a_feature_each():
 
 
 def panorama_loop(pipe, steps=6):
-    """Three views a step, each with a scheduler.step of its own, as diffusers' panorama pipeline has it."""
+    """Three views per step, each with its own scheduler.step, as in diffusers' panorama pipeline."""
     inputs = make_inputs(pipe.unet, batch=3)
     views = list(inputs["sample"].split(1))
     pipe.scheduler.set_timesteps(steps)
@@ -169,7 +169,7 @@ def test_views_that_step_on_their_own_are_slots_of_one_step():
 
 
 def test_a_feature_older_than_the_last_full_step_is_not_used():
-    """Guidance in the middle of the run only: the batch is 1, then 2, then 1 again."""
+    """Guidance only in the middle of the run: the batch is 1, then 2, then 1 again."""
     pipe = accelerate(loop_pipe("least"), interval=4)
     inputs = make_inputs(pipe.unet)
     pipe.scheduler.set_timesteps(10)

@@ -1,4 +1,4 @@
-"""Pipelines, runs and threads that share a U-Net: none sees another's features."""
+"""Pipelines, runs and threads that share a U-Net never see each other's features."""
 
 import threading
 
@@ -103,7 +103,7 @@ def test_two_threads_with_a_pipeline_each_share_a_unet():
 
 
 def test_two_threads_run_the_same_stateless_pipe():
-    """Its scheduler (DDIM) keeps nothing between steps, so stock allows it; the runs must not share a feature."""
+    """The scheduler (DDIM) keeps nothing between steps, so stock allows it; the runs must not share a feature."""
     pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
     results = []

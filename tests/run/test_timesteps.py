@@ -1,4 +1,4 @@
-"""Scheduler steps on timesteps of the host: the same results, and nothing that waits for the device."""
+"""Scheduler steps with timesteps on the host: the same results, and no waiting for the device."""
 
 import copy
 import functools
@@ -21,18 +21,18 @@ STEPS = 6
 
 
 class Device(TorchDispatchMode):
-    """Takes some tensors for a device's, and with them all that is computed from them.
+    """Treats some tensors, and everything computed from them, as if they were on a device.
 
-    They are ordinary tensors, so that views, storages and offsets are the real thing. Counts where the host would wait,
-    and notes each operation on samples with where its operands are: that is all that could change a result, since an
-    operation rounds a scalar of the host otherwise than one of the device.
+    They are ordinary tensors, so views, storages and offsets are real. Records where the host would wait, and each
+    operation on samples with the devices of its operands. Nothing else could change a result: an operation rounds a
+    scalar on the host differently from one on the device.
     """
 
     WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select")
 
     def __init__(self, *tensors):
         super().__init__()
-        # The tensors are held, so that an address cannot come back as another tensor's.
+        # Hold the tensors, so that no other tensor can reuse an address.
         self.there = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
         self.waits, self.trace = [], []
 
@@ -58,12 +58,12 @@ class Device(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    """Timesteps on the host are taken for a device's."""
+    """Treat timesteps on the host as on a device."""
     monkeypatch.setattr(timesteps, "_waits", lambda tensor: True)
 
 
 def loop(scheduler, step=None, dtype=torch.float32, **kwargs):
-    """Steps on random outputs: samples, waits, and operations on samples, of each step."""
+    """Step on random outputs; returns samples, waits, and operations on samples of each step."""
     if "generator" in inspect.signature(scheduler.step).parameters:
         kwargs["generator"] = torch.Generator().manual_seed(1)
     learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
@@ -84,7 +84,7 @@ def loop(scheduler, step=None, dtype=torch.float32, **kwargs):
 
 
 def before_and_after(make_scheduler, **kwargs):
-    """The loop on the scheduler's own step, and on the one that does not wait; both schedulers must end up alike."""
+    """The loop with the scheduler's own step, and with the one that does not wait; both schedulers end up equal."""
     schedulers = make_scheduler(), make_scheduler()
     hosted = without_waits(schedulers[1], schedulers[1].step)
     before, after = loop(schedulers[0], **kwargs), loop(schedulers[1], hosted, **kwargs)
@@ -95,7 +95,7 @@ def before_and_after(make_scheduler, **kwargs):
     return before, after
 
 
-# What makes `step` take another way through its code.
+# Options that make `step` take other paths through its code.
 PREDICTIONS = [{"prediction_type": "v_prediction"}, {"prediction_type": "sample"}]
 DDIM = [
     *PREDICTIONS,
@@ -135,7 +135,7 @@ def test_the_same_results_and_one_wait_a_run(name, options, as_on_a_device):
 
 
 def test_what_lcm_computes_with_the_timestep_stays_on_the_device(as_on_a_device, monkeypatch):
-    """On the host it would multiply a half-precision sample by a number that was not rounded to half precision."""
+    """On the host it would multiply a half-precision sample by a number not rounded to half precision."""
     monkeypatch.setitem(ON_HOST, "LCMScheduler", ())
     timesteps._view_class.cache_clear()
     try:
@@ -146,7 +146,7 @@ def test_what_lcm_computes_with_the_timestep_stays_on_the_device(as_on_a_device,
 
 
 def test_schedulers_that_wait_in_each_step_are_known():
-    """All of diffusers: those that wait in later steps than the first are in the table, or stand here with a reason."""
+    """All diffusers schedulers that wait after the first step are in the table, or here with a reason."""
     left_alone = {
         "CogVideoXDDIMScheduler": "for a transformer",
         "FlowMapEulerDiscreteScheduler": "for transformers",
@@ -160,7 +160,7 @@ def test_schedulers_that_wait_in_each_step_are_known():
             continue
         try:
             waits = loop(cls()).waits
-        except Exception:  # arguments of its own, samples of another kind, no timesteps or no step
+        except Exception:  # other arguments or samples, or no timesteps or step
             continue
         looked_at.add(name)
         if any(waits[1:]):
@@ -256,7 +256,7 @@ def test_a_step_of_somebodys_own_is_left_alone(as_on_a_device):
 
 
 def test_nobody_else_sees_the_host_copy(as_on_a_device):
-    """While one thread is in a step, the scheduler's own timesteps are what they were."""
+    """While one thread is in a step, the scheduler's own timesteps do not change."""
     scheduler = diffusers.DDPMScheduler(**BETAS)
     scheduler.set_timesteps(STEPS)
     step, own = without_waits(scheduler, scheduler.step), scheduler.timesteps
@@ -299,7 +299,7 @@ def test_pipelines_are_the_same_and_wait_once_a_run(name, as_on_a_device, monkey
         timesteps._HostStep, "_on_host", lambda self, own: copies.append((self, own)) or make_copy(self, own)
     )
     got, kinds, state = images()
-    assert len({id(hosted) for hosted, _ in copies}) == 2  # one a run, and none stays behind
+    assert len({id(hosted) for hosted, _ in copies}) == 2  # one per run, and none is left behind
     assert len(copies) == 2 * len(kinds)
     monkeypatch.setattr(timesteps, "_waits", lambda tensor: False)
     want, kinds_before, state_before = images()
@@ -309,7 +309,7 @@ def test_pipelines_are_the_same_and_wait_once_a_run(name, as_on_a_device, monkey
 
 
 def test_views_of_a_panorama_are_still_told_apart(as_on_a_device):
-    """The session gets the loop's own tensor: a view that is stepped on its own is the same iteration."""
+    """The session gets the loop's own tensor, so a separately stepped view is still in the same iteration."""
 
     def run(pipe):
         inputs = make_inputs(pipe.unet, batch=1)

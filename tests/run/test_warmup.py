@@ -55,7 +55,7 @@ def test_the_pipe_and_the_random_numbers_are_as_before():
     before, numbers = state_of(pipe), torch.get_rng_state()
     warmup(pipe, 64, 64, progress=False)
     after = state_of(pipe)
-    # The pipeline's own notes of its last call.
+    # What the pipeline itself stores about its last call.
     noted = {
         "_num_timesteps",
         "_guidance_scale",

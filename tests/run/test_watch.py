@@ -1,4 +1,4 @@
-"""What is watched in a run: copies of it, schedulers that change places, several loops in a run."""
+"""Interceptions in a run: copies of intercepted objects, replaced schedulers, several loops in a run."""
 
 import copy
 import inspect
@@ -35,7 +35,7 @@ def test_copies_made_in_a_run_are_on_their_own(copied):
 
 
 def test_attributes_saved_and_put_back_are_still_watched():
-    """As panorama pipelines do with the state of their scheduler."""
+    """Panorama pipelines do this with the state of their scheduler."""
     pipe = accelerate(loop_pipe("least", scheduler=DPMSolverMultistepScheduler(**BETAS)), interval=2)
     pipe.scheduler.set_timesteps(4)
     inputs = make_inputs(pipe.unet)
@@ -73,7 +73,7 @@ def test_each_loop_of_a_run_is_on_its_own(predict):
 
 
 def test_another_scheduler_in_the_midst_of_a_run():
-    """Text2Video-Zero goes on with a copy of its scheduler."""
+    """Text2Video-Zero continues with a copy of its scheduler."""
     pipe = accelerate(loop_pipe("least"), interval=3)
     first = pipe.scheduler
     with denoising(pipe):
