@@ -155,7 +155,7 @@ def test_what_cannot_be_accelerated_keeps_its_weights():
 
 
 @pytest.mark.parametrize("accelerated_before", [False, True])
-def test_out_of_memory_in_the_midst_of_it(monkeypatch, accelerated_before):
+def test_out_of_memory_halfway(monkeypatch, accelerated_before):
     pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     if accelerated_before:
@@ -584,7 +584,7 @@ def test_a_unet_that_is_dropped_takes_its_weights_along():
 
 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
-def test_restore_in_the_midst_of_a_run(engine):
+def test_restore_mid_run(engine):
     """The run continues with the weights it started with."""
     pipe = loop_pipe("least")
     weights = Weights(pipe.unet)

@@ -72,7 +72,7 @@ def test_each_loop_of_a_run_is_on_its_own(predict):
     assert all(torch.equal(result, want) for result in results)
 
 
-def test_another_scheduler_in_the_midst_of_a_run():
+def test_another_scheduler_mid_run():
     """Text2Video-Zero continues with a copy of its scheduler."""
     pipe = accelerate(loop_pipe("least"), interval=3)
     first = pipe.scheduler

@@ -97,24 +97,26 @@ class UNetGraphs:
         wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
         label = _label(sample)
         eager = self._programs(self._steps(reference_join, reuse_guidance), label)
-        programs, capture = self._graphs(key, sample, reuse_guidance, wanted)
-        return Bucket(programs or eager, capture, eager, functools.partial(self._kept, reuse_guidance))
+        bucket = Bucket(eager, None, eager, functools.partial(self._kept, reuse_guidance))
+        self._fill(bucket, key, sample, reuse_guidance, wanted)
+        return bucket
 
-    def _graphs(
-        self, key: Hashable, sample: Tensor, reuse_guidance: bool, wanted: frozenset[JoinShape]
-    ) -> tuple[dict[str, Program] | None, Capture | None]:
-        """A bucket's programs (None: use the eager ones) and capture. wanted: the joins to run on the Triton ops."""
+    def _fill(
+        self, bucket: Bucket, key: Hashable, sample: Tensor, reuse_guidance: bool, wanted: frozenset[JoinShape]
+    ) -> None:
+        """Give the bucket its programs and capture. wanted: the joins to run on the Triton ops."""
         settings, device, label = self.settings, sample.device, _label(sample)
         options, join, backend = settings.compile_options(device), settings.join(wanted), settings.backend(device)
         if options is None and join is reference_join and backend is None:
-            return None, None
+            bucket.programs, bucket.capture = bucket.eager, None
+            return
         full, partial = self._steps(join, reuse_guidance)
         if options is not None:
             run = regional if settings.compile == "regional" else compiled
             shared = options, self.costs, self.compilations, (key, wanted)
             full, partial = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
-        capture = None if backend is None else Capture(backend, device, self.costs, Freshness(self.fallback))
-        return self._programs((full, partial), label), capture
+        bucket.programs = self._programs((full, partial), label)
+        bucket.capture = None if backend is None else Capture(backend, device, self.costs, Freshness(self.fallback))
 
     def _steps(self, join: JoinFunction, reuse_guidance: bool) -> tuple[Compute, Compute]:
         return steps_of(self.family, self.cut, join, reuse_guidance)
@@ -150,8 +152,7 @@ class UNetGraphs:
         if wanted != self.compilations.joins[key] & shapes:
             bucket.free()
             self.compilations.joins[key] = wanted
-            programs, bucket.capture = self._graphs(key, sample, reuse_guidance, wanted)
-            bucket.programs = programs or bucket.eager
+            self._fill(bucket, key, sample, reuse_guidance, wanted)
 
 
 def _label(sample: Tensor) -> str:

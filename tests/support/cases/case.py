@@ -21,7 +21,7 @@ class Case:
     build: makes the pipeline, tiny. call: arguments of its call. run: in the place of the call, where that is more than
     one. kinds: what `last_run(pipe).kinds` is at interval=3: one letter per U-Net call, several a step if the pipeline
     has it so. captured_kinds: that of captured graphs, where it is another, since an input that comes or goes in the
-    midst of the run makes a bucket of its own there. error, pattern: of the exception of `accelerate`, where the
+    middle of the run makes a bucket of its own there. error, pattern: of the exception of `accelerate`, where the
     pipeline is refused.
     """
 

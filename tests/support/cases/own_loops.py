@@ -139,7 +139,7 @@ def row(cls: type, feature: str, kinds: str = PLAIN, **more: Any) -> Case:
 
 CASES = [
     row(SeparatePassesPipeline, "a pass each with and without prompt", "FFPPPPFFPP"),
-    row(GuidanceCutOffPipeline, "guidance dropped in the midst", "FPFFP"),
+    row(GuidanceCutOffPipeline, "guidance dropped mid-run", "FPFFP"),
     row(NoSchedulerStepPipeline, "a loop that steps without scheduler.step", "FFFFF"),
     row(OtherSchedulerPipeline, "a loop that steps with another scheduler", "FFFFF"),
     row(TilesPipeline, "tiles", "FFFF" + "PPPP" * 2 + "FFFF" + "PPPP"),
