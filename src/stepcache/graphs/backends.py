@@ -11,8 +11,6 @@ import torch
 
 logger = logging.getLogger("stepcache")
 
-WARM_UPS = 3
-
 
 class CapturedGraph(Protocol):
     """A captured graph: the kernels of one function, with the addresses used at capture."""
@@ -25,7 +23,12 @@ class CapturedGraph(Protocol):
 
 
 class CaptureBackend(Protocol):
-    """What differs between capturing on a GPU and on its stand-in."""
+    """What differs between capturing on a GPU and on its stand-in.
+
+    warm_ups: how often a function runs on the capture stream before it is captured.
+    """
+
+    warm_ups: int
 
     def pool(self) -> object:
         """A memory pool for the graphs of one bucket."""
@@ -53,7 +56,7 @@ class CaptureBackend(Protocol):
 
 
 def capture(backend: CaptureBackend, function: Callable[[], None], pool: object, device: torch.device) -> CapturedGraph:
-    """Warm `function` up three times, then capture it. The caller must hold `turns.capturing`.
+    """Warm `function` up, then capture it. The caller must hold `turns.capturing`.
 
     The warm-ups run on the capture stream. They finish the autotuning and lazy initialisation of cuDNN and Triton,
     which a capture does not allow.
@@ -63,7 +66,7 @@ def capture(backend: CaptureBackend, function: Callable[[], None], pool: object,
     we free the one that the warm-ups allocated in ordinary memory; after it we make cuBLAS forget the one in the pool.
     """
     with backend.on_capture_stream(device):
-        for _ in range(WARM_UPS):
+        for _ in range(backend.warm_ups):
             function()
         backend.clear_workspaces()
         try:
@@ -77,6 +80,8 @@ def capture(backend: CaptureBackend, function: Callable[[], None], pool: object,
 
 class CudaBackend:
     """CUDA graphs; one instance per bucket."""
+
+    warm_ups = 3
 
     def __init__(self) -> None:
         self._last: torch.cuda.Stream | None = None

@@ -316,6 +316,8 @@ class StandInGraph:
 class StandInBackend:
     """`CaptureBackend` on a CPU, one instance per bucket: accelerate(pipe, cuda_graphs=StandInBackend)."""
 
+    warm_ups = 1  # allocates the workspace; nothing here is tuned
+
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
         self.pools = self.entered = self.released = 0
