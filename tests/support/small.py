@@ -188,6 +188,8 @@ UNETS["least"] = {**UNETS["inpaint"], "in_channels": 4, "layers_per_block": 1}
 NO_ATTENTION = {"down_block_types": (D, D), "up_block_types": (U, U), "mid_block_type": None}
 # Two joins:
 ONE_LEVEL = {"block_out_channels": (8,), "down_block_types": (D,), "up_block_types": (U,), "mid_block_type": None}
+# Two joins, with attention behind each:
+ATTENDED = {**ONE_LEVEL, "up_block_types": (CU,)}
 
 
 def loop_pipe(name: str = "sd", scheduler: object = None, **changes: object) -> LoopPipe:
