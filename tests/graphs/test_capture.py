@@ -29,9 +29,9 @@ from stepcache.run.attach import attachment_of
 
 def test_the_demo_pipelines_images_are_the_uncaptured_ones():
     pipe = demo_pipe()
-    for settings in ((1, 0), (3, 0), (2, 3), (3, 11)):
-        want = generate(accelerate(pipe, *settings), output_type="np")
-        got = generate(captured(pipe, *settings), output_type="np")
+    for settings in ((1, 0), (3, 0), (2, 11)):
+        want = generate(accelerate(pipe, *settings), steps=4, output_type="np")
+        got = generate(captured(pipe, *settings), steps=4, output_type="np")
         assert (got == want).all()
         assert last_run(pipe).captures == (1 if settings[0] == 1 else 2)
     restore(pipe)
@@ -153,7 +153,7 @@ def test_an_inference_tensor_is_copied_each_time():
     assert torch.equal(pipe(6), want)
 
 
-def test_a_feature_that_was_allocated_anew_is_captured_anew():
+def test_a_feature_that_was_allocated_anew_is_captured_again():
     """An uncaptured call in between may write other strides, to another address than the graph has."""
     pipe = captured(loop_pipe("least"), 3)
     want = pipe(6)
@@ -166,7 +166,7 @@ def test_a_feature_that_was_allocated_anew_is_captured_anew():
 
 
 @pytest.mark.parametrize("name, captures", [("conv_in", 2), ("mid_block.resnets.0.conv1", 1)])
-def test_a_weight_of_other_strides_at_the_old_address_is_captured_anew(name, captures):
+def test_a_weight_of_other_strides_at_the_old_address_is_captured_again(name, captures):
     """A re-laid weight may return to its old address, but a captured kernel expects its old layout."""
     pipe = captured(loop_pipe("least"), 3)
     pipe(6)
@@ -254,7 +254,7 @@ def freeu(unet):
 
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, reload, freeu, other_processor])
-def test_captured_anew_after(change):
+def test_captured_again_after(change):
     pipe = captured(loop_pipe("least"), 3)
     pipe(4)
     change(pipe.unet)
@@ -266,7 +266,7 @@ def test_captured_anew_after(change):
     assert last_run(pipe).captures == 0
 
 
-def test_not_captured_anew_after_an_update_in_place():
+def test_not_captured_again_after_an_update_in_place():
     pipe = captured(loop_pipe("least"), 3)
     before = pipe(6)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from support.small import NO_ATTENTION, loop_pipe
+from support.small import ATTENDED, ONE_LEVEL, loop_pipe
 from support.vaes import decode, make_graphs, make_latents, make_vae
 from torch._dynamo.utils import counters
 
@@ -14,10 +14,11 @@ from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 
 
-@pytest.mark.parametrize("compile", [True, "regional"])
-@pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
-def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(compile, cuda_graphs, monkeypatch):
-    pipe = loop_pipe("least", **({} if compile == "regional" else NO_ATTENTION))
+@pytest.mark.parametrize(
+    "compile, cuda_graphs", [(True, StandInBackend), ("regional", False)], ids=["captured", "regional"]
+)
+def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_again(compile, cuda_graphs, monkeypatch):
+    pipe = loop_pipe("least", **(ATTENDED if compile == "regional" else ONE_LEVEL))
     monkeypatch.setattr(compiling, "FIXED", {**compiling.FIXED, "backend": "eager"})
     accelerate(pipe, 2, compile=compile, cuda_graphs=cuda_graphs, max_buckets=1)
     want = [pipe(4, batch=n) for n in (1, 2)]
@@ -28,11 +29,14 @@ def test_one_size_more_in_rotation_than_there_are_buckets_compiles_nothing_anew(
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("cuda_graphs", [False, StandInBackend], ids=["direct", "captured"])
-def test_a_second_thread_compiles_nothing_anew(warm, cuda_graphs):
+@pytest.mark.parametrize(
+    "warm, cuda_graphs",
+    [(False, False), (False, StandInBackend), (True, False)],
+    ids=["direct", "captured", "compiled before"],
+)
+def test_a_second_thread_compiles_nothing_again(warm, cuda_graphs):
     """Even if both make their first call."""
-    pipe = loop_pipe("least", **NO_ATTENTION)
+    pipe = loop_pipe("least", **ONE_LEVEL)
     want = accelerate(pipe, 2)(4)
     accelerate(pipe, 2, compile={"backend": "eager"}, cuda_graphs=cuda_graphs)
     before = counters["stats"]["unique_graphs"]

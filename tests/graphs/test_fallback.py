@@ -29,8 +29,9 @@ class Failing(StandInBackend):
 
 
 @pytest.mark.parametrize("works", [0, 1], ids=["full", "partial"])
-@pytest.mark.parametrize("calls", [0, 1, 2])
-@pytest.mark.parametrize("error", [RuntimeError("not permitted"), torch.OutOfMemoryError("17 GiB"), ValueError("x")])
+@pytest.mark.parametrize(
+    "calls, error", enumerate([RuntimeError("not permitted"), torch.OutOfMemoryError("17 GiB"), ValueError("x")])
+)
 def test_a_failed_capture_runs_on_uncaptured(works, calls, error, caplog):
     backend = type("B", (Failing,), {"error": error, "works": works, "calls": calls})
     pipe = loop_pipe("least")

@@ -119,7 +119,7 @@ def test_schedulers_that_keep_raw_outputs(demo, scheduler):
     assert close(got, want)
 
 
-def test_captured_anew_after_a_weight_was_replaced():
+def test_captured_again_after_a_weight_was_replaced():
     pipe = accelerate(make_pipe("sd"), 3, **CAPTURED)
     run(pipe)
     for parameter in pipe.unet.parameters():

@@ -65,7 +65,7 @@ def test_replays_on_new_inputs_and_results_are_the_callers_own(linear):
 
 
 @torch.no_grad()
-def test_a_replaced_weight_is_captured_anew(linear):
+def test_a_replaced_weight_is_captured_again(linear):
     """A CUDA graph would read the old weight, which was freed; the stand-in raises."""
     backend = StandInBackend()
     runs = Runs(backend=backend)
@@ -81,7 +81,7 @@ def test_a_replaced_weight_is_captured_anew(linear):
 
 @torch.no_grad()
 @pytest.mark.parametrize("other", [False, True], ids=["alone", "beside another program"])
-def test_an_output_of_another_shape_is_captured_anew(linear, other):
+def test_an_output_of_another_shape_is_captured_again(linear, other):
     runs = Runs(backend=StandInBackend())
     twice = Program("other graph", lambda module, kept, inputs: (2 * scale(module, inputs), ()))
     runs.bucket.programs["other"] = twice

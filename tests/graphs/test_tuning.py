@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support.small import NO_ATTENTION, demo_pipe, engine_of, generate, loop_pipe, tiny_pipe
+from support.small import NO_ATTENTION, ONE_LEVEL, demo_pipe, engine_of, generate, loop_pipe, tiny_pipe
 
 from stepcache import accelerate, last_run, restore, warmup
 from stepcache.graphs import tuning
@@ -75,7 +75,8 @@ def large_only(shape, on_ops):
 
 
 EAGER = {"compile": {"backend": "eager"}}
-COMPILED = {**EAGER, "cuda_graphs": StandInBackend}
+CAPTURED = {"cuda_graphs": StandInBackend}
+COMPILED = {**EAGER, **CAPTURED}
 
 
 def small_pipe():
@@ -110,11 +111,10 @@ def test_a_warm_up_measures_and_the_graphs_are_made_of_what_won(tmp_path):
 @pytest.mark.usefixtures("eager_joins")
 def test_the_next_process_measures_nothing(tmp_path):
     first = judge(tmp_path, large_only)
-    warmup(accelerate(small_pipe(), 3, kernels=first, **COMPILED), 64, 64, progress=False)
+    warmup(accelerate(small_pipe(), 3, kernels=first, **CAPTURED), 64, 64, progress=False)
     second = judge(tmp_path)
-    pipe = accelerate(small_pipe(), 3, kernels=second, **EAGER)
     want = generate(accelerate(small_pipe(), 3))
-    pipe = accelerate(pipe, 3, kernels=second, **EAGER)
+    pipe = accelerate(small_pipe(), 3, kernels=second, **EAGER)
     torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)  # not warmed up: uses known verdicts
     assert ops_in_a_call(pipe) > 0
     assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
@@ -131,7 +131,7 @@ def test_without_a_warm_up_nothing_is_measured(tmp_path):
 
 @pytest.mark.usefixtures("eager_joins")
 def test_a_warm_up_after_the_first_call_changes_its_graphs(tmp_path):
-    pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
+    pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **CAPTURED)
     want = generate(pipe)
     before = engine_of(pipe).unet_graphs.buckets.held
     assert last_run(pipe).captures == 2 and len(before) == 1
@@ -155,7 +155,7 @@ def test_where_torch_wins_the_graphs_stay(tmp_path):
 @pytest.mark.usefixtures("eager_joins")
 def test_what_is_known_of_other_sizes_changes_no_graph(tmp_path):
     the_judge = judge(tmp_path, lambda shape, on_ops: 1.0 if on_ops == (shape[2] in (6, 12)) else 2.0)
-    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **COMPILED)
+    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **CAPTURED)
     warmup(pipe, 48, 64, progress=False)
     assert the_judge.verdicts.for_triton
     generate(pipe)
@@ -179,9 +179,8 @@ def test_an_evicted_bucket_comes_back_as_it_was_compiled(tmp_path):
 @pytest.mark.usefixtures("eager_joins")
 def test_the_blends_of_a_prediction_are_joins_of_their_own(tmp_path):
     the_judge = judge(tmp_path)
-    pipe = accelerate(small_pipe(), 3, predict="linear", kernels=the_judge, **COMPILED)
     want = generate(accelerate(small_pipe(), 3, predict="linear"))
-    pipe = accelerate(pipe, 3, predict="linear", kernels=the_judge, **COMPILED)
+    pipe = accelerate(small_pipe(), 3, predict="linear", kernels=the_judge, **CAPTURED)
     warmup(pipe, 64, 64, progress=False)
     assert [shape.buffers for shape in the_judge.seen].count(2) == 1
     torch.testing.assert_close(generate(pipe), want, rtol=1e-4, atol=1e-4)
@@ -190,7 +189,7 @@ def test_the_blends_of_a_prediction_are_joins_of_their_own(tmp_path):
 @pytest.mark.usefixtures("eager_joins")
 def test_with_guidance_reused_partial_steps_have_half_the_batch(tmp_path):
     the_judge = judge(tmp_path)
-    warmup(accelerate(small_pipe(), 3, guidance="reuse", kernels=the_judge, **COMPILED), 64, 64, progress=False)
+    warmup(accelerate(small_pipe(), 3, guidance="reuse", kernels=the_judge, **CAPTURED), 64, 64, progress=False)
     assert {shape.batch for shape in the_judge.seen} == {1, 2}
 
 
@@ -218,7 +217,7 @@ def test_what_cannot_be_measured_runs_without_and_is_tried_again(tmp_path, caplo
         raise torch.OutOfMemoryError("no memory for it")
 
     the_judge = judge(tmp_path, fails)
-    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **EAGER)
+    pipe = accelerate(tiny_pipe(unet=ONE_LEVEL), 3, kernels=the_judge, **EAGER)
     assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
     assert "could not be measured (OutOfMemoryError: no memory for it)" in caplog.text
     assert ops_in_a_call(pipe) == 0
@@ -231,14 +230,14 @@ def test_without_memory_to_look_for_joins_the_warm_up_goes_on(tmp_path, monkeypa
         raise torch.OutOfMemoryError("20 GiB")
 
     monkeypatch.setattr("stepcache.graphs.unet.calls_of_joins", no_memory)
-    record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED), 64, 64, progress=False)
+    record = warmup(accelerate(small_pipe(), 3, kernels=judge(tmp_path), **CAPTURED), 64, 64, progress=False)
     assert record.joins_measured == 0 and record.captures == 2
     assert "Not enough memory to find the joins" in caplog.text
 
 
 @pytest.mark.usefixtures("eager_joins")
 def test_the_pipe_is_as_it_was(tmp_path):
-    pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **COMPILED)
+    pipe = accelerate(small_pipe(), 3, kernels=judge(tmp_path), **CAPTURED)
     before = {name: (p.data_ptr(), p._version, p.requires_grad) for name, p in pipe.unet.named_parameters()}
     numbers = torch.get_rng_state()
     warmup(pipe, 64, 64, progress=False)
@@ -249,7 +248,7 @@ def test_the_pipe_is_as_it_was(tmp_path):
 @pytest.mark.usefixtures("eager_joins")
 def test_hooks_and_training_measure_nothing(tmp_path):
     the_judge = judge(tmp_path)
-    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **COMPILED)
+    pipe = accelerate(small_pipe(), 3, kernels=the_judge, **CAPTURED)
     handle = pipe.unet.up_blocks[0].resnets[0].register_forward_hook(lambda *args: None)
     assert warmup(pipe, 64, 64, progress=False).joins_measured == 0
     handle.remove()
@@ -259,7 +258,7 @@ def test_hooks_and_training_measure_nothing(tmp_path):
 
 @pytest.mark.usefixtures("eager_joins")
 def test_the_bar_says_which_join_of_how_many(tmp_path, capsys):
-    warmup(accelerate(small_pipe(), kernels=judge(tmp_path), **COMPILED), 64, 64)
+    warmup(accelerate(small_pipe(), kernels=judge(tmp_path), **CAPTURED), 64, 64)
     shown = capsys.readouterr().err
     assert "join 1 of " in shown and ": measuring" in shown
 
@@ -269,7 +268,7 @@ def test_every_join_is_found_by_the_shape_that_its_graphs_ask_for(tmp_path):
     the_judge = judge(tmp_path)
     for channels_last in (False, True):
         options = {"kernels": the_judge, "channels_last": channels_last, "predict": "linear"}
-        pipe = accelerate(loop_pipe("least", **NO_ATTENTION), 2, **EAGER, **options)
+        pipe = accelerate(loop_pipe("least", **ONE_LEVEL), 2, **EAGER, **options)
         token = tuning.tuning_wanted.set(True)
         try:
             want = pipe(3)

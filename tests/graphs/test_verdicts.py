@@ -1,8 +1,6 @@
 """The tables of verdicts: what is kept, what is ignored with a warning, and that several processes lose nothing."""
 
-import os
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -139,28 +137,21 @@ def test_where_the_disk_is_full_the_old_file_stays(tmp_path, caplog, monkeypatch
     assert {path.name for path in tmp_path.iterdir()} <= {"joins.csv", "joins.csv.lock"}
 
 
+def add_forty(path, batch, all_ready):
+    all_ready.wait()
+    for height in range(40):
+        add_to_file(path, [replace(FASTER, shape=SHAPE._replace(batch=batch, height=height))])
+
+
 def test_several_processes_lose_nothing(tmp_path):
-    code = """
-import sys
-from pathlib import Path
-from dataclasses import replace
-sys.path.insert(0, sys.argv[1])
-from test_verdicts import FASTER, SHAPE
-from stepcache.graphs.verdict_file import add_to_file
-print("ready", flush=True)
-sys.stdin.readline()  # all at once
-for i in range(40):
-    add_to_file(Path(sys.argv[2]), [replace(FASTER, shape=SHAPE._replace(batch=int(sys.argv[3]), height=i))])
-"""
-    path = tmp_path / "joins.csv"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", code, os.path.dirname(__file__), str(path)]
-    started = [subprocess.Popen([*command, str(n)], **pipes) for n in range(3)]
-    assert [process.stdout.readline() for process in started] == ["ready\n"] * 3
-    for process in started:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.wait() for process in started] == [0, 0, 0]
+    path, fork = tmp_path / "joins.csv", multiprocessing.get_context("fork")  # which need not import torch again
+    all_ready = fork.Barrier(3, timeout=60)
+    processes = [fork.Process(target=add_forty, args=(path, batch, all_ready)) for batch in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(from_csv(path.read_text())) == 120
 
 

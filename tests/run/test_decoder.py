@@ -115,7 +115,7 @@ def replace_a_weight(vae):
 
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, other_processor])
-def test_captured_anew_after(change):
+def test_captured_again_after(change):
     vae, latents, graphs = make_vae(), make_latents(), make_graphs()
     decode(graphs, vae, latents)
     decode(graphs, vae, latents[:1])
@@ -151,7 +151,7 @@ def test_sizes_in_rotation_do_not_hide_that_weights_are_moved(caplog):
     assert sum("no longer captured" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_not_captured_anew_after_an_update_in_place():
+def test_not_captured_again_after_an_update_in_place():
     vae, latents, graphs = make_vae(), make_latents(), make_graphs()
     before = decode(graphs, vae, latents)
     vae.decoder.conv_out.weight.mul_(1.1)
@@ -268,7 +268,7 @@ def test_on_a_gpu(name, compile):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_changed_weights_are_captured_anew():
+def test_on_a_gpu_changed_weights_are_captured_again():
     vae, graphs, latents = make_vae().cuda(), make_graphs(GraphSettings(compile=False)), make_latents().cuda()
     for _ in range(2):
         move_the_data(vae)
