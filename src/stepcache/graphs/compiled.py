@@ -101,8 +101,8 @@ class Compilations:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, CompiledFunction] = {}
-        # By bucket key: the joins on the Triton ops. So a bucket that is dropped and made again reuses its
-        # compilations, even if new verdicts have been added since.
+        # By bucket key: the joins that run on the Triton ops in what was compiled. A bucket that is dropped and made
+        # again asks for the same ones, and so finds its compilations, even if there are new verdicts.
         self.joins: dict[Hashable, frozenset[JoinShape]] = {}
 
     def get(self, key: Hashable, function: Callable[..., Any], options: dict[str, Any], what: str) -> CompiledFunction:

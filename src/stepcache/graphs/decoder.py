@@ -11,6 +11,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,12 +46,13 @@ class DecoderGraphs:
     """
 
     def __init__(self, settings: GraphSettings, max_buckets: int, costs: Costs, compilations: Compilations) -> None:
-        self.settings, self.max_buckets, self.costs, self.compilations = settings, max_buckets, costs, compilations
+        # Regional compiles transformer blocks, and a decoder has none.
+        self.settings = replace(settings, compile=False) if settings.compile == "regional" else settings
+        self.max_buckets, self.costs, self.compilations = max_buckets, costs, compilations
         self.buckets = Buckets(max_buckets)
         self.fallback = Fallback("the VAE's decoder", "pipe.vae", ADVICE)
         self._decoder: weakref.ref[nn.Module] | None = None
         self._freshness = Freshness(self.fallback, by_run=True)  # of all captures
-        self._plain: dict[torch.device, bool] = {}
 
     def begin_run(self, vae: nn.Module, decoder: nn.Module) -> None:
         """Called before each run. The decoder may be another one than before, or have other hooks."""
@@ -69,7 +71,7 @@ class DecoderGraphs:
     def call(self, decoder: nn.Module, stock: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> Tensor:
         """One call of the decoder with its forward's arguments, from a graph if possible."""
         device = next(tensor.device for tensor in tensors_of((args, kwargs)))
-        if self._is_plain(device) or self.fallback.is_eager(decoder):
+        if self.settings.is_plain(device) or self.fallback.is_eager(decoder):
             return stock(*args, **kwargs)
         if not self.fallback.hooks and getattr(stock, "__func__", None) is not type(decoder).forward:
             self.fallback.say_once("The VAE's decoder has a custom forward: it runs unaccelerated.")
@@ -80,19 +82,10 @@ class DecoderGraphs:
         bucket = self.buckets.get(key, functools.partial(self._make, key, type(decoder), inputs, device))
         return bucket.run(NAME, decoder, inputs, bucket.kept(0), 0)
 
-    def _is_plain(self, device: torch.device) -> bool:
-        """Whether nothing is compiled or captured on the device, so the decoder's own forward will do."""
-        if device not in self._plain:
-            self._plain[device] = self._options(device) is None and self.settings.backend(device) is None
-        return self._plain[device]
-
-    def _options(self, device: torch.device) -> dict[str, Any] | None:
-        # Regional compiles transformer blocks, and a decoder has none.
-        return None if self.settings.compile == "regional" else self.settings.compile_options(device)
-
     def _make(self, key: Hashable, kind: type[nn.Module], inputs: dict[str, Any], device: torch.device) -> Bucket:
         what = "decoder graph " + "x".join(map(str, tensors_of(inputs)[0].shape))
-        backend, options, compute = self.settings.backend(device), self._options(device), _decode(kind)
+        backend, options = self.settings.backend(device), self.settings.compile_options(device)
+        compute = _decode(kind)
         if options is not None:
             compute = compiled(compute, what, options, self.costs, self.compilations, (kind, key))
         capture = None if backend is None else Capture(backend, device, self.costs, self._freshness)

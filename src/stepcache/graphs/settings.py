@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,6 +31,7 @@ class GraphSettings:
     compile: Any = "auto"
     cuda_graphs: Any = "auto"
     kernels: Any = "auto"
+    _plain: dict[torch.device, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.compile, dict):
@@ -51,6 +52,12 @@ class GraphSettings:
             raise InvalidSetting('kernels=True needs Triton, which is not installed here. Leave it at "auto".')
         if self.cuda_graphs is True and not torch.cuda.is_available():
             raise InvalidSetting('cuda_graphs=True, but torch sees no CUDA device here. Leave it at "auto".')
+
+    def is_plain(self, device: torch.device) -> bool:
+        """Whether nothing is compiled or captured on `device`. Asked at each call, so it is worked out once."""
+        if device not in self._plain:
+            self._plain[device] = self.compile_options(device) is None and self.backend(device) is None
+        return self._plain[device]
 
     def compile_options(self, device: torch.device) -> dict[str, Any] | None:
         """Arguments of torch.compile for graphs on `device`; None if they run eager."""

@@ -47,7 +47,6 @@ class UNetGraphs:
         self.compilations = Compilations() if compilations is None else compilations
         self.buckets, self.costs = Buckets(max_buckets), Costs()
         self.fallback = Fallback("the U-Net", "pipe.unet")
-        self._devices: dict[torch.device, tuple[bool, Judge | None]] = {}
 
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
         """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
@@ -56,7 +55,7 @@ class UNetGraphs:
 
     def begin_run(self, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool) -> None:
         """Called before a run's first call in `bucket`. A warm-up measures joins that have no verdict yet."""
-        _, judge = self._on(inputs["sample"].device)
+        judge = self.settings.judge(inputs["sample"].device)
         if bucket.is_plain and judge is None:
             return
         self.fallback.look(unet)
@@ -75,25 +74,16 @@ class UNetGraphs:
 
     def _key(self, inputs: dict[str, Any], reuse_guidance: bool) -> Hashable:
         sample: Tensor = inputs["sample"]
-        plain, _ = self._on(sample.device)
-        if plain:
+        if self.settings.is_plain(sample.device):
             # Only the feature is static, and its shape, dtype and device follow from the sample's.
             return sample.shape, sample.dtype, sample.device, sample.stride(), reuse_guidance
         return key_of(inputs, sample.device), reuse_guidance
-
-    def _on(self, device: torch.device) -> tuple[bool, Judge | None]:
-        """Whether nothing is compiled or captured on the device; and its judge of joins, if any."""
-        known = self._devices.get(device)
-        if known is None:
-            plain = self.settings.compile_options(device) is None and self.settings.backend(device) is None
-            known = self._devices[device] = plain, self.settings.judge(device)
-        return known
 
     def _kept(self, reuse_guidance: bool) -> Kept:
         return Kept(1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
 
     def _make(self, key: Hashable, sample: Tensor, reuse_guidance: bool) -> Bucket:
-        _, judge = self._on(sample.device)
+        judge = self.settings.judge(sample.device)
         wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
         label = _label(sample)
         eager = self._programs(self._steps(reference_join, reuse_guidance), label)
