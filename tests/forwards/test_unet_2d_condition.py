@@ -16,16 +16,19 @@ def test_every_layout(name):
     check_all_branches(unet, make_inputs(unet))
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "refiner", "uneven"])
+# All layouts are above. The tests below need no more than one layer a block, or two levels ("least").
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
 @pytest.mark.parametrize("size", [(17, 16), (18, 22), (9, 13)])
 def test_odd_latents(name, size):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     check_all_branches(unet, make_inputs(unet, size=size))
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_channels_last(name):
-    unet = make_unet(name).to(memory_format=torch.channels_last)
+    unet = make_unet(name, layers_per_block=1).to(memory_format=torch.channels_last)
     inputs = make_inputs(unet)
     inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     check_all_branches(unet, inputs)
@@ -33,7 +36,7 @@ def test_channels_last(name):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_controlnet_residuals(name):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     inputs = make_inputs(unet)
     shapes = skip_shapes(unet, inputs)
     plain = stock(unet, inputs)
@@ -69,7 +72,7 @@ def adapter_residuals(unet, inputs):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_t2i_adapter_residuals(name):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     residuals = adapter_residuals(unet, inputs)
@@ -79,7 +82,7 @@ def test_t2i_adapter_residuals(name):
 
 
 def test_t2i_adapter_residuals_under_their_old_name():
-    unet = make_unet("sd")
+    unet = make_unet("least")
     inputs = make_inputs(unet)
     residuals = adapter_residuals(unet, inputs)
     inputs["down_block_additional_residuals"] = residuals
@@ -87,7 +90,7 @@ def test_t2i_adapter_residuals_under_their_old_name():
 
 
 def test_t2i_adapter_xl_sends_one_for_the_mid_block():
-    unet = make_unet("sdxl")
+    unet = make_unet("sdxl", layers_per_block=1)
     inputs = make_inputs(unet)
     residuals = adapter_residuals(unet, inputs)
     without = stock(unet, {**inputs, "down_intrablock_additional_residuals": residuals})
@@ -97,7 +100,7 @@ def test_t2i_adapter_xl_sends_one_for_the_mid_block():
     check_all_branches(unet, inputs)
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "one layer"])
+@pytest.mark.parametrize("name", ["one layer", "sdxl"])
 def test_freeu(name):
     unet = make_unet(name)
     inputs = make_inputs(unet)
@@ -108,7 +111,7 @@ def test_freeu(name):
 
 
 def test_attention_masks():
-    unet = make_unet("sd")
+    unet = make_unet("least")
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     inputs["encoder_attention_mask"] = torch.tensor([[True, True, False, False, True]] * 2)
@@ -133,7 +136,7 @@ def test_ip_adapter_image_embeds():
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
-    unet = make_unet("sd")
+    unet = make_unet("least")
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     torch.manual_seed(3)
@@ -156,7 +159,7 @@ def test_ip_adapter_image_embeds():
 
 
 def test_gligen_objects():
-    unet = make_unet("sd", attention_type="gated", cross_attention_dim=8)
+    unet = make_unet("least", attention_type="gated", cross_attention_dim=8)
     for name, parameter in unet.named_parameters():
         if "fuser" in name and "alpha" in name:
             parameter.data.fill_(0.5)  # gates start closed
@@ -185,20 +188,20 @@ def test_gligen_objects():
     ids=["int", "float", "0-d", "one", "batched", "float64"],
 )
 def test_every_kind_of_timestep(timestep):
-    unet = make_unet("sd")
-    check_all_branches(unet, {**make_inputs(unet), "timestep": timestep})
+    unet = make_unet("least")
+    check_all_branches(unet, {**make_inputs(unet), "timestep": timestep}, branches=[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_is_bit_identical_too(dtype):
-    unet = make_unet("inpaint").to(dtype)
+    unet = make_unet("least").to(dtype)
     inputs = make_inputs(unet, size=(8, 8))
     inputs = {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     check_all_branches(unet, inputs)
 
 
 def test_a_block_whose_forward_is_overridden_is_refused():
-    unet = make_unet("sd")
+    unet = make_unet("least")
     block = unet.up_blocks[1]
 
     class Odd(type(block)):

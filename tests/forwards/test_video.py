@@ -18,9 +18,12 @@ def test_every_layout(name):
     check_all_branches(unet, make_inputs(unet))
 
 
-@pytest.mark.parametrize("name", [*ONE_EACH, "motion sdxl"])
+# All layouts are above. Below there is one layer in each of two blocks, where that is enough.
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_odd_latents_one_frame_and_one_video(name):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     check_all_branches(unet, make_inputs(unet, batch=1, frames=2, size=(9, 7)))
     check_all_branches(unet, make_inputs(unet, batch=2, frames=1, size=(8, 6)))
 
@@ -30,7 +33,7 @@ def test_every_kind_of_timestep(name):
     unet = make_unet(name, layers_per_block=1)
     inputs = make_inputs(unet)
     for timestep in (500.25, torch.tensor([501, 17]), torch.tensor(0.7, dtype=torch.float64)):
-        check_all_branches(unet, {**inputs, "timestep": timestep})
+        check_all_branches(unet, {**inputs, "timestep": timestep}, branches=[1])
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -43,7 +46,7 @@ def test_low_precision_is_bit_identical_too(name):
 
 @pytest.mark.parametrize("name", ["motion", "3d"])
 def test_controlnet_residuals(name):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     shapes = skip_shapes(unet, inputs)
@@ -59,7 +62,7 @@ def test_controlnet_residuals(name):
 
 @pytest.mark.parametrize("name", ["motion", "3d"])
 def test_freeu(name):
-    unet = make_unet(name)
+    unet = make_unet(name, layers_per_block=1)
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     unet.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
@@ -71,7 +74,7 @@ def test_ip_adapter_image_embeds():
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
     from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
-    unet = make_unet("motion")
+    unet = make_unet("motion", layers_per_block=1)
     inputs = make_inputs(unet)
     plain = stock(unet, inputs)
     torch.manual_seed(3)
@@ -106,7 +109,7 @@ def test_self_attention_mask():
 
 
 def test_3d_ignores_what_the_stock_forward_ignores():
-    unet = make_unet("3d")
+    unet = make_unet("3d", layers_per_block=1)
     inputs = make_inputs(unet)
     more = {**inputs, "class_labels": torch.arange(2), "attention_mask": torch.zeros(2, 64)}
     assert torch.equal(stock(unet, more), stock(unet, inputs))
@@ -116,7 +119,7 @@ def test_3d_ignores_what_the_stock_forward_ignores():
 def test_lora_scale():
     from peft import LoraConfig
 
-    unet = make_unet("motion")
+    unet = make_unet("motion", layers_per_block=1)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "x")
     unet.requires_grad_(False)
     inputs, family = make_inputs(unet), family_of(unet)
@@ -129,7 +132,7 @@ def test_lora_scale():
         output, feature = family.full(unet, cut, **call.inputs)
         assert torch.equal(output, want)
         assert torch.equal(family.partial(unet, cut, feature, **call.inputs), want)
-    check_all_branches(unet, inputs)  # unscaled again
+    check_all_branches(unet, inputs, branches=[2])  # unscaled again
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -20,7 +20,8 @@ from stepcache.forwards.blend import Blend
 from stepcache.forwards.guidance import conditional_half
 from stepcache.forwards.join import fused_join
 
-# One level with attention: what compiles soonest. SDXL's conditions are in AnimateDiff's.
+# One level, with attention in its up block: what compiles soonest, as down and up blocks share the code that runs it.
+# SDXL's conditions are in AnimateDiff's.
 LEAST = {"layers_per_block": 1, "num_attention_heads": 2}
 SDXL_PARTS = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 LEAST_OF = {
@@ -33,7 +34,7 @@ LEAST_OF = {
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_one_graph_without_a_break(name):
     config = UNETS[name][1]
-    blocks = {"down_block_types": config["down_block_types"][:1], "up_block_types": config["up_block_types"][1:]}
+    blocks = {"down_block_types": config["down_block_types"][1:], "up_block_types": config["up_block_types"][1:]}
     unet = make_unet(name, **LEAST_OF[name], **blocks)
     family = family_of(unet)
     inputs, cut = family.bind(**make_inputs(unet)).inputs, family.layout(unet).cut(0)
@@ -97,7 +98,7 @@ class VideoLoop:
         self.unet, self.scheduler = unet, DDIMScheduler(**BETAS)
 
     @torch.no_grad()
-    def __call__(self, steps=6, batch=2):
+    def __call__(self, steps=5, batch=2):
         self.scheduler.set_timesteps(steps)
         inputs = make_inputs(self.unet, batch)
         inputs.pop("timestep")
@@ -111,20 +112,21 @@ class VideoLoop:
         return latents
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", ["svd", "motion sdxl", "pia", "3d lcm"])
 def test_a_run_keeps_one_feature(name):
+    """Every class, and every input that a pipeline gives beside latents and text."""
     unet = make_unet(name)
     pipe = VideoLoop(unet)
     want = pipe()
     assert torch.equal(accelerate(pipe, 1)(), want)
     family = family_of(unet)
     for branch in (0, 2):
-        by_hand = run_by_hand(unet, branch, "FPPFPP")
+        by_hand = run_by_hand(unet, branch, "FPPFP")
         accelerate(pipe, 3, branch=branch)
         for _ in range(2):
             assert torch.equal(pipe(), by_hand)
         run = last_run(pipe)
-        assert run.kinds == "FPPFPP" and run.buckets == [tuple(make_inputs(unet)["sample"].shape)]
+        assert run.kinds == "FPPFP" and run.buckets == [tuple(make_inputs(unet)["sample"].shape)]
         inputs = family.bind(**make_inputs(unet)).inputs
         with torch.no_grad():
             _, feature = family.full(unet, family.layout(unet).cut(branch), **inputs)

@@ -1,6 +1,5 @@
 """Extrapolated features: the weights, and runs against a loop that keeps plain lists and does the arithmetic itself."""
 
-import copy
 import math
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from diffusers import HeunDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small import captured, demo_pipe, engine_of, generate, loop_pipe
+from support.small import ONE_LEVEL, captured, demo_pipe, engine_of, generate, loop_pipe
 
 from stepcache import Schedule, StepCacheError, accelerate, last_run
 from stepcache.errors import InvalidSetting
@@ -46,7 +45,7 @@ def test_fitted_weights_are_for_the_steps_that_they_were_fitted_for():
 def test_what_is_no_predictor_is_refused(predict):
     with pytest.raises(InvalidSetting, match="predict must be"):
         predictor_of(predict)
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     with pytest.raises(StepCacheError):
         accelerate(pipe, predict=predict)
     assert type(pipe).__name__ == "LoopPipe" and not hasattr(type(pipe), "_stepcache_attachment")
@@ -101,7 +100,7 @@ MASKS = {"even": "FPPFPPFPP", "uneven": "FPFPPPFFPPPP", "one full": "FPPP", "all
 @pytest.mark.parametrize(("predict", "damping"), [("linear", 1.0), (0.5, 0.5), ("hold", 0.0)])
 def test_runs_equal_a_loop_by_hand(name, predict, damping):
     mask = [letter == "F" for letter in MASKS[name]]
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = by_hand(pipe, mask, damping, branch=1)
     accelerate(pipe, branch=1, schedule=Schedule.explicit(MASKS[name]), predict=predict)
     for _ in range(2):  # the second run must not extrapolate through the first one's features
@@ -110,7 +109,7 @@ def test_runs_equal_a_loop_by_hand(name, predict, damping):
 
 
 def test_heun_extrapolates_along_the_loops_iterations():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     pipe.scheduler = HeunDiscreteScheduler()
     pipe.scheduler.set_timesteps(6)
     steps = len(pipe.scheduler.timesteps)
@@ -122,7 +121,7 @@ def test_heun_extrapolates_along_the_loops_iterations():
 
 
 def test_linear_holds_two_features_and_no_more():
-    pipe = accelerate(loop_pipe(), 3)
+    pipe = accelerate(loop_pipe("least"), 3)
     pipe(6)
     one = last_run(pipe).buffer_bytes
     accelerate(pipe, 3, predict="linear")
@@ -148,7 +147,7 @@ def test_several_slots_extrapolate_each_their_own():
                 x = self.scheduler.step(a + 2 * (b - a), t, x).prev_sample
             return x
 
-    pipe = Twice(loop_pipe())
+    pipe = Twice(loop_pipe("least"))
     want = by_hand(pipe, [i % 3 == 0 for i in range(8)], 1.0, slots=2)
     accelerate(pipe, 3, predict="linear")
     torch.testing.assert_close(pipe(8), want, rtol=1e-5, atol=1e-5)
@@ -174,7 +173,7 @@ def test_a_refresh_forced_mid_run_is_the_newest_point_of_the_line():
                 x = self.scheduler.step(self.unet(x, t, encoder_hidden_states=text).sample, t, x).prev_sample
             return x
 
-    pipe = Shrinks(loop_pipe())
+    pipe = Shrinks(loop_pipe("least"))
     family, unet = family_of(pipe.unet), pipe.unet
     cut = family.layout(unet).cut(0)
     history, step = [], iter(range(9))
@@ -201,7 +200,7 @@ def test_a_refresh_forced_mid_run_is_the_newest_point_of_the_line():
 
 
 def test_captured_graphs_extrapolate_too():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     want = by_hand(pipe, [i % 3 == 0 for i in range(9)], 1.0)
     accelerate(pipe, 3, predict="linear")
     eager = pipe(9)
@@ -217,11 +216,11 @@ def test_one_compilation_a_graph_with_changing_weights():
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
-    pipe = loop_pipe()
+    pipe = loop_pipe("least", **ONE_LEVEL)
     accelerate(pipe, 3, predict="linear")
     want = pipe(9)
     accelerate(pipe, 3, predict="linear", compile={"backend": counter})
-    for _ in range(3):
+    for _ in range(2):
         torch.testing.assert_close(pipe(9), want, rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 2
 
@@ -230,7 +229,7 @@ def test_the_triton_join_takes_the_blend(monkeypatch):
     """kernels=True: the ops get both buffers and the weights, and nobody sums them before."""
     from stepcache.forwards import join
 
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     accelerate(pipe, 3, predict="linear")
     want = pipe(7)
     accelerate(pipe, 3, predict="linear", kernels=True)
@@ -242,7 +241,7 @@ def test_the_triton_join_takes_the_blend(monkeypatch):
 
 
 def test_freeu_on_a_blend():
-    pipe = copy.deepcopy(loop_pipe())
+    pipe = loop_pipe("least")
     for block in pipe.unet.up_blocks:
         block.s1, block.s2, block.b1, block.b2 = 0.9, 0.2, 1.3, 1.4
     branch = len(family_of(pipe.unet).layout(pipe.unet).joins) - 1
@@ -269,7 +268,7 @@ def test_the_demo_is_closer_to_the_original_with_lines():
 
 
 def test_bytes_are_stated_for_each_slot():
-    pipe = accelerate(loop_pipe(), 3, predict=0.5)
+    pipe = accelerate(loop_pipe("least"), 3, predict=0.5)
     pipe(6)
     (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
     assert bucket.nbytes == last_run(pipe).buffer_bytes == sum(t.nbytes for t in bucket.slots[0].values[0].tensors)
