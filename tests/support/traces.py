@@ -1,4 +1,4 @@
-"""The real architectures on the meta device, and what a call of them runs."""
+"""The real architectures with fewer channels, in fp16, and what a call of them runs."""
 
 import json
 from collections import Counter
@@ -7,6 +7,8 @@ from importlib.resources import files
 import torch
 from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from stepcache.forwards.macs import example_inputs
 
 COUNTED = {"aten::convolution": "conv", "aten::native_group_norm": "norm", "aten::cat": "cat"}
 
@@ -23,24 +25,29 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def meta_unet(name):
+# A fortieth of the channels and one transformer layer at a time: as many convolutions, GroupNorms and concats.
+NARROW = {
+    "sample_size": 16,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 8,
+    "attention_head_dim": 2,
+    "transformer_layers_per_block": 1,
+}
+
+
+def narrow_unet(name):
     config = json.loads((files("stepcache") / "assets" / "unets" / f"{name}.json").read_text())
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config).half().eval().requires_grad_(False)
+    channels = [width // 40 for width in config["block_out_channels"]]
+    unet = UNet2DConditionModel.from_config({**config, **NARROW, "block_out_channels": channels})
+    return unet.half().eval().requires_grad_(False)
 
 
-def meta_inputs(unet):
-    config, size = unet.config, unet.config.sample_size
-    with torch.device("meta"):
-        inputs = {
-            "sample": torch.empty(2, 4, size, size, dtype=torch.half),
-            "timestep": torch.empty(1),
-            "encoder_hidden_states": torch.empty(2, 77, config.cross_attention_dim, dtype=torch.half),
-        }
-        if config.addition_embed_type == "text_time":
-            embeds = {"text_embeds": torch.empty(2, 1280, dtype=torch.half), "time_ids": torch.empty(2, 6).half()}
-            inputs["added_cond_kwargs"] = embeds
-    return inputs
+def zeros_for(unet):
+    """Inputs of the family's `full` and `partial`."""
+    inputs = example_inputs(unet, 16, 16, batch=2)
+    added = {name: value.half() for name, value in inputs.pop("added_cond_kwargs", {}).items()}
+    inputs = {name: value if name == "timestep" else value.half() for name, value in inputs.items()}
+    return {**inputs, "added_cond_kwargs": added} if added else inputs
 
 
 def counted(function, *args, **kwargs):
