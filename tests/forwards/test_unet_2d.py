@@ -12,7 +12,7 @@ from stepcache.forwards import unet_2d as family
 from stepcache.forwards.blend import Blend
 from stepcache.forwards.guidance import steps_of
 from stepcache.forwards.join import reference_join
-from stepcache.forwards.macs import branch_macs, example_inputs, meta_unet
+from stepcache.forwards.macs import branch_macs, example_inputs, feature_shapes, meta_unet
 
 BASE = {
     "sample_size": 8,
@@ -221,12 +221,12 @@ def test_macs_are_counted_on_example_inputs(name):
     unet = make_unet(name)
     meta = meta_unet({**unet.config, "_class_name": "UNet2DModel"})
     layout, inputs = family.layout(unet), example_inputs(unet, 8, 8, batch=2)
+    shallow, deep = branch_macs(meta, 8, 8, batch=2, branches=(0, len(layout.joins) - 1))
+    assert 0 < shallow.partial_macs < deep.partial_macs <= deep.full_macs
     with torch.no_grad():
-        for row in branch_macs(meta, 8, 8, batch=2, branches=(0, len(layout.joins) - 1)):
-            output, feature = family.full(unet, layout.cut(row.branch), **inputs)
-            assert row.feature_shape == tuple(feature.shape)
-            assert 0 < row.partial_macs <= row.full_macs
-        assert torch.equal(output, stock(unet, inputs))
+        first, *_, last = feature_shapes(unet, inputs)
+        assert torch.equal(family.full(unet, layout.cut(0), **inputs)[0], stock(unet, inputs))
+    assert (shallow.feature_shape, deep.feature_shape) == (first, last)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ncsn++"])

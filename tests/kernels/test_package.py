@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +45,12 @@ def test_three_names_of_one_signature(op):
     assert len(lines) <= 40
 
 
-def test_without_triton_there_are_the_references_and_the_ops_on_the_cpu():
+def test_stepcache_needs_neither_triton_nor_the_kernels_and_the_ops_not_triton():
+    """Without Triton there are the references, and the ops on the CPU."""
+    imports = """
+import sys, stepcache
+assert not [m for m in sys.modules if m == "triton" or m.startswith("stepcache.kernels")]
+"""
     code = """
 import torch
 from stepcache.kernels import cat_group_norm_silu as norm, dual_conv1x1 as conv
@@ -58,12 +63,8 @@ for module, rest in ((norm, (torch.ones(8), torch.zeros(8), 2, 1e-5)), (conv, (t
     except RuntimeError as error:
         print(error)
 """
-    assert _python(WITHOUT_TRITON + code).count("this kernel needs Triton, which is not installed here") == 2
-
-
-def test_stepcache_imports_neither_triton_nor_the_kernels():
-    names = "[m for m in sys.modules if m == 'triton' or m.startswith('stepcache.kernels')]"
-    assert _python(f"import sys, stepcache; print({names})") == "[]\n"
+    printed = _python(imports + WITHOUT_TRITON + code)
+    assert printed.count("this kernel needs Triton, which is not installed here") == 2
 
 
 def test_the_benchmarks_know_the_real_joins():
@@ -73,11 +74,11 @@ def test_the_benchmarks_know_the_real_joins():
     assert max(j.concat_elements for j in sdxl) == 2 * 960 * 128 * 128
 
 
-def test_benchmarks_without_a_gpu(tmp_path):
+def test_benchmarks_without_a_gpu(tmp_path, monkeypatch, capsys):
     """Both dry runs are in tests/benchmarks/test_gpu_gate.py."""
     out = tmp_path / "rows.csv"
-    command = [sys.executable, "-m", "benchmarks.kernels.dual_conv1x1", "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    assert result.returncode == 0, result.stderr
-    assert "no CUDA GPU here" in result.stdout
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["dual_conv1x1", "--out", str(out)])
+    runpy.run_module("benchmarks.kernels.dual_conv1x1", run_name="__main__")
+    assert "no CUDA GPU here" in capsys.readouterr().out
     assert not out.exists()
