@@ -236,6 +236,16 @@ def _patch_the_language_once() -> None:
     ti.InterpretedFunction.__call__, ti.GridExecutor.__call__ = call, start
 
 
+def _compute_no_overflow() -> None:
+    """Leave out what the interpreter computes at every sum and product of integers to assert it in debug mode only."""
+    import dataclasses
+
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    assert not builder.options.debug
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
 def _poison_masked() -> None:
     """Make elements outside the mask of a load without `other` NaN, as they may be on a GPU."""
     import numpy as np
@@ -284,6 +294,7 @@ def main() -> None:
     _poison_empty()
     _poison_masked()
     _patch_the_language_once()
+    _compute_no_overflow()
     _round_bfloat16()
     while True:
         try:
