@@ -10,7 +10,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from support.small import NO_ATTENTION, LoopPipe, make_unet
+from support.small import NO_ATTENTION, ONE_LEVEL, C, D, LoopPipe, make_unet
 
 from benchmarks.engine import fake_h100, gpu_code
 from benchmarks.engine import gpu_code_counts as counts
@@ -68,9 +68,8 @@ def product():
     return counted(code, *OPTIONS)
 
 
-def graph(kind, channels_last):
-    # A full step without attention compiles in a third of the time; a partial one has it.
-    unet = make_unet("least", **(NO_ATTENTION if kind == "full" else {})).half()
+def graph(kind, channels_last, **changes):
+    unet = make_unet("least", **changes).half()
     accelerate(LoopPipe(unet, DDIMScheduler()), channels_last=channels_last)
     before = {name: (p.data_ptr(), p.stride()) for name, p in unet.named_parameters()}
     code = graph_code(unet, kind, reference_join, 0, gpu_code.inputs_of(unet, SIZE))
@@ -81,8 +80,10 @@ def graph(kind, channels_last):
 
 
 def on_the_ops(kind):
-    """With linear projections, which leave attention's output contiguous, in one of the two levels."""
-    unet = make_unet("least", use_linear_projection=True).half().to(memory_format=torch.channels_last)
+    """With linear projections, which leave attention's output contiguous: in the full step the deepest join gets it
+    twice, as hidden state and as skip, and in the partial one the only join gets it as the feature."""
+    blocks = {**NO_ATTENTION, "down_block_types": (D, C)} if kind == "full" else {}
+    unet = make_unet("least", use_linear_projection=True, **blocks).half().to(memory_format=torch.channels_last)
     inputs = gpu_code.inputs_of(unet, SIZE)
     code = graph_code(unet, kind, fused_join(lambda shape: True), 0, inputs)
     latent = inputs["sample"].numel() * inputs["sample"].element_size()
@@ -106,9 +107,10 @@ CASES = {
     "transposed": transposed,
     "filled": filled,
     "product": product,
-    "full channels_last": lambda: graph("full", True),
+    "full channels_last": lambda: graph("full", True, **ONE_LEVEL),
     "partial channels_last": lambda: graph("partial", True),
-    "partial as loaded": lambda: graph("partial", False),
+    "partial channels_last, no attention": lambda: graph("partial", True, **ONE_LEVEL),
+    "partial as loaded, no attention": lambda: graph("partial", False, **ONE_LEVEL),
     "full on the ops": lambda: on_the_ops("full"),
     "partial on the ops": lambda: on_the_ops("partial"),
 }
