@@ -26,40 +26,34 @@ def gate(*options):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_dry_run_does_everything_in_small(tmp_path):
-    path = tmp_path / "test_fine.py"
-    path.write_text("def test_fine(): pass\n")
-    done = gate("--dry-run", "--out", tmp_path / "out", "--tests", path)  # DRY_TESTS are in this suite anyway
+def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(tmp_path):
+    red, green, out = tmp_path / "test_red.py", tmp_path / "test_fine.py", tmp_path / "out"
+    green.write_text("def test_fine(): pass\n")
+    red.write_text("def test_fine(): pass\ndef test_wrong(): assert 1 == 2, 'so wrong'\n")
+    done = gate("--dry-run", "--out", out, "--tests", red)  # DRY_TESTS are in this suite anyway
     assert all((ROOT / name).is_file() for name in gate_plan.DRY_TESTS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    outcomes = read_outcomes(tmp_path / "out" / "gate.csv")
-    assert [(o.job, o.status) for o in outcomes] == [
-        (job.name, "done") for job in gate_plan.dry_jobs(tmp_path, tmp_path)
-    ]
-    rows = read(tmp_path / "out" / gate_cells.FILE, BenchRow)
-    assert [row.variant for row in rows] == ["eager", "DeepCache 0.1.1", "stepcache eager"]
-    assert all(row.status == "ok" and row.pipeline_s > 0 for row in rows)
-    profile = read(tmp_path / "out" / "profile_steps.csv", ProfileRow)
-    assert [(row.variant, row.kind) for row in profile] == [("eager", "full"), ("eager", "partial")]
-    log = (tmp_path / "out" / "gate.log").read_text()
-    assert "passed" in log and log.count("21 joins agree") == 2
-    assert "demo 64 b1  stepcache eager (3, 0)" in done.stdout
-    assert "A dry run: no GPU" in done.stdout and f"All {len(outcomes)} jobs done" in done.stdout
-
-
-def test_red_tests_are_named_first_and_hold_up_no_figures(tmp_path):
-    path = tmp_path / "test_red.py"
-    path.write_text("def test_fine(): pass\ndef test_wrong(): assert 1 == 2, 'so wrong'\n")
-    out = tmp_path / "out"
-    done = gate("--dry-run", "--out", out, "--tests", path, "--only", "core tests", "demo-64-b1")
     assert done.returncode == 1, done.stdout + done.stderr
     outcomes = read_outcomes(out / "gate.csv")
-    assert [(o.job, o.status) for o in outcomes] == [("core tests", "failed"), ("demo-64-b1", "done")]
+    assert [(o.job, o.status) for o in outcomes] == [
+        (job.name, "failed" if job.name == "core tests" else "done") for job in gate_plan.dry_jobs(tmp_path, tmp_path)
+    ]
     assert {o.commit for o in outcomes} == {commit_of(ROOT)}
-    assert [row.status for row in read(out / gate_cells.FILE, BenchRow)] == ["ok"] * 3
+    rows = read(out / gate_cells.FILE, BenchRow)
+    assert [row.variant for row in rows] == ["eager", "DeepCache 0.1.1", "stepcache eager"]
+    assert all(row.status == "ok" and row.pipeline_s > 0 for row in rows)
+    profile = read(out / "profile_steps.csv", ProfileRow)
+    assert [(row.variant, row.kind) for row in profile] == [("eager", "full"), ("eager", "partial")]
+    log = (out / "gate.log").read_text()
+    assert "passed" in log and log.count("21 joins agree") == 2
+    assert "demo 64 b1  stepcache eager (3, 0)" in done.stdout and "A dry run: no GPU" in done.stdout
+    # What is red is named first and last.
     before, _, after = done.stdout.partition("demo 64 b1  eager")
     assert "RED core tests: FAILED" in before and "so wrong" in before and "test_red.py::test_wrong" in before
     assert "RED TESTS: core tests. `make tables` leaves out this commit's GPU figures" in after
+
+    done = gate("--dry-run", "--out", tmp_path / "green", "--tests", green, "--only", "core tests")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 1 jobs done" in done.stdout and "RED" not in done.stdout
 
 
 def test_without_a_test_that_passed_the_tests_are_red(tmp_path):
