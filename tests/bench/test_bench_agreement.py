@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.bench_tiny import spec, tiny_model
+from support.macs import macs_counted_once
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
@@ -105,6 +106,8 @@ def test_deepcache_is_a_reference_only_where_it_counts_alike():
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
+    with macs_counted_once(grid):
+        yield
 
 
 def test_a_rows_agreement_is_in_its_columns(tiny, tmp_path):

@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from support.bench_tiny import spec, tiny_model
+from support.macs import macs_counted_once
+from support.small import ONE_LEVEL
 from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
@@ -25,9 +27,14 @@ EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "st
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
         patch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
         yield
+
+
+@pytest.fixture
+def _soon_compiled(monkeypatch):
+    monkeypatch.setattr(grid, "load", lambda *args: tiny_model(**ONE_LEVEL))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,7 @@ def test_what_was_measured_hangs_together(measured):
         assert ours.ssim == pytest.approx(theirs.ssim, abs=1e-3) and ours.ssim < 1
 
 
+@pytest.mark.usefixtures("_soon_compiled")
 def test_compiled_variants_say_what_compiling_took(tmp_path):
     rows = grid.run_grid(
         spec(variants=["stepcache-compiled", "stepcache-eager"], reuse=[(2, 0)], repeats=1), tmp_path / "rows.csv"
@@ -100,6 +108,7 @@ def test_compiled_variants_say_what_compiling_took(tmp_path):
     assert compiled.reference == "stepcache eager" and 0 <= compiled.difference < 1e-3
 
 
+@pytest.mark.usefixtures("_soon_compiled")
 def test_every_size_is_compiled_for_itself(tmp_path):
     # As a user's first size. Otherwise Dynamo would make the second one's shapes dynamic.
     sizes = [(64, 64), (64, 72)]
@@ -110,8 +119,10 @@ def test_every_size_is_compiled_for_itself(tmp_path):
 def test_rows_are_added_to_a_file_that_is_there(tmp_path):
     out = tmp_path / "new" / "rows.csv"
     one = spec(variants=["eager"], repeats=1)
-    rows = [*grid.run_grid(one, out), *grid.run_grid(replace(one, steps=2), out)]
+    # Without a size it is the model's own.
+    rows = [*grid.run_grid(one, out), *grid.run_grid(replace(one, steps=2, sizes=()), out)]
     assert [row.steps for row in rows] == [4, 2] and read(out, BenchRow) == rows
+    assert {(row.height, row.width) for row in rows} == {(64, 64)}
 
 
 def test_a_variant_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
@@ -126,7 +137,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatc
         return mine
 
     monkeypatch.setattr(Variant, "put_on", failing)
-    rows = grid.run_grid(spec(), tmp_path / "rows.csv")
+    rows = grid.run_grid(spec(repeats=1), tmp_path / "rows.csv")
     assert [row.status.split(":")[0] for row in rows] == [
         "ok", "out of memory, with 1 other variants held", "ok", "out of memory, with 1 other variants held", "failed",
     ]  # fmt: skip
@@ -258,11 +269,6 @@ def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monk
     with pytest.raises(OSError, match="directory"):
         grid.run_grid(spec(), tmp_path)
     assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "rows.csv").exists()
-
-
-def test_without_a_size_it_is_the_models_own(tmp_path):
-    (row,) = grid.run_grid(spec(sizes=[], variants=["eager"], repeats=1), tmp_path / "rows.csv")
-    assert (row.height, row.width) == (64, 64)
 
 
 def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.bench_tiny import tiny_model
+from support.macs import macs_counted_once
 
 from benchmarks.gate import cells as gate_cells
 from benchmarks.gate import jobs as gate_jobs
@@ -21,6 +22,8 @@ from stepcache.bench.variants import Variant
 def tiny(monkeypatch):
     """Cells measure a tiny pipeline instead of the demo."""
     monkeypatch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
+    with macs_counted_once(grid):
+        yield
 
 
 @pytest.mark.parametrize("name", gate_cells.CELLS)

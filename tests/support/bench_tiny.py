@@ -17,8 +17,8 @@ SPEC = {
 }
 
 
-def tiny_model():
-    return Model("tiny", tiny_pipe(), "random", ("tiger face", "fox face"))
+def tiny_model(**unet: object):
+    return Model("tiny", tiny_pipe(unet=unet), "random", ("tiger face", "fox face"))
 
 
 def spec(**changes: object):
