@@ -111,9 +111,16 @@ def test_compiled_variants_say_what_compiling_took(tmp_path):
 @pytest.mark.usefixtures("_soon_compiled")
 def test_every_size_is_compiled_for_itself(tmp_path):
     # As a user's first size. Otherwise Dynamo would make the second one's shapes dynamic.
-    sizes = [(64, 64), (64, 72)]
-    rows = grid.run_grid(spec(variants=["compile"], sizes=sizes, steps=2, repeats=1), tmp_path / "rows.csv")
+    inputs = []
+
+    def backend(graph, _):
+        inputs.extend(node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder"))
+        return graph
+
+    two = spec(variants=["compile"], sizes=[(64, 64), (64, 72)], steps=2, repeats=1, backend=backend)
+    rows = grid.run_grid(two, tmp_path / "rows.csv")
     assert [(row.height, row.width, row.graphs, row.status) for row in rows] == [(64, 64, 1, "ok"), (64, 72, 1, "ok")]
+    assert inputs and not any(isinstance(each, torch.SymInt) for each in inputs)
 
 
 def test_rows_are_added_to_a_file_that_is_there(tmp_path):
