@@ -34,24 +34,26 @@ def _macs_are_counted_once():
         yield
 
 
-def count_makes(patch, makes):
-    """Lets `makes` grow with each pipeline call."""
-    make = Request.make
-    patch.setattr(Request, "make", lambda *args: makes.append(args) or make(*args))
-
-
 def found(pipe, budgets=(2.0,), **changes):
     return calibrate(pipe, PROMPTS, budgets=budgets, **{**SETTING, **changes})
 
 
+def count_measured(patch):
+    """A list that grows with each candidate whose images are made."""
+    measured, under = [], PromptSet.under
+    patch.setattr(PromptSet, "under", lambda *args: measured.append(args) or under(*args))
+    return measured
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A plan, its journal, and the number of pipeline calls that it took."""
-    path, makes = tmp_path_factory.mktemp("plan") / "trials.jsonl", []
+    """A plan that was asked for twice, the journal, and how many candidates were measured for both."""
+    path = tmp_path_factory.mktemp("plan") / "trials.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        count_makes(patch, makes)
-        (plan,) = found(demo_pipe(), journal=path)
-    return plan, path, len(makes)
+        measured = count_measured(patch)
+        plan, again = found(demo_pipe(), budgets=(2.0, 2.0), journal=path)
+    assert again == plan
+    return plan, path, len(measured)
 
 
 def test_a_plan_within_the_budget_whose_figures_are_those_of_accelerate(planned, tmp_path):
@@ -90,28 +92,20 @@ def test_the_pipe_is_what_it_was():
 
 
 def test_an_interrupted_search_goes_on_and_finds_the_same(planned, tmp_path, monkeypatch):
-    plan, notes, _ = planned
+    plan, notes, count = planned
     lines = notes.read_text().splitlines(keepends=True)
     path = tmp_path / "trials.jsonl"
     path.write_text("".join(lines[:5]))
-    calls = []
-    under = PromptSet.under
-    monkeypatch.setattr(PromptSet, "under", lambda *args: calls.append(args) or under(*args))
+    calls = count_measured(monkeypatch)
     (again,) = found(demo_pipe(), journal=path)
     assert again == plan and path.read_text() == notes.read_text()
     assert len(calls) == len(lines) - 5
+    assert count == len(lines) - 1  # a head, and each candidate once: two budgets share what was measured
     # All of it known: nothing is measured.
     calls.clear()
     assert found(demo_pipe(), journal=path) == [plan] and not calls
     with pytest.raises(InvalidSetting, match="not the same: guidance"):
         found(demo_pipe(), journal=path, guidance=4.0)
-
-
-def test_several_budgets_share_what_was_measured(planned, monkeypatch):
-    plan, _, count = planned
-    makes = []
-    count_makes(monkeypatch, makes)
-    assert found(demo_pipe(), budgets=(2.0, 2.0)) == [plan, plan] and len(makes) == count
 
 
 def test_pipelines_without_known_halves_keep_both():
