@@ -48,7 +48,7 @@ def test_the_order_is_that_of_the_keys_and_modes():
 
 
 def test_variants_give_the_same_images_while_others_run_in_between():
-    # The first level is without attention, and so compiles sooner; DeepCache needs a mid block.
+    # With attention in the mid block alone it compiles sooner.
     pipe = tiny_pipe(unet={"down_block_types": (D, D), "up_block_types": (U, U)})
     before = attributes(pipe.unet)
     pipes = {key: variant.put_on(pipe, "eager") for key, variant in ON_CPU.items()}
