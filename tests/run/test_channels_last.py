@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from support.small import LoopPipe, captured, demo_pipe, generate, loop_pipe, make_unet, own_demo, state_of, tiny_pipe
+from support.small import (
+    ONE_LEVEL,
+    LoopPipe,
+    captured,
+    demo_pipe,
+    generate,
+    loop_pipe,
+    make_unet,
+    own_demo,
+    state_of,
+    tiny_pipe,
+)
 
 from stepcache import accelerate, last_run, restore
 from stepcache.errors import BranchOutOfRange, InvalidSetting
@@ -99,7 +110,7 @@ def test_a_pipelines_images_and_weights():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines(engine):
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **(ONE_LEVEL if engine == "compiled" else {}))
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
@@ -525,7 +536,7 @@ def test_a_unet_that_is_dropped_takes_its_weights_along():
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 def test_restore_mid_run(engine):
     """The run continues with the weights it started with."""
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **(ONE_LEVEL if engine == "compiled" else {}))
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
