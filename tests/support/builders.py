@@ -1,4 +1,4 @@
-"""Random, tiny pipelines of each kind, built from configs: 16 x 16 latents, 32 x 32 pixels, two levels of 8 and 16
+"""Random, tiny pipelines of each kind, built from configs: 8 x 8 latents, 16 x 16 pixels, two levels of 8 and 16
 channels. U-Nets and control models are new at each call; VAE, text encoders and tokenizer are shared.
 """
 
@@ -28,7 +28,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-PIXELS = 32
+PIXELS = 16
 BETAS = {**_BETAS, "steps_offset": 1}
 C, D, CU, U = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
 TINY = {
@@ -51,6 +51,8 @@ TINY_XL = {
 PICTURE = picture(PIXELS)
 OTHER_PICTURE = PICTURE.rotate(90).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 MASK = mask(PIXELS)
+# For pipelines that take pictures of a multiple of 32 pixels only.
+LARGE_PICTURE, LARGE_MASK = picture(32), mask(32)
 
 
 def random(*shape: int, seed: int = 5) -> torch.Tensor:

@@ -79,7 +79,7 @@ def animated(cls: type) -> Any:
 
 XL_CONTROL = {"make": sdxl, "config": TINY_XL}
 
-PANORAMA = {**TEXT, "num_inference_steps": 4, "height": 128, "width": 576}
+PANORAMA = {**TEXT, "num_inference_steps": 4, "height": 64, "width": 576}
 MODES = {"control_mode": [0, 2], "control_image": [PICTURE, OTHER_PICTURE]}
 
 PAG = {"pag_applied_layers": ["mid"]}

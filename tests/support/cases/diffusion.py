@@ -149,12 +149,12 @@ CASES = [
         SHORT,
     ),
     works("StableDiffusionInstructPix2PixPipeline", "editing", partial(sd, {**TINY, "in_channels": 8}), IMAGE),
-    works("StableDiffusionUpscalePipeline", "upscaling", upscaler, {**TEXT, "image": PICTURE.resize((16, 16))}),
+    works("StableDiffusionUpscalePipeline", "upscaling", upscaler, {**TEXT, "image": PICTURE.resize((8, 8))}),
     works(
         "StableDiffusionLatentUpscalePipeline",
         "upscaling",
         latent_upscaler,
-        {**TEXT, "image": PICTURE.resize((16, 16))},
+        {**TEXT, "image": PICTURE.resize((8, 8))},
     ),
     works("StableDiffusionImageVariationPipeline", "variations", image_variation, {**STEPS, "image": PICTURE}),
     works("StableDiffusionLDM3DPipeline", "text to image and depth", ldm3d, {**SIZED, "output_type": "np"}),
@@ -214,7 +214,7 @@ CASES = [
         "StableDiffusionXLImg2ImgPipeline",
         "a refiner, with aesthetic scores",
         refiner,
-        {**TEXT, "image": random(1, 4, 16, 16), "denoising_start": 0.4, "aesthetic_score": 7.0},
+        {**TEXT, "image": random(1, 4, 8, 8), "denoising_start": 0.4, "aesthetic_score": 7.0},
         "FPP",
     ),
     works(

@@ -16,6 +16,7 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from support.builders import (
     BETAS,
     CU,
+    LARGE_PICTURE,
     MASK,
     OTHER_PICTURE,
     PICTURE,
@@ -75,7 +76,7 @@ def marigold(cls: type, targets: int = 1) -> Any:
 def inverted(pipe: Any, call: dict[str, Any]) -> Any:
     """LEdits++: the noise of a picture first, outside of the pipeline's own call."""
     generator = torch.Generator().manual_seed(0)
-    pipe.invert(image=PICTURE, source_prompt="tiger face", num_inversion_steps=5, skip=0.2, generator=generator)
+    pipe.invert(image=LARGE_PICTURE, source_prompt="tiger face", num_inversion_steps=5, skip=0.2, generator=generator)
     return pipe(**call)
 
 
@@ -100,7 +101,7 @@ CASES = [
         "StableDiffusionAttendAndExcitePipeline",
         "gradients of attention maps",
         sd,
-        {**SIZED, "token_indices": [1, 2], "thresholds": {}, "attn_res": (16, 16)},
+        {**SIZED, "token_indices": [1, 2], "thresholds": {}, "attn_res": (8, 8)},
         "SF" + "SP" * 2 + "SF" + "SP",
     ),
     works("LEditsPPPipelineStableDiffusion", "no mask", partial(ledits, sd, TINY), NO_MASK, run=inverted),

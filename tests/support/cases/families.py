@@ -16,6 +16,8 @@ from diffusers import (
 from diffusers.pipelines.deprecated.blip_diffusion.blip_image_processing import BlipImageProcessor
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from support.builders import (
+    LARGE_MASK,
+    LARGE_PICTURE,
     MASK,
     OTHER_PICTURE,
     PICTURE,
@@ -158,7 +160,7 @@ def music(cls: type) -> Any:
 
 KANDINSKY_HINT = {"addition_embed_type": "image_hint", "in_channels": 8}
 
-HINT = {"hint": random(1, 3, 128, 128)}
+HINT = {"hint": random(1, 3, 64, 64)}
 
 KANDINSKY = {
     **STEPS, "output_type": "pt", "height": PIXELS, "width": PIXELS, "guidance_scale": 3.0,
@@ -176,7 +178,7 @@ EMBEDDED = {
     "prompt_embeds": random(1, 5, 8), "negative_prompt_embeds": random(1, 5, 8, seed=6),
 }  # fmt: skip
 
-SMALL_PICTURE = PICTURE.resize((16, 16))
+SMALL_PICTURE = PICTURE.resize((8, 8))
 
 UNCONDITIONAL = {"num_inference_steps": 5, "output_type": "np"}
 
@@ -305,14 +307,14 @@ CASES = [
         "LDMSuperResolutionPipeline",
         "upscaling",
         partial(unconditional, ddim(), in_channels=6),
-        {**UNCONDITIONAL, "image": PICTURE},
+        {**UNCONDITIONAL, "image": LARGE_PICTURE},
         **UNET2D,
     ),
     works(
         "RePaintPipeline",
         "inpainting",
         partial(unconditional, diffusers.RePaintScheduler()),
-        {**UNCONDITIONAL, "image": PICTURE, "mask_image": MASK, "jump_length": 2, "jump_n_sample": 2},
+        {**UNCONDITIONAL, "image": LARGE_PICTURE, "mask_image": LARGE_MASK, "jump_length": 2, "jump_n_sample": 2},
         # The noise at the start has other strides than the picture that is worked in, so it is a bucket of its own.
         "FFPFPPFPP",
         **UNET2D,
