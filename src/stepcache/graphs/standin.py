@@ -26,13 +26,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from ..forwards.nested import tensors_of
 from .hosttensor import HostTensor
@@ -248,7 +248,7 @@ def _mapped(kind: type, function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(kind, function, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(kind, function, item) for item in value)
+        return type(value)([_mapped(kind, function, item) for item in value])
     return value
 
 
@@ -321,6 +321,7 @@ class StandInBackend:
     def __init__(self) -> None:
         self.graphs: list[StandInGraph] = []
         self.pools = self.entered = self.released = 0
+        self._watches = False
 
     def pool(self) -> StandInPool:
         self.pools += 1
@@ -329,9 +330,12 @@ class StandInBackend:
     @contextmanager
     def on_capture_stream(self, device: torch.device) -> Iterator[None]:
         """Simulates one thing about streams: GEMMs outside a capture put their workspace in ordinary memory."""
-        watch = _Watch()
-        with watch:
-            yield
+        with _Watch():
+            self._watches = True
+            try:
+                yield
+            finally:
+                self._watches = False
 
     def record(self, function: Callable[[], None], pool: StandInPool, device: torch.device) -> StandInGraph:
         """Capture. Raises StandInError if all graphs of the pool are reset.
@@ -340,7 +344,9 @@ class StandInBackend:
         """
         if pool.gone:
             raise StandInError("All graphs of this pool were reset, so it is the allocator's again.")
-        self.graphs.append(StandInGraph(function, pool))
+        # Beneath the recorder, `_Watch` would only make each operation slower.
+        with _pop_mode_temporarily() if self._watches else nullcontext():
+            self.graphs.append(StandInGraph(function, pool))
         pool.graphs.append(self.graphs[-1])
         return self.graphs[-1]
 
