@@ -57,7 +57,7 @@ def check(pipe, branch=0):
     return backend.graphs
 
 
-# test_traces.py has Dynamo trace SD 1.5 as it is. SDXL has conditions of its own.
+# test_blocks.py compiles every type of block. SDXL has conditions of its own.
 @pytest.mark.parametrize(
     "name", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd", "sd2", "refiner"))]
 )

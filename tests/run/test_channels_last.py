@@ -536,7 +536,7 @@ def test_a_unet_that_is_dropped_takes_its_weights_along():
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 def test_restore_mid_run(engine):
     """The run continues with the weights it started with."""
-    pipe = loop_pipe("least", **(ONE_LEVEL if engine == "compiled" else {}))
+    pipe = loop_pipe("least")
     weights = Weights(pipe.unet)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, channels_last=True, **ENGINES[engine])
