@@ -138,15 +138,14 @@ def test_freeu():
     check(pipe, 3)
 
 
-def test_unfused_lora_and_its_scale():
+def test_the_scale_of_an_unfused_lora():
+    """Adapters' own scales are below."""
     from peft import LoraConfig
 
     pipe = loop_pipe("least", **ATTENDED)
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "a")
     pipe.unet.requires_grad_(False)
-    calls = make_inputs(pipe.unet)
-    check_calls(pipe, calls)
-    check_calls(pipe, {**calls, "cross_attention_kwargs": {"scale": 0.5}})
+    check_calls(pipe, {**make_inputs(pipe.unet), "cross_attention_kwargs": {"scale": 0.5}})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
@@ -160,7 +159,6 @@ def test_low_precision(dtype):
 def test_channels_last():
     pipe = loop_pipe("least", **ATTENDED)
     pipe.unet.to(memory_format=torch.channels_last)
-    check(pipe)
     calls = make_inputs(pipe.unet)
     calls["sample"] = calls["sample"].to(memory_format=torch.channels_last)
     check_calls(pipe, calls)
@@ -204,8 +202,9 @@ def test_more_lora_scales_than_dynamos_recompile_limit(compile, monkeypatch):
 
     backend, original = Counting(), torch.compile
     monkeypatch.setattr(compiled.torch, "compile", lambda f, **o: original(f, **{**o, "backend": backend}))
-    pipe = loop_pipe("least", **ATTENDED)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a")
+    # Regional compiles transformer blocks; a whole graph of ResNets is traced sooner.
+    pipe = loop_pipe("least", **(ONE_LEVEL if compile == "whole" else ATTENDED))
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=r".*\.(conv1|to_q)", init_lora_weights=False), "a")
     pipe.unet.requires_grad_(False)
     plain = LoopPipe(pipe.unet, loop_pipe("least").scheduler)
     accelerate(pipe, 2, compile=True if compile == "whole" else compile), accelerate(plain, 2)
