@@ -5,7 +5,7 @@ import inspect
 import DeepCache
 import pytest
 import torch
-from support.small import demo_pipe, generate, loop_pipe, state_of
+from support.small import generate, loop_pipe, state_of, tiny_pipe
 
 from stepcache import DeepCacheSDHelper, StepCacheError, last_run
 
@@ -18,7 +18,7 @@ def test_same_arguments_and_defaults(method):
 
 
 def test_enable_and_disable():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     want = generate(pipe)
     before = state_of(pipe)
     helper = DeepCacheSDHelper(pipe=pipe)
@@ -35,14 +35,14 @@ def test_enable_and_disable():
 
 
 def test_without_set_params_nothing_is_reused():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     DeepCacheSDHelper(pipe).enable()
     pipe(4)
     assert last_run(pipe).kinds == "FFFF"
 
 
 def test_enable_takes_the_pipe():
-    helper, pipe = DeepCacheSDHelper(), loop_pipe()
+    helper, pipe = DeepCacheSDHelper(), loop_pipe("least")
     with pytest.raises(StepCacheError, match="There is no pipe"):
         helper.enable()
     helper.set_params(cache_interval=2)
@@ -61,19 +61,19 @@ def test_enable_takes_the_pipe():
 )
 def test_bad_params(params, message):
     with pytest.raises(StepCacheError, match=message):
-        DeepCacheSDHelper(loop_pipe()).set_params(**params)
+        DeepCacheSDHelper(loop_pipe("least")).set_params(**params)
 
 
 @pytest.mark.parametrize("branch", [-1, 12])
 def test_a_branch_that_is_not_there(branch):
-    helper = DeepCacheSDHelper(loop_pipe())
+    helper = DeepCacheSDHelper(loop_pipe("least"))
     helper.set_params(cache_interval=3, cache_branch_id=branch)
     with pytest.raises(StepCacheError, match=f"branch={branch}"):
         helper.enable()
 
 
 def test_set_params_takes_effect_at_once_where_enabled():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     helper = DeepCacheSDHelper(pipe)
     helper.set_params(cache_interval=3)
     helper.enable()
@@ -83,7 +83,7 @@ def test_set_params_takes_effect_at_once_where_enabled():
 
 
 def test_a_helper_has_one_pipe():
-    first, second = loop_pipe(), loop_pipe()
+    first, second = loop_pipe("least"), loop_pipe("least")
     helper = DeepCacheSDHelper(first)
     helper.enable()
     helper.enable(second)

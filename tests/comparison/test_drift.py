@@ -21,7 +21,7 @@ def run(pipe, each_step, **call):
 
 @pytest.mark.parametrize("scheduler", [None, HeunDiscreteScheduler])
 def test_it_is_that_of_the_original_s_features(scheduler):
-    pipe = small.demo_pipe()
+    pipe = small.tiny_pipe()
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     before, latents = small.state_of(pipe).modules, []
@@ -59,7 +59,7 @@ def test_several_calls_of_a_step_count_together():
 
 
 def test_where_guidance_ends_a_step_begins_anew():
-    pipe, variant = small.demo_pipe(), Variant(9, 0)
+    pipe, variant = small.tiny_pipe(), Variant(9, 0)
 
     def generate(each_step):
         def drop(pipe, step, timestep, tensors):
@@ -77,7 +77,7 @@ def test_where_guidance_ends_a_step_begins_anew():
 
 
 def test_the_unet_is_restored_where_the_run_fails():
-    pipe = small.demo_pipe()
+    pipe = small.tiny_pipe()
     before = small.state_of(pipe)
 
     def fail(each_step):

@@ -19,7 +19,7 @@ def _record(monkeypatch):
 def test_what_the_pipeline_itself_refuses_is_said_before_the_first_image():
     requests = requests_of([Prompt("a"), Prompt("b", height=44, width=64)], steps=4, guidance=3.0, seed=0)
     with pytest.raises(StepCacheError, match=r"cannot make 'b' at 44x64 px: .*divisible by 8"):
-        try_sizes(small.demo_pipe(), requests)
+        try_sizes(small.tiny_pipe(), requests)
 
 
 def test_one_prompt_of_each_size_is_tried(monkeypatch):
@@ -41,7 +41,7 @@ def test_requests_have_seeds_and_sizes():
 
 
 def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
-    pipe, comparison = small.demo_pipe(), comparison_of((2, 0))
+    pipe, comparison = small.tiny_pipe(), comparison_of((2, 0))
     monkeypatch.setattr(Request, "make", fake_make(0.5, 0.6, 0.5, None))
     requests = requests_of([Prompt("a"), Prompt("b"), Prompt("c")], 2, 3.0, 0)
     assert make_all(pipe, requests, comparison, Scores(), drift=0) is False
@@ -56,7 +56,7 @@ def test_an_interrupted_run_keeps_whole_prompts(monkeypatch):
 def test_images_that_the_safety_checker_blackened_are_not_compared(monkeypatch):
     comparison = comparison_of((2, 0), (3, 0))
     monkeypatch.setattr(Request, "make", fake_make(0.5, 0.6, 0.0, censored={2}))
-    assert make_all(small.demo_pipe(), requests_of([Prompt("a")], 2, 3.0, 0), comparison, Scores(), drift=0)
+    assert make_all(small.tiny_pipe(), requests_of([Prompt("a")], 2, 3.0, 0), comparison, Scores(), drift=0)
     compared, blackened = comparison.results[0].reused
     assert compared.psnr == pytest.approx(20.0) and not compared.censored
     assert blackened.psnr is None and blackened.ssim is None and blackened.censored

@@ -94,7 +94,7 @@ def test_runs_equal_a_loop_by_hand(make, mask, predict, damping):
 
 
 def test_several_images_a_call():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     prompts = {"prompt": ["tiger face", "red apple", "rose"]}
     want = by_hand(pipe, "FPPFPP", **prompts)
     accelerate(pipe, 3, guidance="reuse")
@@ -102,7 +102,7 @@ def test_several_images_a_call():
 
 
 def test_guidance_rescale():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     want = by_hand(pipe, "FPPFPP", guidance_rescale=0.7)
     assert not torch.equal(want, by_hand(pipe, "FPPFPP"))
     accelerate(pipe, 3, guidance="reuse")
@@ -110,7 +110,7 @@ def test_guidance_rescale():
 
 
 def test_interval_1_is_the_original_bit_for_bit():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     want = generate(pipe)
     accelerate(pipe, 1, guidance="reuse", predict="linear")
     assert torch.equal(generate(pipe), want)
@@ -118,7 +118,7 @@ def test_interval_1_is_the_original_bit_for_bit():
 
 def test_without_guidance_a_batch_of_two_is_two_images():
     """guidance_scale=1: the batch holds prompts, not halves, though it is as large as one with guidance."""
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     accelerate(pipe, 3)
     prompts = {"prompt": ["tiger face", "red apple"], "guidance_scale": 1.0}
     want = generate(pipe, **prompts)
@@ -136,7 +136,7 @@ def test_guidance_dropped_mid_run():
         return tensors
 
     call = {"callback_on_step_end": drop, "callback_on_step_end_tensor_inputs": ["prompt_embeds"], "steps": 9}
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     original = generate(pipe, **call)
     accelerate(pipe, 1, guidance="reuse")
     assert torch.equal(generate(pipe, **call), original)
@@ -156,7 +156,7 @@ def test_image_to_image_and_inpainting():
 
 
 def test_the_feature_is_half_as_large_and_the_difference_is_small():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     accelerate(pipe, 3)
     generate(pipe)
     whole = last_run(pipe).buffer_bytes
@@ -172,7 +172,7 @@ def test_a_partial_step_costs_half():
 
     counts = {}
     for guidance in ("both", "reuse"):
-        pipe = accelerate(demo_pipe(), guidance=guidance, schedule=Schedule.explicit("FP"))
+        pipe = accelerate(tiny_pipe(), guidance=guidance, schedule=Schedule.explicit("FP"))
         per_step = []
 
         def note(pipe, step, timestep, tensors, per_step=per_step):
@@ -246,7 +246,7 @@ def test_a_subclass_counts_where_it_keeps_the_loop():
 
 
 def test_accelerating_again_and_copies_keep_it():
-    pipe = accelerate(demo_pipe(), 3, guidance="reuse")
+    pipe = accelerate(tiny_pipe(), 3, guidance="reuse")
     want = generate(pipe)
     assert torch.equal(generate(accelerate(pipe, 3, guidance="reuse")), want)
     assert torch.equal(generate(copy.deepcopy(pipe)), want)
@@ -254,7 +254,7 @@ def test_accelerating_again_and_copies_keep_it():
 
 def test_a_loop_by_hand_runs_both_halves(caplog):
     """What the pipe says of guidance is its last call's: a batch of two images is not taken for two halves."""
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     inputs = make_inputs(pipe.unet, batch=2)
 
     @torch.no_grad()
@@ -281,7 +281,7 @@ def test_a_processor_that_looks_across_the_batch_gets_all_of_it(caplog):
             first = hidden_states[: max(1, hidden_states.shape[0] // 2)].mean(0, keepdim=True)
             return super().__call__(attn, hidden_states + 0.1 * first, *args, **kwargs)
 
-    pipe = copy.deepcopy(demo_pipe())
+    pipe = copy.deepcopy(tiny_pipe())
     pipe.unet.set_attn_processor(AcrossTheBatch())
     accelerate(pipe, 3)
     want = generate(pipe)
@@ -293,7 +293,7 @@ def test_a_processor_that_looks_across_the_batch_gets_all_of_it(caplog):
 def test_what_is_no_way_of_guidance_is_refused():
     for value in ("alternate", "", None, 1):
         with pytest.raises(InvalidSetting, match="guidance must be"):
-            accelerate(demo_pipe(), guidance=value)
+            accelerate(tiny_pipe(), guidance=value)
 
 
 def test_known_pipelines_exist_and_tell_whether_guidance_is_on():

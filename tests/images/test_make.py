@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.small import demo_pipe, loop_pipe
+from support.small import demo_pipe, loop_pipe, tiny_pipe
 
 from stepcache.errors import StepCacheError, UnsupportedPipeline
 from stepcache.images.make import Request, check_text_to_image
@@ -48,7 +48,7 @@ def test_one_image_is_a_prompt_and_a_generator():
 
 
 def test_an_image_depends_on_its_own_prompt_and_seed_only():
-    pipe, call = demo_pipe(), {"guidance_scale": 3.0}
+    pipe, call = tiny_pipe(), {"guidance_scale": 3.0}
     together = Request(["rose", "tulip"], [5, 6], 2, call).make(pipe).images
     alone = Request("tulip", 6, 2, call).make(pipe).images
     assert together.shape == (2, 64, 64, 3) and np.abs(together[1:] - alone).max() < 1e-3
@@ -58,8 +58,8 @@ def test_an_image_depends_on_its_own_prompt_and_seed_only():
 
 def test_each_step_is_told():
     steps = []
-    made = Request("rose", 5, 3).make(demo_pipe(), each_step=lambda: steps.append(len(steps)))
-    assert steps == [0, 1, 2] and np.array_equal(made.images, Request("rose", 5, 3).make(demo_pipe()).images)
+    made = Request("rose", 5, 3).make(tiny_pipe(), each_step=lambda: steps.append(len(steps)))
+    assert steps == [0, 1, 2] and np.array_equal(made.images, Request("rose", 5, 3).make(tiny_pipe()).images)
 
 
 def test_images_that_the_safety_checker_blackened_are_marked():
@@ -81,7 +81,7 @@ def test_images_with_nan_or_infinite_values_are_refused_unless_allowed(value):
 def test_pipelines_that_need_an_image_or_lack_an_argument_are_refused():
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    check_text_to_image(demo_pipe(), {"prompt", "generator"}, "this")
+    check_text_to_image(tiny_pipe(), {"prompt", "generator"}, "this")
     with pytest.raises(UnsupportedPipeline, match="takes image: this is for text-to-image pipelines"):
         check_text_to_image(demo_pipe(StableDiffusionImg2ImgPipeline), {"prompt"}, "this")
     with pytest.raises(UnsupportedPipeline, match="LoopPipe takes no generator, prompt: this is"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
-from support.small import demo_pipe, generate, make_unet, state_of
+from support.small import demo_pipe, generate, make_unet, state_of, tiny_pipe
 
 from stepcache import Schedule, accelerate, denoising, last_run, warmup
 from stepcache.errors import InvalidSetting
@@ -50,7 +50,7 @@ def by_hand(pipe, schedule=MASK, predictor=None, **call):
 
 
 def test_a_file_holds_all_of_it(tmp_path):
-    plan = make_plan(demo_pipe())
+    plan = make_plan(tiny_pipe())
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan and plan_of(str(tmp_path / "plan.json")) == plan
     body = json.loads((tmp_path / "plan.json").read_text())
@@ -59,26 +59,26 @@ def test_a_file_holds_all_of_it(tmp_path):
 
 @pytest.mark.parametrize("given", ["file", "object"])
 def test_a_run_goes_by_the_plan(tmp_path, given):
-    plan = make_plan(demo_pipe())
+    plan = make_plan(tiny_pipe())
     plan.write(tmp_path / "plan.json")
-    want = by_hand(demo_pipe())
-    pipe = accelerate(demo_pipe(), plan=plan if given == "object" else tmp_path / "plan.json")
+    want = by_hand(tiny_pipe())
+    pipe = accelerate(tiny_pipe(), plan=plan if given == "object" else tmp_path / "plan.json")
     for _ in range(2):
         assert torch.equal(generate(pipe), want)
     assert last_run(pipe).kinds == MASK
-    held = accelerate(demo_pipe(), branch=1, guidance="reuse", schedule=Schedule.explicit(MASK))
+    held = accelerate(tiny_pipe(), branch=1, guidance="reuse", schedule=Schedule.explicit(MASK))
     assert not torch.equal(generate(held), want)
     assert torch.equal(generate(copy.deepcopy(pipe)), want)
 
 
 def test_a_plan_without_weights_is_the_line():
-    plan = make_plan(demo_pipe(), table={}, damping=0.0, order=1, guidance="both", branch=0)
-    want = generate(accelerate(demo_pipe(), schedule=Schedule.explicit(MASK)))
-    assert torch.equal(generate(accelerate(demo_pipe(), plan=plan)), want)
+    plan = make_plan(tiny_pipe(), table={}, damping=0.0, order=1, guidance="both", branch=0)
+    want = generate(accelerate(tiny_pipe(), schedule=Schedule.explicit(MASK)))
+    assert torch.equal(generate(accelerate(tiny_pipe(), plan=plan)), want)
 
 
 def test_warm_up_and_hand_written_loops():
-    pipe = accelerate(demo_pipe(), plan=make_plan(demo_pipe()))
+    pipe = accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()))
     assert warmup(pipe, 64, 64, progress=False).kinds == "FP"
     pipe.scheduler.set_timesteps(6)
     x, text = torch.zeros(1, 4, 16, 16), torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
@@ -95,19 +95,19 @@ def test_warm_up_and_hand_written_loops():
 )
 def test_what_a_plan_settles_is_not_given_beside_it(beside):
     with pytest.raises(InvalidSetting, match=f"plan= and {next(iter(beside))}="):
-        accelerate(demo_pipe(), plan=make_plan(demo_pipe()), **beside)
+        accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()), **beside)
 
 
 def test_adapt_is_for_plans():
     with pytest.raises(InvalidSetting, match="adapt=True is for plan="):
-        accelerate(demo_pipe(), adapt=True)
+        accelerate(tiny_pipe(), adapt=True)
     with pytest.raises(InvalidSetting, match="adapt must be"):
-        accelerate(demo_pipe(), plan=make_plan(demo_pipe()), adapt="yes")
+        accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()), adapt="yes")
 
 
 def test_another_model_is_refused_before_anything_changes():
-    plan = make_plan(demo_pipe())
-    other = copy.deepcopy(demo_pipe().unet)
+    plan = make_plan(tiny_pipe())
+    other = copy.deepcopy(tiny_pipe().unet)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.05 * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0
@@ -119,7 +119,7 @@ def test_another_model_is_refused_before_anything_changes():
         assert vars(state_of(pipe)) == vars(before)
         assert accelerate(pipe, plan=plan, adapt=True) is pipe
     # Put in afterwards, it is noticed by the next run.
-    pipe = accelerate(demo_pipe(), plan=plan)
+    pipe = accelerate(tiny_pipe(), plan=plan)
     pipe.unet = other
     with pytest.raises(InvalidSetting, match="other weights"):
         generate(pipe)
@@ -129,27 +129,27 @@ def test_another_model_is_refused_before_anything_changes():
 def test_the_same_model_in_another_dtype_or_with_a_lora_is_the_same(dtype):
     from peft import LoraConfig
 
-    made_for = MadeFor.of(demo_pipe(), 3.0)
-    unet = copy.deepcopy(demo_pipe().unet)
+    made_for = MadeFor.of(tiny_pipe(), 3.0)
+    unet = copy.deepcopy(tiny_pipe().unet)
     assert made_for.not_the_model(unet.to(dtype)) == ""
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights="gaussian"))
     assert made_for.not_the_model(unet) == ""
 
 
 def test_weights_that_cannot_be_read_are_not_held_against_a_model():
-    made_for = MadeFor.of(demo_pipe(), 3.0)
-    assert made_for.not_the_model(copy.deepcopy(demo_pipe().unet).to("meta")) == ""
+    made_for = MadeFor.of(tiny_pipe(), 3.0)
+    assert made_for.not_the_model(copy.deepcopy(tiny_pipe().unet).to("meta")) == ""
 
 
 def test_another_scheduler_is_refused_with_what_differs():
-    plan = make_plan(demo_pipe())
+    plan = make_plan(tiny_pipe())
     for scheduler, reason in (
-        (DPMSolverMultistepScheduler.from_config(demo_pipe().scheduler.config), "class 'DDIMScheduler' and not 'DPM"),
-        (type(demo_pipe().scheduler).from_config(demo_pipe().scheduler.config, timestep_spacing="trailing"), "spacing"),
+        (DPMSolverMultistepScheduler.from_config(tiny_pipe().scheduler.config), "class 'DDIMScheduler' and not 'DPM"),
+        (type(tiny_pipe().scheduler).from_config(tiny_pipe().scheduler.config, timestep_spacing="trailing"), "spacing"),
     ):
         with pytest.raises(InvalidSetting, match=reason):
             accelerate(demo_pipe(scheduler=scheduler), plan=plan)
-        pipe = accelerate(demo_pipe(), plan=plan)
+        pipe = accelerate(tiny_pipe(), plan=plan)
         pipe.scheduler = scheduler
         with pytest.raises(InvalidSetting, match=reason):
             generate(pipe)
@@ -157,7 +157,7 @@ def test_another_scheduler_is_refused_with_what_differs():
 
 
 def test_another_number_of_steps_is_refused_at_the_first_call():
-    pipe = accelerate(demo_pipe(), plan=make_plan(demo_pipe()))
+    pipe = accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()))
     with pytest.raises(InvalidSetting, match=r"for 6 steps.*of 9 steps.*adapt=True"):
         generate(pipe, steps=9)
     assert last_run(pipe).kinds == ""
@@ -165,21 +165,21 @@ def test_another_number_of_steps_is_refused_at_the_first_call():
 
 
 def test_adapt_stretches_the_mask_and_takes_the_line(caplog):
-    pipe = accelerate(demo_pipe(), plan=make_plan(demo_pipe()), adapt=True)
-    want = by_hand(demo_pipe(), "FPPPFPPFP", Line(0.5), steps=9)
+    pipe = accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()), adapt=True)
+    want = by_hand(tiny_pipe(), "FPPPFPPFP", Line(0.5), steps=9)
     with caplog.at_level(logging.WARNING, "stepcache"):
         assert torch.equal(generate(pipe, steps=9), want)
         generate(pipe, steps=9)
     assert last_run(pipe).kinds == "FPPPFPPFP" == stretched(MASK, 9)
     assert [r.message for r in caplog.records if "stretched to FPPPFPPFP" in r.message] == [caplog.records[0].message]
     # The plan's own number of steps is still the plan's own run.
-    assert torch.equal(generate(pipe), by_hand(demo_pipe()))
+    assert torch.equal(generate(pipe), by_hand(tiny_pipe()))
 
 
 def test_image_to_image_has_fewer_steps():
     call = {"image": Image.new("RGB", (64, 64), "gray"), "sized": False}
-    plan = make_plan(demo_pipe())
-    pipe = accelerate(demo_pipe(StableDiffusionImg2ImgPipeline), plan=plan)
+    plan = make_plan(tiny_pipe())
+    pipe = accelerate(tiny_pipe(StableDiffusionImg2ImgPipeline), plan=plan)
     with pytest.raises(InvalidSetting, match="of 3 steps"):
         generate(pipe, strength=0.5, **call)
     generate(pipe, strength=1.0, **call)
@@ -189,7 +189,7 @@ def test_image_to_image_has_fewer_steps():
 
 
 def test_another_guidance_scale_is_said(caplog):
-    pipe = accelerate(demo_pipe(), plan=make_plan(demo_pipe()))
+    pipe = accelerate(tiny_pipe(), plan=make_plan(tiny_pipe()))
     with caplog.at_level(logging.WARNING, "stepcache"):
         generate(pipe)
         assert not caplog.records
@@ -214,10 +214,10 @@ def test_another_guidance_scale_is_said(caplog):
 )
 def test_files_that_are_none(tmp_path, change, reason):
     path = tmp_path / "plan.json"
-    body = json.loads(make_plan(demo_pipe()).to_json())
+    body = json.loads(make_plan(tiny_pipe()).to_json())
     path.write_text(json.dumps({**body, **change}))
     with pytest.raises(InvalidSetting, match=reason) as error:
-        accelerate(demo_pipe(), plan=path)
+        accelerate(tiny_pipe(), plan=path)
     assert "plan.json is no plan" in str(error.value)
 
 
@@ -228,13 +228,13 @@ def test_text_that_is_no_plan(tmp_path):
         with pytest.raises(InvalidSetting, match="is no plan"):
             Plan.read(path)
     with pytest.raises(InvalidSetting, match="plan must be a file"):
-        accelerate(demo_pipe(), plan=3)
+        accelerate(tiny_pipe(), plan=3)
     with pytest.raises(FileNotFoundError):
-        accelerate(demo_pipe(), plan=tmp_path / "none.json")
+        accelerate(tiny_pipe(), plan=tmp_path / "none.json")
 
 
 def test_a_branch_that_the_unet_does_not_have():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     with pytest.raises(InvalidSetting, match="branch=40"):
         accelerate(pipe, plan=make_plan(pipe, branch=40))
     assert attachment_of(pipe) is None

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 import torch
-from support.small import demo_pipe, generate, loop_pipe
+from support.small import generate, loop_pipe, tiny_pipe
 
 from benchmarks import RESULTS
 from stepcache import accelerate, last_run
@@ -37,7 +37,7 @@ def test_runs_of_different_lengths_in_turn():
 
 
 def test_fast_reuses_guidance_where_that_is_known():
-    pipe = accelerate(demo_pipe(), 5, guidance="reuse")
+    pipe = accelerate(tiny_pipe(), 5, guidance="reuse")
     want = generate(pipe)
     torch.testing.assert_close(generate(accelerate(pipe, preset="fast")), want, rtol=1e-5, atol=1e-5)
     with pytest.raises(UnsupportedPipeline, match="LoopPipe"):
@@ -47,13 +47,13 @@ def test_fast_reuses_guidance_where_that_is_known():
 @pytest.mark.parametrize("other", [{"interval": 2}, {"branch": 1}, {"predict": "linear"}, {"guidance": "reuse"}])
 def test_nothing_else_beside_it(other):
     with pytest.raises(InvalidSetting, match=f"preset= and {next(iter(other))}"):
-        accelerate(demo_pipe(), preset="fast", **other)
+        accelerate(tiny_pipe(), preset="fast", **other)
 
 
 @pytest.mark.parametrize("name", ["slow", "", 3, True])
 def test_no_such_preset(name):
     with pytest.raises(InvalidSetting, match="faithful, balanced, fast"):
-        accelerate(demo_pipe(), preset=name)
+        accelerate(tiny_pipe(), preset=name)
 
 
 @pytest.mark.parametrize(("name", "steps"), GAINS)

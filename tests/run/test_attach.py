@@ -21,6 +21,7 @@ from support.small import (
     make_unet,
     sdxl_pipe,
     state_of,
+    tiny_pipe,
 )
 
 from stepcache import accelerate, denoising, last_run, restore
@@ -34,11 +35,11 @@ from stepcache.run.session import current
 
 
 def test_returns_the_same_pipe_of_the_same_name():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     assert accelerate(pipe) is pipe
     assert isinstance(pipe, StableDiffusionPipeline)
     assert type(pipe).__name__ == "StableDiffusionPipeline"
-    assert inspect.signature(pipe.__call__) == inspect.signature(demo_pipe().__call__)
+    assert inspect.signature(pipe.__call__) == inspect.signature(tiny_pipe().__call__)
     assert restore(pipe) is pipe
     assert type(pipe) is StableDiffusionPipeline
 
@@ -62,13 +63,13 @@ def test_restore_leaves_everything_as_it_was(make):
 
 
 def test_interval_1_is_the_original_bit_for_bit():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     want = generate(pipe, output_type="np")
     assert (generate(accelerate(pipe, interval=1), output_type="np") == want).all()
 
 
 def test_accelerating_twice_replaces():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     accelerate(pipe, interval=2)
     generate(pipe)
     accelerate(accelerate(pipe, interval=3), interval=4, branch=1)
@@ -80,7 +81,7 @@ def test_accelerating_twice_replaces():
 
 
 def test_outside_a_run_the_unet_is_the_original():
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     pipe(4)
     assert "forward" not in vars(pipe.unet) and "step" not in vars(pipe.scheduler)
     inputs = make_inputs(pipe.unet)
@@ -92,7 +93,7 @@ def test_outside_a_run_the_unet_is_the_original():
 
 def test_the_watched_step_keeps_its_signature():
     """Pipelines inspect it to decide whether to pass eta and generator."""
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     want = inspect.signature(pipe.scheduler.step)
     with denoising(pipe):
         assert "step" in vars(pipe.scheduler)
@@ -101,14 +102,14 @@ def test_the_watched_step_keeps_its_signature():
 
 
 def test_swapped_scheduler():
-    pipe = accelerate(loop_pipe(), interval=2)
+    pipe = accelerate(loop_pipe("least"), interval=2)
     pipe(4)
     first = pipe.scheduler
     pipe.scheduler = EulerDiscreteScheduler(**BETAS)
     got = pipe(5)
     assert last_run(pipe).kinds == "FPFPF"
     assert "step" not in vars(first) and "step" not in vars(pipe.scheduler)
-    assert torch.equal(got, accelerate(loop_pipe(scheduler=EulerDiscreteScheduler(**BETAS)), interval=2)(5))
+    assert torch.equal(got, accelerate(loop_pipe("least", scheduler=EulerDiscreteScheduler(**BETAS)), interval=2)(5))
 
 
 def test_another_unet_put_into_the_pipe():
@@ -128,7 +129,7 @@ def test_another_unet_put_into_the_pipe():
 
 
 def test_deepcopy_is_an_accelerated_pipe_of_its_own():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
     copied = copy.deepcopy(pipe)
     assert type(copied) is not type(pipe) and type(copied).__base__ is LoopPipe
@@ -141,7 +142,7 @@ def test_deepcopy_is_an_accelerated_pipe_of_its_own():
 
 
 def test_deepcopy_of_a_diffusers_pipeline():
-    pipe = accelerate(demo_pipe(), interval=3)
+    pipe = accelerate(tiny_pipe(), interval=3)
     want = generate(pipe)
     copied = copy.deepcopy(pipe)
     assert torch.equal(generate(copied), want)
@@ -149,7 +150,7 @@ def test_deepcopy_of_a_diffusers_pipeline():
 
 
 def test_pickle_keeps_the_settings():
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     want = pipe(6)
     copied = pickle.loads(pickle.dumps(pipe))
     assert torch.equal(copied(6), want)
@@ -157,7 +158,7 @@ def test_pickle_keeps_the_settings():
 
 
 def test_save_pretrained_saves_what_the_original_would(tmp_path):
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     pipe.save_pretrained(tmp_path / "plain")
     accelerate(pipe, interval=3)
     generate(pipe)
@@ -182,7 +183,7 @@ def test_to_another_dtype_after_accelerate():
 
 def test_restore_and_the_pipes_end_free_the_buffers():
     for end in (restore, lambda pipe: None):
-        pipe = accelerate(loop_pipe(), interval=2)
+        pipe = accelerate(loop_pipe("least"), interval=2)
         pipe(4)
         (bucket,) = engine_of(pipe).unet_graphs.buckets.held.values()
         feature, unet = weakref.ref(bucket.slots[0].values[0].tensors[0]), weakref.ref(pipe.unet)
@@ -200,7 +201,7 @@ def test_restore_and_the_pipes_end_free_the_buffers():
 
 @pytest.mark.parametrize("again", [restore, lambda pipe: accelerate(pipe, interval=2)])
 def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
-    pipe = accelerate(loop_pipe(), interval=3)
+    pipe = accelerate(loop_pipe("least"), interval=3)
     features = []
 
     def once(pipe, i):
@@ -217,7 +218,7 @@ def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
 
 
 def test_a_unet_that_is_dropped_takes_graphs_and_weights_along():
-    pipe = accelerate(loop_pipe(), interval=2, cuda_graphs=StandInBackend)
+    pipe = accelerate(loop_pipe("least"), interval=2, cuda_graphs=StandInBackend)
     pipe(4)
     weight = weakref.ref(pipe.unet.conv_in.weight)
     backend = next(iter(engine_of(pipe).unet_graphs.buckets.held.values())).capture.backend
@@ -228,7 +229,7 @@ def test_a_unet_that_is_dropped_takes_graphs_and_weights_along():
 
 def test_copies_made_during_a_run_are_their_own():
     """A preview in a callback steps a copy of the scheduler; a copy of the pipe runs with its own weights."""
-    pipe = accelerate(loop_pipe(scheduler=EulerDiscreteScheduler(**BETAS)), interval=3)
+    pipe = accelerate(loop_pipe("least", scheduler=EulerDiscreteScheduler(**BETAS)), interval=3)
     want = pipe(6)
     copies = []
 
@@ -252,11 +253,11 @@ def test_copies_made_during_a_run_are_their_own():
 
 
 def test_another_object_of_the_same_class_is_not_accelerated():
-    pipe = accelerate(demo_pipe(), interval=3)
+    pipe = accelerate(tiny_pipe(), interval=3)
     cached = generate(pipe)
     other = type(pipe)(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
-    assert torch.equal(generate(other), generate(demo_pipe()))
+    assert torch.equal(generate(other), generate(tiny_pipe()))
     with pytest.raises(NotAccelerated):
         last_run(other)
     restore(other)
@@ -270,7 +271,7 @@ def test_another_object_of_the_same_class_is_not_accelerated():
 
 
 def test_accelerating_often_leaves_nothing_behind():
-    pipe = loop_pipe()
+    pipe = loop_pipe("least")
     attachments = []
     for _ in range(5):
         accelerate(pipe)
@@ -292,7 +293,7 @@ def test_offloading_hooks_stay_on_the_outside():
             return args, kwargs
 
     for order in ("before", "after"):
-        pipe, hook = loop_pipe(), Count()
+        pipe, hook = loop_pipe("least"), Count()
         if order == "before":
             add_hook_to_module(pipe.unet, hook)
         accelerate(pipe, interval=2)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import demo_pipe, engine_of, generate, loop_pipe, own_demo, sdxl_pipe
+from support.small import demo_pipe, engine_of, generate, loop_pipe, own_demo, sdxl_pipe, tiny_pipe
 from support.vaes import make_latents, make_vae
 from torch import nn
 
@@ -41,7 +41,7 @@ def test_a_pipelines_images_are_the_same():
 
 
 def test_eager_on_a_cpu_there_is_nothing_to_gain_and_nothing_is_changed():
-    pipe = demo_pipe()
+    pipe = tiny_pipe()
     want = images(accelerate(pipe, 3))
     assert torch.equal(images(accelerate(pipe, 3, vae=True)), want)
     assert not engine_of(pipe).decoder.buckets.held
@@ -89,7 +89,7 @@ def test_copies_and_pickles_have_graphs_of_their_own():
 
 
 def test_a_vae_shared_with_a_pipe_that_does_not_ask():
-    first, second = demo_pipe(), demo_pipe()
+    first, second = tiny_pipe(), tiny_pipe()
     with_graphs(first, 3), accelerate(second, 3)
     decoded = []
 
@@ -109,7 +109,7 @@ def test_threads_have_graphs_each():
     vae, failed = make_vae(), []
     with torch.no_grad():
         want = vae.decode(make_latents())[0]
-    pipe = with_graphs(VaeLoop(loop_pipe(), vae), 3)
+    pipe = with_graphs(VaeLoop(loop_pipe("least"), vae), 3)
     barrier = threading.Barrier(2, timeout=60)
 
     def work():
@@ -141,7 +141,7 @@ class VaeLoop:
 
 
 def test_the_vae_is_swapped_between_runs():
-    pipe = with_graphs(VaeLoop(loop_pipe(), make_vae()), 3)
+    pipe = with_graphs(VaeLoop(loop_pipe("least"), make_vae()), 3)
     pipe()
     pipe.vae = make_vae("AutoencoderTiny")
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_the_vae_is_swapped_between_runs():
 
 
 def test_warm_up_decodes_too():
-    pipe = with_graphs(demo_pipe(), 3)
+    pipe = with_graphs(tiny_pipe(), 3)
     assert warmup(pipe, 64, 64, progress=False).captures == 3
     images(pipe)
     assert last_run(pipe).captures == 0
@@ -162,7 +162,7 @@ def test_warm_up_decodes_too():
 
 
 def test_restore_frees_the_graphs():
-    pipe = with_graphs(demo_pipe(), 3)
+    pipe = with_graphs(tiny_pipe(), 3)
     images(pipe)
     (bucket,) = engine_of(pipe).decoder.buckets.held.values()
     captured = bucket.capture
@@ -178,7 +178,7 @@ def refused(pipe, error, match, vae=True):
 
 
 def test_a_pipe_without_a_vae():
-    refused(loop_pipe(), UnsupportedVAE, "LoopPipe has no VAE")
+    refused(loop_pipe("least"), UnsupportedVAE, "LoopPipe has no VAE")
 
 
 def test_a_vae_of_another_kind():
@@ -187,8 +187,10 @@ def test_a_vae_of_another_kind():
             super().__init__()
             self.decoder = nn.Conv2d(4, 3, 1)
 
-    refused(VaeLoop(loop_pipe(), Other()), UnsupportedVAE, "decoder of Other, Conv2d, is not known.*AutoencoderTiny")
-    refused(VaeLoop(loop_pipe(), nn.Identity()), UnsupportedVAE, "decoder of Identity, NoneType")
+    refused(
+        VaeLoop(loop_pipe("least"), Other()), UnsupportedVAE, "decoder of Other, Conv2d, is not known.*AutoencoderTiny"
+    )
+    refused(VaeLoop(loop_pipe("least"), nn.Identity()), UnsupportedVAE, "decoder of Identity, NoneType")
 
 
 def test_a_decoder_that_is_compiled_already():
@@ -199,12 +201,12 @@ def test_a_decoder_that_is_compiled_already():
     ):
         vae = make_vae()
         compile(vae)
-        refused(VaeLoop(loop_pipe(), vae), AlreadyCached, "this AutoencoderKL's decoding is compiled already")
+        refused(VaeLoop(loop_pipe("least"), vae), AlreadyCached, "this AutoencoderKL's decoding is compiled already")
 
 
 def test_a_setting_that_is_no_bool():
     for value in ("auto", 1, None):
-        refused(demo_pipe(), InvalidSetting, "vae must be True or False", vae=value)
+        refused(tiny_pipe(), InvalidSetting, "vae must be True or False", vae=value)
 
 
 def test_kandinskys_vae_has_another_name():
@@ -213,7 +215,7 @@ def test_kandinskys_vae_has_another_name():
 
 
 def test_a_forward_that_somebody_put_on_the_decoder_is_not_left_out(caplog):
-    pipe = copy.deepcopy(demo_pipe())
+    pipe = copy.deepcopy(tiny_pipe())
     decoder = pipe.vae.decoder
     stock = decoder.forward
     decoder.forward = lambda *args, **kwargs: -stock(*args, **kwargs)

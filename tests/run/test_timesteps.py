@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from support.small import BETAS, LoopPipe, demo_pipe, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
+from support.small import BETAS, LoopPipe, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -286,7 +286,7 @@ def test_nobody_else_sees_the_host_copy(as_on_a_device):
 @pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DDPMScheduler", "LCMScheduler"])
 def test_pipelines_are_the_same_and_wait_once_a_run(name, as_on_a_device, monkeypatch):
     def images():
-        pipe = tiny_pipe(scheduler=getattr(diffusers, name).from_config(demo_pipe().scheduler.config))
+        pipe = tiny_pipe(scheduler=getattr(diffusers, name).from_config(tiny_pipe().scheduler.config))
         accelerate(pipe, 2)
         try:
             return [generate(pipe) for _ in range(2)], last_run(pipe).kinds, dict(vars(pipe.scheduler))

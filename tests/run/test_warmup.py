@@ -101,5 +101,5 @@ def test_arguments_that_the_pipeline_does_not_take():
 
 def test_needs_an_accelerated_pipe():
     with pytest.raises(NotAccelerated, match="warmup"):
-        warmup(loop_pipe(), 64, 64)
+        warmup(loop_pipe("least"), 64, 64)
     assert inspect.signature(warmup).parameters["guidance"].default is True
