@@ -13,7 +13,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from support.small import (
-    ONE_LEVEL,
+    ATTENDED,
     captured,
     demo_pipe,
     engine_of,
@@ -78,9 +78,9 @@ def _extra(pipe):
 @pytest.mark.parametrize(
     ("make", "mask", "predict", "damping"),
     [
-        (demo_pipe, "FPPFPPFP", "hold", 0.0),
-        (demo_pipe, "FPPFPPFP", "linear", 1.0),
-        (demo_pipe, "FPFPPPFP", 0.5, 0.5),
+        (tiny_pipe, "FPPFPPFP", "hold", 0.0),
+        (tiny_pipe, "FPPFPPFP", "linear", 1.0),
+        (tiny_pipe, "FPFPPPFP", 0.5, 0.5),
         (sdxl_pipe, "FPFPPPFP", 0.5, 0.5),
     ],
 )
@@ -186,18 +186,22 @@ def test_a_partial_step_costs_half():
 
 
 @pytest.mark.parametrize("predict", ["hold", "linear"])
-def test_captured_and_compiled(predict):
-    from torch._dynamo.testing import CompileCounter
-
-    pipe = tiny_pipe(unet={**ONE_LEVEL, "up_block_types": ("CrossAttnUpBlock2D",)})
-    accelerate(pipe, 3, guidance="reuse", predict=predict)
-    want = generate(pipe, steps=9)
+def test_captured(predict):
+    pipe = tiny_pipe(unet=ATTENDED)
+    want = generate(accelerate(pipe, 3, guidance="reuse", predict=predict), steps=9)
     captured(pipe, 3, guidance="reuse", predict=predict)
     for captures in (2, 0):
         assert torch.equal(generate(pipe, steps=9), want)
         assert last_run(pipe).captures == captures
-    counter = CompileCounter()
-    accelerate(pipe, 3, guidance="reuse", predict=predict, compile={"backend": counter})
+
+
+def test_compiled():
+    """With lines, so that both the feature and the difference are blends."""
+    from torch._dynamo.testing import CompileCounter
+
+    pipe, counter = tiny_pipe(unet=ATTENDED), CompileCounter()
+    want = generate(accelerate(pipe, 3, guidance="reuse", predict="linear"), steps=9)
+    accelerate(pipe, 3, guidance="reuse", predict="linear", compile={"backend": counter})
     for _ in range(2):
         torch.testing.assert_close(generate(pipe, steps=9), want, rtol=1e-3, atol=1e-3)
     assert counter.frame_count == 2
