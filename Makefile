@@ -25,9 +25,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# One thread a process: two processes with two OpenMP threads each fight over two cores.
+# One thread a process: two processes with two OpenMP threads each fight over two cores. worksteal: neighbours, which
+# share fixtures, stay together.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not fuzz" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not fuzz" $(ARGS)
 
 # The README's tables, from benchmarks/results.
 tables: $(READY)
@@ -36,7 +37,7 @@ tables: $(READY)
 
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Random U-Nets, other ones each time: not part of CI, which is to say the same thing twice.
 fuzz: $(READY)
