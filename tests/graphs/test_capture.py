@@ -8,6 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from support.changes import move_the_data, other_processor, replace_weight
 from support.small import (
+    ATTENDED,
     BETAS,
     LoopPipe,
     captured,
@@ -43,13 +44,13 @@ def test_the_demo_pipelines_images_are_the_uncaptured_ones():
 )
 def test_schedulers_that_keep_raw_outputs_across_steps(scheduler, options):
     """PNDM appends the U-Net's output to a list, and the next replay must not overwrite it."""
-    pipe = loop_pipe("least", scheduler=scheduler(**BETAS, **options))
+    pipe = loop_pipe("least", **ATTENDED, scheduler=scheduler(**BETAS, **options))
     want = accelerate(pipe, 3)(8)
     assert torch.equal(captured(pipe, 3)(8), want)
 
 
 def test_two_captures_a_bucket_and_none_later():
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     first = pipe(7)
     assert last_run(pipe).captures == 2
     for steps in (7, 4, 10):
@@ -72,7 +73,7 @@ def test_expanded_inputs_have_slots_of_their_own():
                 session.advance()
         return latents
 
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = run(accelerate(pipe, 2))
     # Static inputs are contiguous, so a matrix product may round differently than on the expanded tensor.
     torch.testing.assert_close(run(captured(pipe, 2)), want, rtol=1e-5, atol=1e-5)
@@ -80,7 +81,7 @@ def test_expanded_inputs_have_slots_of_their_own():
 
 
 def test_autocast_has_buckets_of_its_own():
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     plain = accelerate(pipe, 3)(4)
     with torch.autocast("cpu", torch.bfloat16):
         cast = accelerate(pipe, 3)(4)
@@ -103,7 +104,7 @@ def test_a_unet_that_changes_at_every_call_is_given_up(caplog):
             self.seen = hidden_states.shape, object()
             return super().__call__(attn, hidden_states, *args, **kwargs)
 
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     pipe.unet.set_attn_processor(Storing())
     want = accelerate(pipe, 2)(12)
     captured(pipe, 2)
@@ -125,7 +126,7 @@ def test_an_input_that_cannot_be_compared():
 
 
 def test_an_input_changed_in_place_is_copied_again():
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     inputs = make_inputs(pipe.unet)
 
     def run():
@@ -145,7 +146,7 @@ def test_an_input_changed_in_place_is_copied_again():
 
 
 def test_an_inference_tensor_is_copied_each_time():
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     with torch.inference_mode():
@@ -155,7 +156,7 @@ def test_an_inference_tensor_is_copied_each_time():
 
 def test_a_feature_that_was_allocated_anew_is_captured_again():
     """An uncaptured call in between may write other strides, to another address than the graph has."""
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     want = pipe(6)
     kept = next(iter(engine_of(pipe).unet_graphs.buckets.held.values())).slots[0]
     (old,) = kept.values[0].tensors
@@ -165,10 +166,10 @@ def test_a_feature_that_was_allocated_anew_is_captured_again():
     assert last_run(pipe).captures == 2 and last_run(pipe).kinds == "FPPFPP"
 
 
-@pytest.mark.parametrize("name, captures", [("conv_in", 2), ("mid_block.resnets.0.conv1", 1)])
+@pytest.mark.parametrize("name, captures", [("conv_in", 2), ("down_blocks.0.resnets.0.conv1", 1)])
 def test_a_weight_of_other_strides_at_the_old_address_is_captured_again(name, captures):
     """A re-laid weight may return to its old address, but a captured kernel expects its old layout."""
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     pipe(6)
     weight = pipe.unet.get_submodule(name).weight
     address, values = weight.data_ptr(), weight.detach().clone(memory_format=torch.channels_last)
@@ -177,13 +178,13 @@ def test_a_weight_of_other_strides_at_the_old_address_is_captured_again(name, ca
     assert weight.data_ptr() == address
     got = pipe(6)
     assert last_run(pipe).captures == captures
-    torch.testing.assert_close(got, accelerate(loop_pipe("least"), 3)(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, accelerate(loop_pipe("least", **ATTENDED), 3)(6), rtol=0, atol=1e-5)
     pipe(6)
     assert last_run(pipe).captures == 0
 
 
 def test_addresses_are_stable_and_memory_is_stated():
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     pipe(4)
     (graphs,) = graphs_of(pipe)
 
@@ -201,7 +202,7 @@ def test_addresses_are_stable_and_memory_is_stated():
 
 
 def test_the_least_recently_used_bucket_is_freed():
-    pipe = captured(loop_pipe("least"), 2, max_buckets=2)
+    pipe = captured(loop_pipe("least", **ATTENDED), 2, max_buckets=2)
     pipe(4, batch=1), pipe(4, batch=2)
     first, second = graphs_of(pipe)
     pipe(4, batch=1)
@@ -210,7 +211,7 @@ def test_the_least_recently_used_bucket_is_freed():
     assert all(graph.is_reset for graph in second.backend.graphs)
     assert first.backend.released == 0
     assert len(graphs_of(pipe)) == 2
-    want = accelerate(loop_pipe("least"), 2)(4, batch=2)
+    want = accelerate(loop_pipe("least", **ATTENDED), 2)(4, batch=2)
     assert torch.equal(pipe(4, batch=2), want)
     kept = graphs_of(pipe)
     restore(pipe)
@@ -231,14 +232,14 @@ def test_several_slots_get_graphs_each_and_more_run_uncaptured():
                 latents = pipe.scheduler.step(sum(outputs) / calls, t, latents).prev_sample
         return latents
 
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     for calls, captures in ((2, 4), (6, 2 * engine.MAX_CAPTURED_SLOTS)):
         accelerate(pipe, 3, 1)
         want = run(pipe, calls)
         captured(pipe, 3, 1)
         assert torch.equal(run(pipe, calls), want)
         assert last_run(pipe).captures == captures
-        assert last_run(pipe).buffer_bytes == calls * 16 * 16 * 16 * 4
+        assert last_run(pipe).buffer_bytes == calls * 8 * 16 * 16 * 4
 
 
 def replace_a_weight(unet):
@@ -255,7 +256,7 @@ def freeu(unet):
 
 @pytest.mark.parametrize("change", [replace_a_weight, move_the_data, reload, freeu, other_processor])
 def test_captured_again_after(change):
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     pipe(4)
     change(pipe.unet)
     got = pipe(6)
@@ -267,7 +268,7 @@ def test_captured_again_after(change):
 
 
 def test_not_captured_again_after_an_update_in_place():
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     before = pipe(6)
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(1.1)
@@ -280,7 +281,7 @@ def test_not_captured_again_after_an_update_in_place():
 def test_lora_load_scale_fuse_and_unload():
     from peft import LoraConfig
 
-    pipe = tiny_pipe()
+    pipe = tiny_pipe(unet=ATTENDED)
     plain = demo_pipe(unet=pipe.unet)
     captured(pipe, 3), accelerate(plain, 3)
 
@@ -311,7 +312,7 @@ def test_lora_load_scale_fuse_and_unload():
 
 
 def replace_a_deep_weight(unet):
-    layer = unet.mid_block.resnets[0].conv1
+    layer = unet.down_blocks[0].resnets[0].conv1
     layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
 
 
@@ -324,14 +325,14 @@ def test_a_change_in_mid_run_is_seen_at_once(change, captures):
         assert last_run(pipe).kinds == "FPPFPPFPP"
         return result
 
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     got = run(pipe)
     assert last_run(pipe).captures == captures
-    assert torch.equal(got, run(accelerate(loop_pipe("least"), 3)))
+    assert torch.equal(got, run(accelerate(loop_pipe("least", **ATTENDED), 3)))
 
 
 def test_two_threads_on_one_pipe_are_captured_once_each():
-    pipe = captured(loop_pipe("least"), 3)
+    pipe = captured(loop_pipe("least", **ATTENDED), 3)
     want, captures = pipe(6), []
     barrier = threading.Barrier(2, timeout=60)
 
@@ -350,7 +351,7 @@ def test_two_threads_on_one_pipe_are_captured_once_each():
 
 
 def test_threads_with_a_pipeline_each_on_one_unet():
-    unet = make_unet("least")
+    unet = make_unet("least", **ATTENDED)
     pipes = [captured(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n) for n in (2, 3)]
     want = [accelerate(LoopPipe(unet, EulerDiscreteScheduler(**BETAS)), n)(6) for n in (2, 3)]
     failed = []
@@ -370,7 +371,7 @@ def test_threads_with_a_pipeline_each_on_one_unet():
 
 def test_a_pool_whose_graphs_are_all_gone_is_not_captured_into():
     """At interval 1 there is one graph. Replacing a weight drops it, and its pool too."""
-    pipe = captured(loop_pipe("least"), 1)
+    pipe = captured(loop_pipe("least", **ATTENDED), 1)
     pipe(3)
     conv = pipe.unet.conv_in
     old = conv.weight

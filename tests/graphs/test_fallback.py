@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from support.small import LoopPipe, captured, graphs_of, loop_pipe, make_unet
+from support.small import ATTENDED, LoopPipe, captured, graphs_of, loop_pipe, make_unet
 
 from stepcache import accelerate, last_run
 from stepcache.graphs.standin import StandInBackend
@@ -34,7 +34,7 @@ class Failing(StandInBackend):
 )
 def test_a_failed_capture_runs_on_uncaptured(works, calls, error, caplog):
     backend = type("B", (Failing,), {"error": error, "works": works, "calls": calls})
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = accelerate(pipe, 3)(7)
     accelerate(pipe, 3, cuda_graphs=backend)
     for _ in range(2):
@@ -56,7 +56,7 @@ def check_fallback(pipe, want, caplog, message):
 def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     add_hook_to_module(pipe.unet, ModelHook())
@@ -69,7 +69,7 @@ def test_offloading_hooks_on_the_unet_are_not_captured(caplog):
 def test_offloading_hooks_on_layers_are_not_captured(caplog):
     from accelerate.hooks import ModelHook, add_hook_to_module
 
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     add_hook_to_module(pipe.unet.conv_in, ModelHook())
@@ -77,7 +77,7 @@ def test_offloading_hooks_on_layers_are_not_captured(caplog):
 
 
 def test_training_mode_is_not_captured(caplog):
-    pipe = loop_pipe("least")
+    pipe = loop_pipe("least", **ATTENDED)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     pipe.unet.train()
@@ -88,7 +88,7 @@ def test_gradients_on_is_not_captured(caplog):
     class WithGrad(LoopPipe):
         __call__ = LoopPipe.__call__.__wrapped__
 
-    pipe = WithGrad(make_unet("least"), loop_pipe("least").scheduler)
+    pipe = WithGrad(make_unet("least", **ATTENDED), loop_pipe("least", **ATTENDED).scheduler)
     want = accelerate(pipe, 3)(6)
     captured(pipe, 3)
     check_fallback(pipe, want, caplog, "Gradients are enabled")
