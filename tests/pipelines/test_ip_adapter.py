@@ -4,7 +4,7 @@ import itertools
 
 import torch
 from diffusers import StableDiffusionPipeline
-from support.builders import image_encoder, sd
+from support.builders import TINY, image_encoder, sd
 from support.cases.adapters import EMBEDDING, load_ip_adapter
 from support.cases.case import four_steps
 from support.small import captured
@@ -13,7 +13,9 @@ from stepcache import accelerate, last_run
 
 
 def test_loaded_scaled_and_unloaded():
-    stock, full, reusing, replaying = (sd(StableDiffusionPipeline, image_encoder=image_encoder(8)) for _ in range(4))
+    stock, full, reusing, replaying = (
+        sd(StableDiffusionPipeline, TINY, image_encoder=image_encoder(8)) for _ in range(4)
+    )
     accelerate(full, interval=1)
     accelerate(reusing, interval=3)
     captured(replaying, interval=3)

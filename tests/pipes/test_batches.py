@@ -43,7 +43,7 @@ def test_a_subclass_counts_where_it_keeps_the_loop():
     assert guided(accelerate(tiny_pipe(), guidance="reuse")) is not None  # whose class is stepcache's by then
 
 
-@pytest.mark.parametrize("make", [loop_pipe, lambda: sd(StableDiffusionPAGPipeline, pag_applied_layers=["mid"])])
+@pytest.mark.parametrize("make", [loop_pipe, lambda: sd(StableDiffusionPAGPipeline, pag_applied_layers=["down"])])
 def test_loops_of_another_batch_are_unknown(make):
     with pytest.raises(UnsupportedPipeline, match=r"known to be \[unconditional, conditional\]"):
         guided(make())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from support.builders import PIXELS, image_encoder, random, sd, sdxl, shared
+from support.builders import PIXELS, TINY, TINY_XL, image_encoder, random, sd, sdxl, shared
 from support.cases.case import SIZED, partial, works
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in")
@@ -58,8 +59,10 @@ def load_ip_adapter(pipe: Any, count: int = 1, scale: Any = 0.7) -> None:
     pipe.set_ip_adapter_scale(scale)
 
 
-def with_ip_adapter(cls: type, make: Any = sd, count: int = 1, scale: Any = 0.7) -> Any:
-    pipe = make(cls, image_encoder=image_encoder(8))
+def with_ip_adapter(
+    cls: type, make: Any = sd, config: Mapping[str, Any] = TINY, count: int = 1, scale: Any = 0.7
+) -> Any:
+    pipe = make(cls, config, image_encoder=image_encoder(8))
     load_ip_adapter(pipe, count, scale)
     return pipe
 
@@ -101,7 +104,7 @@ CASES = [
     works(
         "StableDiffusionXLPipeline",
         "IP-Adapter",
-        partial(with_ip_adapter, sdxl),
+        partial(with_ip_adapter, sdxl, TINY_XL),
         {**SIZED, "ip_adapter_image_embeds": [EMBEDDING]},
     ),
     works(

@@ -16,10 +16,12 @@ from diffusers import (
 )
 from support.builders import (
     BETAS,
+    LEAN,
+    LEAN_XL,
+    ONCE,
     OTHER_PICTURE,
     PICTURE,
     TINY,
-    TINY_XL,
     ddim,
     ready,
     sd,
@@ -27,7 +29,7 @@ from support.builders import (
     vae_of,
 )
 from support.cases.case import IMAGE, INPAINT, SHORT, SIZED, TEXT, partial, works
-from support.cases.video import motion_adapter
+from support.cases.video import MOVING, motion_adapter
 
 
 def control_net(config: Mapping[str, Any]) -> Any:
@@ -36,7 +38,7 @@ def control_net(config: Mapping[str, Any]) -> Any:
     return ready(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)))
 
 
-def with_control(cls: type, make: Any = sd, config: Mapping[str, Any] = TINY, count: int = 1, **components: Any) -> Any:
+def with_control(cls: type, make: Any = sd, config: Mapping[str, Any] = LEAN, count: int = 1, **components: Any) -> Any:
     torch.manual_seed(1)
     nets = [control_net({**config, "in_channels": 4}) for _ in range(count)]
     return make(cls, config, controlnet=nets[0] if count == 1 else nets, **components)
@@ -45,7 +47,7 @@ def with_control(cls: type, make: Any = sd, config: Mapping[str, Any] = TINY, co
 def with_union(cls: type) -> Any:
     torch.manual_seed(1)
     config = {
-        **{key: value for key, value in TINY_XL.items() if key not in ("sample_size", "up_block_types")},
+        **{key: value for key, value in LEAN_XL.items() if key not in ("sample_size", *ONCE)},
         "num_control_type": 3, "num_trans_channel": 8, "num_trans_head": 2, "num_proj_channel": 8,
         "conditioning_embedding_out_channels": (8, 16), "attention_head_dim": 2,
     }  # fmt: skip
@@ -72,17 +74,17 @@ def panorama(cls: type, scheduler: Any = None) -> Any:
 
 def animated(cls: type) -> Any:
     torch.manual_seed(1)
-    pipe = sd(cls, motion_adapter=motion_adapter(motion_max_seq_length=4), **PAG)
+    pipe = sd(cls, MOVING, motion_adapter=motion_adapter(motion_max_seq_length=4), **PAG)
     ready(pipe.unet)
     return pipe
 
 
-XL_CONTROL = {"make": sdxl, "config": TINY_XL}
+XL_CONTROL = {"make": sdxl, "config": LEAN_XL}
 
 PANORAMA = {**TEXT, "num_inference_steps": 4, "height": 64, "width": 576}
 MODES = {"control_mode": [0, 2], "control_image": [PICTURE, OTHER_PICTURE]}
 
-PAG = {"pag_applied_layers": ["mid"]}
+PAG = {"pag_applied_layers": ["down"]}
 
 CASES = [
     works("StableDiffusionControlNetPipeline", "one ControlNet", with_control, {**SIZED, "image": PICTURE}),
@@ -206,7 +208,7 @@ CASES = [
         {**IMAGE, "control_image": OTHER_PICTURE},
         SHORT,
     ),
-    works("StableDiffusionSAGPipeline", "self-attention guidance", sd, SIZED, "S" * 10),
+    works("StableDiffusionSAGPipeline", "self-attention guidance", partial(sd, TINY), SIZED, "S" * 10),
     works("StableDiffusionPanoramaPipeline", "views", panorama, PANORAMA, "FFPPPPFF"),
     works(
         "StableDiffusionPanoramaPipeline",

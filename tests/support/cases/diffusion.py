@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPIm
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from support.builders import (
     BETAS,
+    LEAN,
+    LEAN_XL,
     OTHER_PICTURE,
     PICTURE,
     PIXELS,
@@ -38,7 +41,7 @@ from support.cases.case import IMAGE, INPAINT, SHORT, SIZED, STEPS, TEXT, partia
 
 def upscaler(cls: type) -> Any:
     """The noise level of the low-resolution picture is a class label."""
-    config = {**TINY, "in_channels": 7, "out_channels": 4, "num_class_embeds": 400}
+    config = {**LEAN, "in_channels": 7, "out_channels": 4, "num_class_embeds": 400}
     return sd(cls, config, low_res_scheduler=DDPMScheduler())
 
 
@@ -57,15 +60,15 @@ def latent_upscaler(cls: type) -> Any:
 
 
 def lcm(cls: type) -> Any:
-    return sd(cls, {**TINY, "time_cond_proj_dim": 12}, scheduler=LCMScheduler(**BETAS))
+    return sd(cls, {**LEAN, "time_cond_proj_dim": 12}, scheduler=LCMScheduler(**BETAS))
 
 
 def turbo(cls: type, make: Any) -> Any:
     return make(cls, scheduler=EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing"))
 
 
-def freeu(cls: type, make: Any) -> Any:
-    pipe = make(cls)
+def freeu(cls: type, make: Any, config: Mapping[str, Any]) -> Any:
+    pipe = make(cls, config)
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
     return pipe
 
@@ -85,7 +88,7 @@ def gligen(cls: type) -> Any:
 
 def stable_unclip(cls: type) -> Any:
     torch.manual_seed(1)
-    config = {**TINY, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    config = {**LEAN, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
     return sd(
         cls, config, prior_tokenizer=shared()["tokenizer"], prior_text_encoder=prior_text_encoder(), prior=prior(),
         prior_scheduler=UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
@@ -96,7 +99,7 @@ def stable_unclip(cls: type) -> Any:
 
 def image_variation(cls: type) -> Any:
     return sd(
-        cls, {**TINY, "cross_attention_dim": 8}, image_encoder=image_encoder(8), feature_extractor=feature_extractor()
+        cls, {**LEAN, "cross_attention_dim": 8}, image_encoder=image_encoder(8), feature_extractor=feature_extractor()
     )
 
 
@@ -110,7 +113,7 @@ def kolors(cls: type, **components: Any) -> Any:
 
     modules = pipeline_pag_kolors, pipeline_kolors_img2img, pipeline_kolors
     cls = next(getattr(module, cls.__name__) for module in modules if hasattr(module, cls.__name__))
-    config = {**TINY_XL, "encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"}
+    config = {**LEAN_XL, "encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"}
     pipe = sd(cls, config, text_encoder=None, tokenizer=None, **components)
     pooled = random(1, 8), random(1, 8, seed=6)
     # That of image to image loses pooled embeddings that it is given.
@@ -120,7 +123,7 @@ def kolors(cls: type, **components: Any) -> Any:
 
 def refiner(cls: type) -> Any:
     """One text encoder, and a score in the place of the second size."""
-    config = {**TINY_XL, "cross_attention_dim": 4, "projection_class_embeddings_input_dim": 5 * 8 + 8}
+    config = {**LEAN_XL, "cross_attention_dim": 4, "projection_class_embeddings_input_dim": 5 * 8 + 8}
     return sdxl(cls, config, text_encoder=None, tokenizer=None, requires_aesthetics_score=True)
 
 
@@ -137,18 +140,18 @@ BOXES = {"gligen_phrases": ["tiger", "rose"], "gligen_boxes": [[0.1, 0.1, 0.5, 0
 CASES = [
     works("StableDiffusionPipeline", "text to image", sd, SIZED),
     works("StableDiffusionPipeline", "no guidance", sd, {**SIZED, "guidance_scale": 1.0}),
-    works("StableDiffusionPipeline", "FreeU", partial(freeu, sd), SIZED),
+    works("StableDiffusionPipeline", "FreeU", partial(freeu, sd, TINY), SIZED),
     works("StableDiffusionImg2ImgPipeline", "image to image", sd, IMAGE, SHORT),
     works("StableDiffusionInpaintPipeline", "inpainting", sd, INPAINT),
-    works("StableDiffusionInpaintPipeline", "inpainting, 9 channels", partial(sd, {**TINY, "in_channels": 9}), INPAINT),
+    works("StableDiffusionInpaintPipeline", "inpainting, 9 channels", partial(sd, {**LEAN, "in_channels": 9}), INPAINT),
     works(
         "StableDiffusionDepth2ImgPipeline",
         "depth",
-        partial(sd, {**TINY, "in_channels": 5}, depth_estimator=None),
+        partial(sd, {**LEAN, "in_channels": 5}, depth_estimator=None),
         {**IMAGE, "depth_map": random(1, PIXELS, PIXELS)},
         SHORT,
     ),
-    works("StableDiffusionInstructPix2PixPipeline", "editing", partial(sd, {**TINY, "in_channels": 8}), IMAGE),
+    works("StableDiffusionInstructPix2PixPipeline", "editing", partial(sd, {**LEAN, "in_channels": 8}), IMAGE),
     works("StableDiffusionUpscalePipeline", "upscaling", upscaler, {**TEXT, "image": PICTURE.resize((8, 8))}),
     works(
         "StableDiffusionLatentUpscalePipeline",
@@ -159,11 +162,11 @@ CASES = [
     works("StableDiffusionImageVariationPipeline", "variations", image_variation, {**STEPS, "image": PICTURE}),
     works("StableDiffusionLDM3DPipeline", "text to image and depth", ldm3d, {**SIZED, "output_type": "np"}),
     works("StableDiffusionXLPipeline", "text to image", sdxl, SIZED),
-    works("StableDiffusionXLPipeline", "FreeU", partial(freeu, sdxl), SIZED),
+    works("StableDiffusionXLPipeline", "FreeU", partial(freeu, sdxl, TINY_XL), SIZED),
     works("StableDiffusionXLImg2ImgPipeline", "image to image", sdxl, {**IMAGE, "strength": 0.8}, SHORT),
     works("StableDiffusionXLInpaintPipeline", "inpainting", sdxl, INPAINT, SHORT),
     works(
-        "StableDiffusionXLInstructPix2PixPipeline", "editing", partial(sdxl, {**TINY_XL, "in_channels": 8}), XL_IMAGE
+        "StableDiffusionXLInstructPix2PixPipeline", "editing", partial(sdxl, {**LEAN_XL, "in_channels": 8}), XL_IMAGE
     ),
     works("KolorsPipeline", "text to image", kolors, KOLORS),
     works("KolorsImg2ImgPipeline", "image to image", kolors, {**KOLORS, "image": PICTURE, "strength": 0.8}, SHORT),
@@ -202,7 +205,7 @@ CASES = [
     ),
     works("AltDiffusionPipeline", "text to image", sd, SIZED),
     works("AltDiffusionImg2ImgPipeline", "image to image", sd, IMAGE, SHORT),
-    works("KolorsPAGPipeline", "perturbed attention", partial(kolors, pag_applied_layers=["mid"]), KOLORS),
+    works("KolorsPAGPipeline", "perturbed attention", partial(kolors, pag_applied_layers=["down"]), KOLORS),
     works(
         "StableDiffusionXLPipeline",
         "a base that leaves the end to a refiner",

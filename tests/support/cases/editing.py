@@ -15,14 +15,15 @@ from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintB
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from support.builders import (
     BETAS,
-    CU,
     LARGE_PICTURE,
+    LEAN,
+    LEAN_XL,
     MASK,
     OTHER_PICTURE,
     PICTURE,
-    TINY,
-    TINY_XL,
     C,
+    D,
+    U,
     ddim,
     feature_extractor,
     image_encoder,
@@ -36,12 +37,7 @@ from support.cases.case import IMAGE, PLAIN, SHORT, SIZED, STEPS, TEXT, partial,
 
 
 def ledits(cls: type, make: Any, config: Mapping[str, Any]) -> Any:
-    """It reads attention maps of 4 x 4 latents (a quarter), so there are three levels, all with attention."""
-    levels = {
-        "block_out_channels": (8, 16, 16), "down_block_types": (C, C, C), "up_block_types": (CU, CU, CU),
-    }  # fmt: skip
-    scheduler = DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++")
-    return make(cls, {**config, **levels}, scheduler=scheduler)
+    return make(cls, config, scheduler=DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"))
 
 
 def diffedit(cls: type) -> Any:
@@ -55,7 +51,7 @@ def pix2pix_zero(cls: type) -> Any:
 def paint_by_example(cls: type) -> Any:
     torch.manual_seed(0)
     encoder = ready(PaintByExampleImageEncoder(image_encoder(8).config, proj_size=4))
-    return sd(cls, {**TINY, "in_channels": 9}, image_encoder=encoder, feature_extractor=feature_extractor())
+    return sd(cls, {**LEAN, "in_channels": 9}, image_encoder=encoder, feature_extractor=feature_extractor())
 
 
 def ldm_text(cls: type) -> Any:
@@ -68,7 +64,7 @@ def ldm_text(cls: type) -> Any:
 
 
 def marigold(cls: type, targets: int = 1) -> Any:
-    config = {**TINY, "in_channels": 4 + 4 * targets, "out_channels": 4 * targets}
+    config = {**LEAN, "in_channels": 4 + 4 * targets, "out_channels": 4 * targets}
     kinds = {"target_properties": {"target_names": [f"target {i}" for i in range(targets)]}} if targets > 1 else {}
     return sd(cls, config, prediction_type="depth" if targets == 1 else "intrinsics", **kinds)
 
@@ -92,6 +88,9 @@ def masked(pipe: Any, call: dict[str, Any]) -> Any:
 
 LEDITS = {"editing_prompt": ["rose"], "edit_guidance_scale": 3.0, "edit_threshold": 0.5, "output_type": "latent"}
 
+# Masks come from attention maps of 4 x 4 latents (a quarter), so there is a third level, which has attention.
+QUARTER = {"block_out_channels": (8, 16, 16), "down_block_types": (D, D, C), "up_block_types": (U, U, U)}
+
 NO_MASK = {**LEDITS, "use_intersect_mask": False, "use_cross_attn_mask": False}
 
 MARIGOLD = {"image": PICTURE, "num_inference_steps": 5, "processing_resolution": 0}
@@ -104,20 +103,20 @@ CASES = [
         {**SIZED, "token_indices": [1, 2], "thresholds": {}, "attn_res": (8, 8)},
         "SF" + "SP" * 2 + "SF" + "SP",
     ),
-    works("LEditsPPPipelineStableDiffusion", "no mask", partial(ledits, sd, TINY), NO_MASK, run=inverted),
+    works("LEditsPPPipelineStableDiffusion", "no mask", partial(ledits, sd, LEAN), NO_MASK, run=inverted),
     works(
         "LEditsPPPipelineStableDiffusion",
         "mask from attention maps",
-        partial(ledits, sd, TINY),
+        partial(ledits, sd, {**LEAN, **QUARTER}),
         {**LEDITS, "use_cross_attn_mask": True},
         "SSSSS",
         run=inverted,
     ),
-    works("LEditsPPPipelineStableDiffusionXL", "no mask", partial(ledits, sdxl, TINY_XL), NO_MASK, run=inverted),
+    works("LEditsPPPipelineStableDiffusionXL", "no mask", partial(ledits, sdxl, LEAN_XL), NO_MASK, run=inverted),
     works(
         "LEditsPPPipelineStableDiffusionXL",
         "mask from attention maps",
-        partial(ledits, sdxl, TINY_XL),
+        partial(ledits, sdxl, {**LEAN_XL, **QUARTER}),
         {**LEDITS, "use_cross_attn_mask": True},
         "SSSSS",
         run=inverted,

@@ -18,11 +18,11 @@ from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, Multilingual
 from support.builders import (
     LARGE_MASK,
     LARGE_PICTURE,
+    LEAN,
     MASK,
     OTHER_PICTURE,
     PICTURE,
     PIXELS,
-    TINY,
     ddim,
     feature_extractor,
     fitted,
@@ -63,7 +63,7 @@ UNCONDITIONAL_UNET = {
 }
 
 KANDINSKY_UNET = {
-    **TINY,
+    **LEAN,
     "out_channels": 8,
     "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
     "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -112,7 +112,7 @@ def kandinsky21(cls: type, **changes: Any) -> Any:
 
 
 DEEPFLOYD_UNET = {
-    **TINY,
+    **LEAN,
     "in_channels": 3,
     "out_channels": 6,
     "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
@@ -146,7 +146,7 @@ def audio(cls: type, **changes: Any) -> Any:
         resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], normalize_before=False,
     )  # fmt: skip
     unet = {
-        **TINY, "cross_attention_dim": (8, 16), "class_embed_type": "simple_projection",
+        **LEAN, "cross_attention_dim": (8, 16), "class_embed_type": "simple_projection",
         "projection_class_embeddings_input_dim": 8, "class_embeddings_concat": True,
     }  # fmt: skip
     vocoder = ready(SpeechT5HifiGan(config))
@@ -185,7 +185,7 @@ UNCONDITIONAL = {"num_inference_steps": 5, "output_type": "np"}
 UNET2D = {"family": "UNet2DModel"}
 
 
-def blip(cls: type, config: Mapping[str, Any] = TINY, **components: Any) -> Any:
+def blip(cls: type, config: Mapping[str, Any] = LEAN, **components: Any) -> Any:
     """What a Q-Former makes of picture and words comes ready."""
     pipe = sd(cls, config, qformer=None, text_encoder=None, image_processor=BlipImageProcessor(), **components)
     pipe.get_query_embeddings = lambda *given: None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from support.builders import TINY, ddim, quiet, random, unet_of
+from support.builders import LEAN, ddim, quiet, random, unet_of
 from support.cases.case import PLAIN, Case
 
 
@@ -130,7 +130,7 @@ class TwoUNetsPipeline(OwnPipeline):
 
 
 def own(cls: type, **more: Any) -> Any:
-    return quiet(cls(unet=unet_of(TINY), scheduler=ddim(), **{name: make() for name, make in more.items()}))
+    return quiet(cls(unet=unet_of(LEAN), scheduler=ddim(), **{name: make() for name, make in more.items()}))
 
 
 def row(cls: type, feature: str, kinds: str = PLAIN, **more: Any) -> Case:
@@ -144,5 +144,5 @@ CASES = [
     row(OtherSchedulerPipeline, "a loop that steps with another scheduler", "FFFFF"),
     row(TilesPipeline, "tiles", "FF" + "PP" * 2 + "FF" + "PP"),
     row(TwoSizesPipeline, "two loops in a call, at two sizes", PLAIN + "FPP"),
-    row(TwoUNetsPipeline, "a second U-Net, left alone", "FPP", second_unet=functools.partial(unet_of, TINY)),
+    row(TwoUNetsPipeline, "a second U-Net, left alone", "FPP", second_unet=functools.partial(unet_of, LEAN)),
 ]

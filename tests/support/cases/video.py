@@ -19,11 +19,13 @@ from diffusers import (
     UNet3DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
-from support.builders import PICTURE, TINY, TINY_XL, ddim, parts, quiet, ready, sd, unet_of
+from support.builders import PICTURE, TINY, TINY_XL, U, ddim, parts, quiet, ready, sd, unet_of
 from support.cases.case import SHORT, STEPS, Case, works
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 FRAMES, PIXELS = 3, 16  # 8 x 8 latents
+# Motion modules are put around a mid block with attention; of the others, one has it.
+MOVING = {**TINY, "up_block_types": (U, U)}
 PICTURES = [PICTURE.resize((PIXELS, PIXELS)).rotate(90 * i) for i in range(FRAMES)]
 
 
@@ -35,7 +37,7 @@ def motion_adapter(**options: Any) -> Any:
 def animatediff(cls: type, scheduler: Any = None, **models: Callable[[Any], Any]) -> Any:
     """`models` are made from the U-Net before it gets its motion modules."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**TINY)
+    unet = UNet2DConditionModel(**MOVING)
     adapter = motion_adapter(motion_max_seq_length=8, conv_in_channels=9 if cls is PIAPipeline else None)
     made = {name: ready(make(unet)) for name, make in models.items()}
     pipe = sd(cls, unet=unet, motion_adapter=adapter, scheduler=scheduler or ddim(), **made)
@@ -45,8 +47,8 @@ def animatediff(cls: type, scheduler: Any = None, **models: Callable[[Any], Any]
 
 def animatediff_sdxl(cls: type) -> Any:
     torch.manual_seed(0)
-    # The blocks with attention are the outer ones, as in TINY.
-    blocks = {name: TINY[name] for name in ("down_block_types", "up_block_types")}
+    # The block with attention is the outer one, as in TINY.
+    blocks = {name: MOVING[name] for name in ("down_block_types", "up_block_types")}
     more = {**parts("text_encoder_2", "tokenizer_2"), "motion_adapter": motion_adapter(use_motion_mid_block=False)}
     pipe = sd(cls, unet=UNet2DConditionModel(**{**TINY_XL, **blocks}), **more)
     ready(pipe.unet)
@@ -70,7 +72,7 @@ MODELSCOPE_UNET = {
     "cross_attention_dim": 4,
     "attention_head_dim": 4,
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "up_block_types": ("UpBlock3D", "UpBlock3D"),
 }
 SVD_UNET = {
     "block_out_channels": (32, 64),
@@ -80,7 +82,7 @@ SVD_UNET = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 24,
     "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
 }
 
 
