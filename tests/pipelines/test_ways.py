@@ -2,7 +2,9 @@
 planned, and the same in all engines), whether it is accelerated before or after; or refused, and the pipe as it was.
 """
 
+import contextlib
 import functools
+import itertools
 import logging
 
 import pytest
@@ -16,13 +18,42 @@ from stepcache.run.attach import attachment_of
 
 STEPS, KINDS = 4, "FPPF"
 OPTIONS = {"eager": {}, "compiled": {"compile": {"backend": "eager"}}, "captured": {"cuda_graphs": StandInBackend}}
+# Of these, each changes something else, and so all are compiled at once: one that is not compiled shows there too.
+AT_ONCE = [
+    ["attention slicing", "feed-forward chunking", "gradient checkpointing", "channels_last", "pipe.to another dtype"],
+    ["QKV projections fused and unfused", "torch.inference_mode", "model CPU offload"],
+    ["custom attention processors", "torch.autocast"],
+    ["VAE slicing, with vae=True", "VAE tiling, with vae=True"],
+]
+
+
+def at_once(features):
+    """All ways of a line of AT_ONCE, as one."""
+    ways = [way for way in WAYS if way.feature in features]
+    assert len(ways) == len(features) and {way.compiled for way in ways} == {WORKS}
+
+    def apply(pipe):
+        for way in ways:
+            way.apply(pipe)
+
+    @contextlib.contextmanager
+    def within():
+        with contextlib.ExitStack() as stack:
+            for way in ways:
+                stack.enter_context(way.within())
+            yield
+
+    images, options, changes = ways[0].images, ways[0].options, any(way.changes for way in ways)
+    return Way(", ".join(features), apply, within=within, images=images, options=options, changes=changes)
+
+
 WORKING = [
     # Compiled, what another pipe or other parts give are the graphs of any pipe.
     pytest.param(way, engine, marks=pytest.mark.slow if engine == "compiled" and way in PARTS else [])
     for way in WAYS
     for engine in ENGINES
-    if way.status(engine) != REFUSED
-]
+    if way.status(engine) != REFUSED and not (engine == "compiled" and way.feature in itertools.chain(*AT_ONCE))
+] + [(at_once(features), "compiled") for features in AT_ONCE]
 REFUSING = [way for way in WAYS if way.error is not None]
 NOTHING = {images: Way("nothing", lambda pipe: None, images=images) for images in (False, True)}
 
