@@ -143,13 +143,13 @@ def check(case):
     torch.testing.assert_close(output, want, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(again, want, rtol=0, atol=0, equal_nan=True)
 
-    pipe, steps = Pipe(unet, inputs), len(case.mask)
-    before, original = state_of(pipe), pipe(steps)
+    pipe, few = Pipe(unet, inputs), 2
+    before, original = state_of(pipe), pipe(few)
     accelerate(pipe, 1, case.branch)
-    torch.testing.assert_close(pipe(steps), original, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(pipe(few), original, rtol=0, atol=0, equal_nan=True)
     accelerate(pipe, branch=case.branch, schedule=Schedule.explicit(case.mask), predict=case.predict)
     for _ in range(2):
-        pipe(steps)
+        pipe(len(case.mask))
         assert last_run(pipe).kinds == case.mask
         held = math.prod(feature.shape) * 4 * (1 if case.predict == "hold" else 2)
         assert last_run(pipe).buffer_bytes == held
@@ -157,7 +157,7 @@ def check(case):
     after = state_of(pipe)
     before.scheduler = after.scheduler  # its timesteps were set by the runs themselves
     assert after == before
-    torch.testing.assert_close(pipe(steps), original, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(pipe(few), original, rtol=0, atol=0, equal_nan=True)
 
 
 COMMON = {
