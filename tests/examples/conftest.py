@@ -1,7 +1,7 @@
 import sys
 
 import pytest
-from support.batch_checks import RECIPES, command_line, images, prompts_file, run
+from support.batch_checks import RECIPES, command_line, images, prompts_file, run_here
 
 # Scripts that users copy, not a package: they import each other by file name.
 sys.path.insert(0, str(RECIPES))
@@ -11,5 +11,5 @@ sys.path.insert(0, str(RECIPES))
 def single(tmp_path_factory):
     """The images of a batch made in one process, by file name."""
     folder = tmp_path_factory.mktemp("single")
-    run([RECIPES / "batch_torchrun.py", *command_line(prompts_file(folder), folder / "out")])
+    run_here(*command_line(prompts_file(folder), folder / "out"))
     return images(folder / "out")

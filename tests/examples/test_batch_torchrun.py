@@ -2,28 +2,15 @@
 
 import json
 import re
-import sys
 
-import batch_torchrun
 import pytest
-import torch
-from support.batch_checks import HERE, NAMES, TORCHRUN, command_line, images, prompts_file, run
+from support.batch_checks import FORKED, HERE, NAMES, TORCHRUN, command_line, images, prompts_file, run, run_here
 from support.small import demo_pipe, make_unet
 
 
-@pytest.fixture
-def _one_thread():
-    """As the other processes, whose images are compared to the bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_one_thread")
 def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_path, monkeypatch, capsys):
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
-    start = [*TORCHRUN, "--max-restarts", 1, HERE / "batch_killed.py", *command_line(prompts, out)]
+    start = [*FORKED, "--max-restarts", 1, HERE / "batch_killed.py", *command_line(prompts, out)]
     output = run(start, FOLDER=str(tmp_path), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     assert (tmp_path / "died").exists() and "exitcode: -9" in output
     assert images(out) == single and len(single) == len(NAMES)
@@ -41,14 +28,13 @@ def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_pa
 
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     (out / "000004.png").unlink()
-    # As `single` was made, except that this process has torch already.
-    monkeypatch.setattr(sys, "argv", ["batch_torchrun.py", *map(str, command_line(prompts, out))])
-    assert batch_torchrun.main() == 0
+    run_here(*command_line(prompts, out))
     assert re.findall(r"process 0: (\d+) in", capsys.readouterr().out) == ["000004"]
     assert images(out) == single
     # Once more: nothing is missing, so no pipeline is opened.
-    monkeypatch.setattr(batch_torchrun, "open_pipe", lambda *args, **options: pytest.fail("opened"))
-    assert batch_torchrun.main() == 0 and "0 images are missing" in capsys.readouterr().out
+    monkeypatch.setattr("batch.open_pipe", lambda *args, **options: pytest.fail("opened"))
+    run_here(*command_line(prompts, out))
+    assert "0 images are missing" in capsys.readouterr().out
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert {name for name in before if after[name] != before[name]} == {"000004.png"}
 

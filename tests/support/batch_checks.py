@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from support.small import DEMO
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "examples" / "batch"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO = ["--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", *TWO]
+FORKED = [HERE / "torchrun_forked.py", *TWO, "--start-method", "forkserver", "--run-path"]
 NAMES = ["fox face", "cherry blossom", "hamburger", "red apple", "tiger face", "pineapple", "mushroom"]
 SETTINGS = ["--dtype", "float32", "--steps", "4", "--guidance", "3"]
 
@@ -42,6 +47,19 @@ def run(command, timeout=240, status=0, **environment) -> str:
         raise
     assert process.returncode == status, output
     return output
+
+
+def run_here(*arguments: object) -> None:
+    """`python batch_torchrun.py arguments...` in this process, which has torch already, and on one thread as `run`."""
+    script, threads = str(RECIPES / "batch_torchrun.py"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            runpy.run_path(script, run_name="__main__")
+        assert ended.value.code == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def command_line(prompts: Path, out: Path, *more: object, pipeline: object = DEMO) -> list:

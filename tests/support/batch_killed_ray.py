@@ -28,5 +28,6 @@ class Mortal(batch_ray.Worker):
 
 
 if __name__ == "__main__":
+    batch_ray.RETRIES = 1  # each takes an actor's start
     ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
     sys.exit(batch_ray.main(Mortal))
