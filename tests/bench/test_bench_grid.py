@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.bench_tiny import spec, tiny_model
 from support.macs import macs_counted_once
-from support.small import ONE_LEVEL
+from support.small import ONE_LEVEL, D, U
 from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
@@ -23,12 +23,14 @@ from stepcache.errors import BranchOutOfRange, InvalidSetting
 from stepcache.images.make import Request
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
+# Half of the time. DeepCache needs a mid block.
+MID_ATTENTION = {"down_block_types": (D, D), "up_block_types": (U, U)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
     with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
-        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
+        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model(**MID_ATTENTION))
         yield
 
 
@@ -170,7 +172,7 @@ def test_a_variant_that_fails_in_a_repeat_is_no_longer_run(tmp_path, monkeypatch
 
 
 def test_a_failed_variant_is_freed(monkeypatch):
-    model, units = tiny_model(), []
+    model, units = tiny_model(**MID_ATTENTION), []
     put_on = Variant.put_on
 
     def remembered(self, pipe, backend):
@@ -223,7 +225,7 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
 
 
 def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
-    model = tiny_model()
+    model = tiny_model(**MID_ATTENTION)
     decode = model.pipe.vae.decode
 
     def broken(*args, **kwargs):

@@ -108,9 +108,8 @@ CASES = {
     "filled": filled,
     "product": product,
     "full channels_last": lambda: graph("full", True, **ONE_LEVEL),
-    "partial channels_last": lambda: graph("partial", True),
-    "partial channels_last, no attention": lambda: graph("partial", True, **ONE_LEVEL),
-    "partial as loaded, no attention": lambda: graph("partial", False, **ONE_LEVEL),
+    "partial channels_last": lambda: graph("partial", True, **ONE_LEVEL),
+    "partial as loaded": lambda: graph("partial", False, **ONE_LEVEL),
     "full on the ops": lambda: on_the_ops("full"),
     "partial on the ops": lambda: on_the_ops("partial"),
 }
