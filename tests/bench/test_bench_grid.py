@@ -23,14 +23,14 @@ from stepcache.errors import BranchOutOfRange, InvalidSetting
 from stepcache.images.make import Request
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
-# Half of the time. DeepCache needs a mid block.
-MID_ATTENTION = {"down_block_types": (D, D), "up_block_types": (U, U)}
+# As ONE_LEVEL, with the mid block that DeepCache needs.
+WITH_MID = {"block_out_channels": (8,), "down_block_types": (D,), "up_block_types": (U,)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
     with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
-        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model(**MID_ATTENTION))
+        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model(**WITH_MID))
         yield
 
 
@@ -172,7 +172,7 @@ def test_a_variant_that_fails_in_a_repeat_is_no_longer_run(tmp_path, monkeypatch
 
 
 def test_a_failed_variant_is_freed(monkeypatch):
-    model, units = tiny_model(**MID_ATTENTION), []
+    model, units = tiny_model(**WITH_MID), []
     put_on = Variant.put_on
 
     def remembered(self, pipe, backend):
@@ -225,7 +225,7 @@ def test_nothing_begins_after_the_deadline(tmp_path, monkeypatch):
 
 
 def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
-    model = tiny_model(**MID_ATTENTION)
+    model = tiny_model(**WITH_MID)
     decode = model.pipe.vae.decode
 
     def broken(*args, **kwargs):
