@@ -62,8 +62,7 @@ def check(pipe, branch=0):
     "name", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd", "sd2", "refiner"))]
 )
 def test_every_layout_compiles_whole(name):
-    depths = (1, 1, 2) if name == "sdxl" else 1
-    full, partial = check(loop_pipe(name, layers_per_block=1, transformer_layers_per_block=depths))
+    full, partial = check(loop_pipe(name, layers_per_block=1, transformer_layers_per_block=1))
     convolutions = [sum("conv" in str(node.target) for node in g.graph.nodes) for g in (full, partial)]
     assert convolutions[0] > convolutions[1] > 0
 
@@ -165,15 +164,15 @@ def test_channels_last():
 
 
 def test_one_compilation_a_graph_whatever_changes_between_runs():
-    """A long run, then eight with other prompts, seeds, step counts, schedulers and guidance scales."""
+    """A long run, then four with other prompts, seeds, step counts, schedulers and guidance scales."""
     pipe = tiny_pipe(unet=NO_ATTENTION)
     backend = Counting()
     accelerate(pipe, 3, compile=backend.compile)
     generate(pipe, steps=12)
     schedulers = [EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler]
-    for i in range(8):
-        options = {"skip_prk_steps": True} if i % 4 == 1 else {}
-        pipe.scheduler = schedulers[i % 4](**BETAS, **options)
+    for i, scheduler in enumerate(schedulers):
+        options = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+        pipe.scheduler = scheduler(**BETAS, **options)
         generate(pipe, steps=4 + i % 3, seed=i, prompt=f"animal number {i}", guidance_scale=2.0 + i)
         assert set(last_run(pipe).kinds) == {"F", "P"}
     assert len(backend.graphs) == 2
@@ -237,7 +236,7 @@ def test_the_users_options_stay_as_they_are():
 
 
 def test_captured_and_compiled():
-    pipe = loop_pipe("least", **ATTENDED)
+    pipe = loop_pipe("least", **ONE_LEVEL)
     want = accelerate(pipe, 3)(6)
     accelerate(pipe, 3, compile={"backend": "aot_eager"}, cuda_graphs=StandInBackend)
     for captures in (2, 0):
