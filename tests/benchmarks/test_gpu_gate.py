@@ -26,7 +26,7 @@ def gate(*options):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(tmp_path):
+def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(tmp_path, capsys):
     red, green, out = tmp_path / "test_red.py", tmp_path / "test_fine.py", tmp_path / "out"
     green.write_text("def test_fine(): pass\n")
     red.write_text("def test_fine(): pass\ndef test_wrong(): assert 1 == 2, 'so wrong'\n")
@@ -51,16 +51,17 @@ def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(t
     assert "RED core tests: FAILED" in before and "so wrong" in before and "test_red.py::test_wrong" in before
     assert "RED TESTS: core tests. `make tables` leaves out this commit's GPU figures" in after
 
-    done = gate("--dry-run", "--out", tmp_path / "green", "--tests", green, "--only", "core tests")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 1 jobs done" in done.stdout and "RED" not in done.stdout
+    options = ["--dry-run", "--out", str(tmp_path / "green"), "--tests", str(green), "--only", "core tests"]
+    assert gpu_gate.main(options) == 0
+    printed = capsys.readouterr().out
+    assert "All 1 jobs done" in printed and "RED" not in printed
 
 
-def test_without_a_test_that_passed_the_tests_are_red(tmp_path):
+def test_without_a_test_that_passed_the_tests_are_red(tmp_path, capsys):
     path = tmp_path / "test_skipped.py"
     path.write_text("import pytest\n@pytest.mark.skip\ndef test_a(): pass\n")
-    done = gate("--dry-run", "--out", tmp_path / "out", "--tests", path, "--only", "core tests")
-    assert done.returncode == 1 and "RED core tests: No test passed." in done.stdout
+    options = ["--dry-run", "--out", str(tmp_path / "out"), "--tests", str(path), "--only", "core tests"]
+    assert gpu_gate.main(options) == 1 and "RED core tests: No test passed." in capsys.readouterr().out
 
 
 def test_a_run_is_continued(tmp_path, capsys):
