@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,10 +25,15 @@ FIXED = {"fullgraph": True, "dynamic": False}
 
 def cuda_options() -> dict[str, Any]:
     """The entries of `CUDA_OPTIONS` that this torch knows. Imports Inductor."""
+    return {name: value for name, value in CUDA_OPTIONS.items() if name in _inductors_options()}
+
+
+@functools.cache
+def _inductors_options() -> frozenset[str]:
+    # torch copies its whole configuration to list it, and each run asks.
     from torch._inductor import list_options
 
-    known = set(list_options())
-    return {name: value for name, value in CUDA_OPTIONS.items() if name in known}
+    return frozenset(list_options())
 
 
 def check_options(options: dict[str, Any]) -> None:
