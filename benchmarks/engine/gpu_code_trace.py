@@ -87,7 +87,7 @@ class Kernel:
             given["inductor_meta"] = before | meta
             autotuner = self._heuristic(**given)(self.function)
         tried = {triton_config_to_hashable(config) for config in autotuner.configs}
-        if meta.get("coordinate_descent_tuning") and autotuner._should_coordesc_tune:
+        if meta.get("coordinate_descent_tuning") and getattr(autotuner, "_should_coordesc_tune", True):  # newer torch
 
             def timed(config: Any) -> float:
                 tried.add(triton_config_to_hashable(config))

@@ -44,7 +44,7 @@ def launches_go_to(note: Callable[[OwnLaunch], None]) -> Iterator[None]:
 def noted_launches(call: Callable[[], object], warp_size: int = 32) -> list[OwnLaunch]:
     """What `call` launches on a GPU with as many multiprocessors as an H100. Tensors that it makes are fake."""
     noted: list[OwnLaunch] = []
-    gpu = SimpleNamespace(multi_processor_count=132, warp_size=warp_size)
+    gpu = SimpleNamespace(multi_processor_count=132, warp_size=warp_size, major=9, minor=0)
     device = mock.patch.object(torch.cuda, "get_device_properties", lambda _: gpu)
     with FakeTensorMode(), device, launches_go_to(noted.append):
         call()

@@ -32,8 +32,7 @@ FAILED = re.compile(r"(FAILED|ERROR) .*|\[gw\d+\].* (FAILED|ERROR) .*|.*::.* (FA
 def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
     """The jobs on a GPU. They write results to `out` and temporary files to `scratch`.
 
-    The seconds are estimates that no GPU has confirmed yet. They ensure that the first cell starts within three and a
-    half minutes, even if the jobs before it hang.
+    The seconds ensure that the first cell starts within three and a half minutes, even if the jobs before it hang.
     """
     cells = {name: _cell(name, cell, out, scratch) for name, cell in CELLS.items()}
     profile = Job("profile", _profile(out, "profile_steps.csv"), least=20, most=60, needs=NEEDS)
@@ -43,19 +42,18 @@ def gpu_jobs(out: Path, scratch: Path) -> list[Job]:
         least=30,
         most=90,
         needs=NEEDS,
-        environment=_cache(scratch, "sd21-512-b1-ours"),  # which has the same U-Net's kernels
+        environment=_cache(scratch, "sd21-512-b1"),  # which has the same U-Net's kernels
     )
     return [
         _environment(out),
         _tests(TESTS[0], ["-m", "gpu", *CORE], most=120),
         cells.pop("sd21-512-b1"),
-        cells.pop("sd21-512-b1-ours"),
         profile,
         compiled,
         *(_kernel(name, out) for name in KERNELS),
-        *(Job(f"joins of {model}", _own(out, "--tune", model), least=30, most=60, needs=NEEDS) for model in PIXELS),
+        *(Job(f"joins of {model}", _own(out, "--tune", model), least=30, most=90, needs=NEEDS) for model in PIXELS),
         _tests(TESTS[1], ["-m", "gpu", *_gpu_tests(kernels=True)], most=60),
-        *(cells.pop(f"{size}{rest}") for size in ("sd21-768-b1", "sdxl-1024-b1") for rest in ("", "-ours")),
+        *(cells.pop(name) for name in ("sd21-768-b1", "sdxl-1024-b1")),
         _tests(TESTS[2], ["-m", "gpu", *_gpu_tests(kernels=False)], most=120),
         *cells.values(),
     ]
@@ -123,7 +121,7 @@ def _cache(scratch: Path, name: str) -> dict[str, str]:
 
 def _tests(name: str, arguments: Sequence[str], most: float) -> Job:
     """Tests as a job, in several processes if there are cores for them: a hang then stops only one."""
-    workers = min(8, _cores() // 2) if find_spec("xdist") else 0
+    workers = min(14, _cores() - 2) if find_spec("xdist") else 0
     options = ["-v", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
     return Job(
         name,
@@ -133,7 +131,7 @@ def _tests(name: str, arguments: Sequence[str], most: float) -> Job:
         needs=NEEDS,
         check=failures,
         # By default, each would start as many compile processes as there are cores.
-        environment={"TORCHINDUCTOR_COMPILE_THREADS": "2"} if workers > 1 else {},
+        environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"} if workers > 1 else {},
     )
 
 

@@ -106,6 +106,7 @@ def _launch(
         "WIDE": LARGEST_BLOCK * max(c1 + c2, out_channels, 0 if channels_last else pixels) >= 2**31,
         "EVEN_K": c1 % t.block_k == 0 and c2 % t.block_k == 0,
         "PRECISION": precision,
+        "ROUND": precision == "tf32" and torch.version.hip is None and not interpreting(),
         "UPCAST": interpreting(),
         "BLOCK_P": t.block_p,
         "BLOCK_O": t.block_o,

@@ -23,7 +23,8 @@ from stepcache.bench.schema import BenchRow
 
 def gate(*options):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_gate.py"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a dry run is of a machine without a GPU
+    return subprocess.run(command, capture_output=True, text=True, env=hidden)
 
 
 def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(tmp_path, capsys):

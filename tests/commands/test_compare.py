@@ -36,7 +36,7 @@ def small_run(tmp_path_factory):
     (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
     result = run_command(
         "compare", small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", 1, "--steps", 4,
-        "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html",
+        "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html", "--device", "cpu",
     )  # fmt: skip
     return *result, (path / "page.html").read_text(), path / "page.png"
 

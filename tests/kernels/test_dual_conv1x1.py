@@ -191,6 +191,7 @@ def test_compiles_ahead_of_time(case):
     dtype, precision, layout, mix, index, target = case
     t = tiles(DTYPES[dtype].itemsize, precision, mix)[index]
     chosen = {"BLOCK_P": t.block_p, "BLOCK_O": t.block_o, "BLOCK_K": t.block_k, "PRECISION": precision}
+    chosen["ROUND"] = precision == "tf32" and target != "gfx942"
     options = {"num_warps": t.num_warps, "num_stages": t.num_stages}
     code = compile_launch(dual_conv1x1_kernel, _meta_launch(dtype, layout, mix) | chosen | options, target)
     assert_no_spills(code, target)
@@ -201,6 +202,7 @@ def test_compiles_ahead_of_time(case):
     assert re.search(r"cp\.async\.cg\.shared\.global \[[^]]+\], \[[^]]+\], 0x10", code.asm)
     if dtype != "fp32" or precision == "tf32":
         assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", code.asm)
+    assert ("cvt.rna.tf32.f32" in code.asm) == (precision == "tf32")
     if target == "sm_90" and dtype == "bf16" and mix == 0:
         # A multiprocessor has 65536 registers, so it can run two programs of 8 warps at once, or four of 4.
         assert code.registers <= 128

@@ -155,8 +155,10 @@ def test_schedulers_that_wait_in_each_step_are_known():
     }
     looked_at, waiting = set(), set()
     for name in dir(diffusers):
+        if not name.endswith("Scheduler") or name.startswith("Flax"):
+            continue
         cls = getattr(diffusers, name)
-        if not name.endswith("Scheduler") or name.startswith("Flax") or hasattr(cls, "_backends"):
+        if hasattr(cls, "_backends"):
             continue
         try:
             waits = loop(cls()).waits
@@ -377,4 +379,4 @@ def test_on_a_gpu_a_whole_run_waits_for_nothing(name):
                     latents = pipe.scheduler.step(noise, t, latents, **kwargs).prev_sample
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        assert last_run(pipe).steps == 8 and latents.isfinite().all()
+        assert last_run(pipe).steps == len(pipe.scheduler.timesteps) >= 8 and latents.isfinite().all()

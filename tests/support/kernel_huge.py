@@ -140,7 +140,7 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
             dual_conv1x1_kernel[(1,)](
                 h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=residual,
                 residual_bias=None, out=out, P=size, C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0,
-                CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True,
+                CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True, ROUND=False,
                 PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
             )  # fmt: skip
     expected = dual_conv1x1_reference(last[:, :c], last[:, c:], weight, None, torch.ones(1, out_channels, 8, 8))
@@ -161,7 +161,7 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
         dual_conv1x1_kernel[(1,)](
             h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
             out=out, P=pixels,
-            C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, EVEN_K=False,
+            C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, EVEN_K=False, ROUND=False,
             PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
     first = [x[:, :, :32].reshape(1, -1, 1, 32) for x in (h, skip)]
@@ -182,7 +182,7 @@ def conv_wide_pixels() -> tuple[Tensor, Tensor]:
         dual_conv1x1_kernel[(1,)](
             h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
             out=out, P=pixels,
-            C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=True, WIDE=True, EVEN_K=False,
+            C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=True, WIDE=True, EVEN_K=False, ROUND=False,
             PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
     sources = [x.T.reshape(1, c, 1, pixels) for x in (h, skip)]
