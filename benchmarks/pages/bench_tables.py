@@ -61,8 +61,6 @@ def headline_table(path: Path) -> str:
         notes.append(RANDOM)
     if left_out:
         notes.append(left_out)
-    if all(cell.device == "cpu" for cell in found):
-        notes.append("**GPU figures are pending**: nothing here has run on a GPU yet, so nothing is claimed for one.")
     return _without_empty(header, lines) + "\n\n" + " ".join(notes) + "\n" + caption(rigs)
 
 

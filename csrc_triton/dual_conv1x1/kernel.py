@@ -27,8 +27,8 @@ The residual is added before the only rounding, to the output's dtype.
 
 Numerics: float32 accumulation in the order of the channels, without split-K or atomics, so deterministic for each tile.
 float32 inputs are multiplied in TF32 only if torch allows it for the convolution that this replaces. They are then
-rounded to nearest, as cuDNN does: the tensor cores would truncate them, which makes the error 2.5 times as large (on an
-H100, against float64). Offsets are 64-bit.
+rounded to nearest, as cuDNN does. The tensor cores alone would truncate them, which at least doubles the error. Offsets
+are 64-bit.
 
 Sources: the matrix multiplication of the Triton tutorials, of which this is the two-input form.
 """

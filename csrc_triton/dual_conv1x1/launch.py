@@ -1,4 +1,4 @@
-"""How a call of `dual_conv1x1` is divided into programs. Reasoned from the compiled code, not tuned on a GPU."""
+"""How a call of `dual_conv1x1` is divided into programs. Reasoned from the compiled code, not tuned."""
 
 from __future__ import annotations
 

@@ -85,14 +85,13 @@ def test_headline_has_the_fastest_of_each_kind(results):
     assert three[SHARE] == "88%"
     assert three["PSNR, dB"] == "30.0" and three["SSIM"] == "0.900"
     assert dict(zip(header, five, strict=True))["stepcache"] == "**2.00 s, 5.00x**"
-    assert "GPU figures are pending" in made and "Random weights" not in made
+    assert "Random weights" not in made
 
 
 def test_headline_prefers_a_gpus_csv(results):
     results("bench_sd21_cpu.csv", ladder())
     made = tables.TABLES["bench_headline"](results("bench_gpu.csv", ladder(model="sdxl", device="cuda")))
     assert "SDXL" in made and "Demo" not in made
-    assert "pending" not in made
 
 
 def test_headline_says_why_there_is_no_figure(results):
