@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .passes import Pass, version_of
+
 
 class StepCounter:
     """A run's position: the `step` of the current denoising loop, and the `slot`, the U-Net calls so far in that step.
@@ -18,6 +20,8 @@ class StepCounter:
         # Whether scheduler.step was called, with `_timestep`, and no U-Net call has followed yet.
         self._stepped = False
         self._timestep: object = None
+        self._version: int | None = None  # of `_timestep`, if it is a tensor
+        self._pass = Pass()
 
     @property
     def total(self) -> int:
@@ -28,13 +32,14 @@ class StepCounter:
         """Called when the scheduler steps. timestep: None if unknown."""
         if self._stepped:
             self._next()
-        self._stepped, self._timestep = True, timestep
+        self._stepped, self._timestep, self._version = True, timestep, version_of(timestep)
 
     def begin_loop(self) -> None:
         """Called when the scheduler's timesteps are set: a new loop follows."""
         if self._stepped:
             self._next()
         self.slot, self._stepped, self._timestep, self.new_loop = 0, False, None, True
+        self._pass = Pass()
 
     def enter_loop(self) -> None:
         """Called at the first U-Net call of a loop."""
@@ -44,12 +49,19 @@ class StepCounter:
         """Called at each U-Net call, with its timestep.
 
         Panorama pipelines step the scheduler once per view. If the call gets the same tensor object that the scheduler
-        stepped with, the loop is still in the same iteration.
+        stepped with, and nothing has been written to it since, the loop is still in the same iteration.
+
+        A loop may go over its timesteps again without setting them (DemoFusion, SDEdit by hand): a step that goes back
+        in them is the first of a new loop.
         """
         if self._stepped:
-            if timestep is not self._timestep or not isinstance(timestep, Tensor):
+            same = isinstance(timestep, Tensor) and timestep is self._timestep
+            if not same or version_of(timestep) != self._version:
                 self._next()
             self._stepped, self._timestep = False, None
+        if self.slot == 0 and self._pass.goes_back(timestep):
+            self.begin_loop()
+            self._pass.goes_back(timestep)
 
     def _next(self) -> None:
         self.step += 1
