@@ -48,6 +48,10 @@ class Bucket:
         program, capture = self.programs[name], self.capture
         if capture is None or capture.failed or capture.freshness.fallback.is_uncaptured():
             return program(module, inputs, kept)
+        if not capture.freshness.check(name, program.what):
+            return program(module, inputs, kept)
+        if capture.freshness.fallback.is_eager(module):  # a callback has put hooks onto layers
+            return self.eager[name](module, inputs, kept)
         return capture.run(name, program, module, inputs, kept, slot)
 
     def free(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import torch
 from torch import nn
@@ -38,11 +39,19 @@ class Fallback:
     def __init__(self, name: str, path: str, advice: str = "") -> None:
         self._name, self._path, self._advice = name, path, advice
         self._said: set[str] = set()
+        self._model: weakref.ref[nn.Module] | None = None
         self.hooks = ""
 
     def look(self, model: nn.Module) -> None:
         """Check the model for hooks, which may change between runs."""
+        self._model = weakref.ref(model)
         self.hooks = hooks_on(model)
+
+    def look_again(self) -> None:
+        """Check the same model once more, because something on it has changed during the run."""
+        model = None if self._model is None else self._model()
+        if model is not None:
+            self.look(model)
 
     def is_eager(self, module: nn.Module) -> bool:
         """Whether this call must run eager."""

@@ -65,6 +65,7 @@ class Freshness:
             self.fallback.give_up_capture()
             self._snapshots.clear()
         else:
+            self.fallback.look_again()
             logger.info("%s: weights or settings changed, capturing again", what)
             del self._snapshots[name]
         for capture in list(self.captures):

@@ -135,6 +135,8 @@ class Session:
             self._enter_loop()
         self._full = self._schedule.is_full(self._counter.step, self._steps)
         if self._full:
+            # Pipelines and callbacks may patch blocks after the run has begun.
+            self.engine.unet_graphs.family.check(self.unet)
             self._stamp = object()
 
     def _enter_loop(self) -> None:
