@@ -27,6 +27,7 @@ ELSEWHERE = {
     "graphs/test_verdicts.py": "graphs/verdict_file",
     "pipes/test_unet.py": "pipes/seat",
     "reuse/test_predict.py": "forwards/blend",
+    "run/test_current.py": "run/later",
     "run/test_decoder.py": "graphs/decoder",
     "run/test_decoder_in_pipes.py": "pipes/vae",
     "run/test_session.py": "run/record run/steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from .graphs import artifacts
 from .plans.plan import Plan
 from .reuse.schedule import Schedule, positive_int
 from .run.attach import attach, detach, require, scheduled_steps
+from .run.current import generator_of_caller
 from .run.record import RunRecord
 from .run.session import Session
 from .settings import Settings
@@ -201,8 +203,10 @@ def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
                 noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
                 latents = pipe.scheduler.step(noise, t, latents).prev_sample
 
-    One block is one run; its first step is full. Each call of `pipe.scheduler.step` ends a step. A loop that steps
-    otherwise must call `advance()` on the yielded session at the end of each step. steps: the number of steps, for
+    One block is one run; its first step is full, and so is the first step of each further pass over the timesteps. Each
+    call of `pipe.scheduler.step` ends a step. A loop that steps otherwise must call `advance()` on the yielded session
+    at the end of each step. The block may be in a generator, which any thread may advance, as long as the generator
+    itself (or what it calls) calls the U-Net. steps: the number of steps, for
     schedules with `last=` (default: the scheduler's, at the first U-Net call). Outside the block the U-Net is the
     original. guidance="reuse" has no effect inside: only a pipeline's own call tells what its batch is made of. Raises
     NotAccelerated for a pipe that is not accelerated.
@@ -210,5 +214,6 @@ def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
     attachment = require(pipe, "denoising()")
     if steps is not None:
         steps = positive_int("steps", steps)
-    with attachment.run(pipe, lambda: scheduled_steps(pipe) if steps is None else steps) as session:
+    count = functools.partial(scheduled_steps, pipe) if steps is None else lambda: steps
+    with attachment.run(pipe, count, generator=generator_of_caller()) as session:
         yield session

@@ -345,7 +345,7 @@ def test_two_threads_on_one_pipe_are_captured_once_each():
         thread.start()
     for thread in threads:
         thread.join()
-    cores = attachment_of(pipe)._idle
+    cores = attachment_of(pipe).pool._idle
     captures = [core.unet_graphs.costs.captures for core in cores]
     assert captures == [2, 2]
 

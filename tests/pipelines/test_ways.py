@@ -99,7 +99,7 @@ def plain(images):
 def replays(pipe):
     """The captured graphs of the U-Net, and how often each was replayed."""
     # None before the first run, and none any more where the U-Net that they were of is gone.
-    held = graphs_of(pipe) if attachment_of(pipe)._idle else []
+    held = graphs_of(pipe) if attachment_of(pipe).pool._idle else []
     return {graph: graph.replays for graphs in held for graph, _ in graphs._graphs.values()}
 
 

@@ -31,7 +31,7 @@ from stepcache.errors import (
 )
 from stepcache.graphs.standin import StandInBackend
 from stepcache.run.attach import attachment_of
-from stepcache.run.session import current
+from stepcache.run.current import runs
 
 
 def test_returns_the_same_pipe_of_the_same_name():
@@ -206,7 +206,7 @@ def test_restore_or_accelerate_in_a_run_frees_that_runs_buffers(again):
 
     def once(pipe, i):
         if i == 1:
-            session = current.get()
+            session = next(runs())
             features.append(
                 weakref.ref(next(iter(session.engine.unet_graphs.buckets.held.values())).slots[0].values[0].tensors[0])
             )

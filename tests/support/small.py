@@ -285,7 +285,7 @@ def generate_any(pipe, steps: int = 8, **options) -> torch.Tensor:
 
 def engine_of(pipe):
     """Graphs and buffers that the pipe holds between runs."""
-    (engine,) = attachment_of(pipe)._idle
+    (engine,) = attachment_of(pipe).pool._idle
     return engine
 
 

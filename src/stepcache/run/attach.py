@@ -8,11 +8,11 @@ weights changes besides (channels_last.py). watch.py makes the changes during a 
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -30,8 +30,11 @@ from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings
 from .channels_last import ChannelsLast, Part
+from .current import entered
+from .later import later
+from .pool import Pool
 from .record import RunRecord
-from .session import Session, current, never
+from .session import Session, never
 from .watch import follow_scheduler, watch
 
 _ATTACHMENT = "_stepcache_attachment"
@@ -41,21 +44,18 @@ warm_up_schedule: ContextVar[Schedule | None] = ContextVar("stepcache_warm_up_sc
 
 
 class Attachment:
-    """What stepcache holds for one pipe: its settings, and between runs its graphs and buffers."""
+    """What stepcache holds for one pipe: its settings, and between runs its graphs and buffers.
 
-    def __init__(self, settings: Settings, inherited: Any = None) -> None:
+    inherited: strides of a copied pipe's weights. pool: that of the pipe of which this is a shallow copy.
+    """
+
+    def __init__(self, settings: Settings, inherited: Any = None, pool: Pool | None = None) -> None:
         self.settings = settings
         self.layout = ChannelsLast(settings.channels_last, inherited)
+        self.pool = Pool() if pool is None else pool.join()
         self.last: RunRecord | None = None
         self.pipe: weakref.ref[Any] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        # A weak reference: if the pipe drops or replaces its U-Net, graphs and buffers are freed too.
-        self._unet: weakref.ref[nn.Module] | None = None
-        # More than one only if threads have run the pipe at the same time.
-        self._idle: list[Engine] = []
-        self._compilations = Compilations()  # shared by all engines
-        self._open = True
-        self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
 
     def enter(self, pipe: object) -> None:
         """Belong to `pipe`, and free everything when it is garbage-collected."""
@@ -72,35 +72,38 @@ class Attachment:
         if settings.vae:
             vae_of(pipe)
         family = family_of(unet)
-        with self._lock:
-            known = self._unet is not None and self._unet() is unet
-            if settings.plan is not None and not settings.adapt:
-                settings.plan.check(pipe.scheduler, None if known else unet)
-            if not known:
-                self._drop()
-                self._unet = weakref.ref(unet, lambda _: self._drop())
-            if self._idle:
-                return unet, self._idle.pop()
-            compilations = self._compilations
-        cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
-        graphs = UNetGraphs(family, cut, settings.graphs, buckets, settings.predictor, compilations)
-        decoder = DecoderGraphs(settings.graphs, buckets, graphs.costs, compilations) if settings.vae else None
-        return unet, Engine(graphs, decoder)
+        if settings.plan is not None and not settings.adapt:
+            settings.plan.check(pipe.scheduler, None if self.pool.is_of(unet) else unet)
+        if self.pool.is_shared and not self.pool.is_of(unet):  # the copy or the original has another U-Net now
+            self.pool.leave()
+            self.pool = Pool()
 
-    def park(self, unet: nn.Module, engine: Engine) -> None:
-        """Take the engine back after a run, or free it if no later run can use it."""
-        with self._lock:
-            if self._open and self._unet is not None and self._unet() is unet:
-                self._idle.append(engine)
-                return
-        engine.clear()
+        def make(compilations: Compilations) -> Engine:
+            cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
+            graphs = UNetGraphs(family, cut, settings.graphs, buckets, settings.predictor, compilations)
+            decoder = DecoderGraphs(settings.graphs, buckets, graphs.costs, compilations) if settings.vae else None
+            return Engine(graphs, decoder)
+
+        return unet, self.pool.take(unet, make)
+
+    def park(self, pool: Pool, unet: nn.Module, engine: Engine, *records: RunRecord) -> None:
+        """Give the engine back after a run, and note in the records what all engines hold."""
+        pool.give_back(unet, engine)
+        for record in records if self.last is None else (*records, self.last):
+            record.buffer_bytes, record.static_bytes = pool.nbytes
 
     @contextmanager
-    def run(self, pipe: Any, count_steps: Callable[[], int | None], in_call: bool = False) -> Iterator[Session]:
+    def run(
+        self,
+        pipe: Any,
+        count_steps: Callable[[], int | None],
+        in_call: bool = False,
+        generator: FrameType | None = None,
+    ) -> Iterator[Session]:
         """One run of `pipe`: install everything, and undo it afterwards.
 
         in_call: whether the pipe's own call runs. In a hand-written loop the pipe's guidance attributes are those of
-        its last call.
+        its last call. generator: the frame of the generator that runs the loop, if one does.
         """
         unet, engine = self.prepare(pipe)
         say_once, warming_up = engine.unet_graphs.fallback.say_once, warm_up_schedule.get()
@@ -117,17 +120,18 @@ class Attachment:
         if self.settings.reuse_guidance and not in_call:
             say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
-            places.callback(self.park, unet, engine)  # last, whatever fails before
+            record = RunRecord()
+            places.callback(self.park, self.pool, unet, engine, record)  # last, whatever fails before
             follow = functools.partial(follow_scheduler, pipe, places)
-            session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
-            self.last = session.record
+            session = Session(unet, pipe.scheduler, engine, fit, count_steps, record, is_guided, follow)
+            self.last = record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)
-            token = current.set(session)
             try:
-                yield session
+                with entered(session, generator):
+                    del generator  # a generator that refers to its own frame is not closed when it is dropped
+                    yield session
             finally:
-                current.reset(token)
                 session.close()
 
     def parts(self, pipe: Any) -> list[Part]:
@@ -145,19 +149,11 @@ class Attachment:
         self.layout.abandon()
         self.free()
 
-    def _drop(self) -> None:
-        with self._lock:
-            idle, self._idle, self._unet = self._idle, [], None
-            self._compilations = Compilations()
-        for engine in idle:
-            engine.clear()
-
     def free(self) -> None:
         """Drop graphs and buffers for good. A run in progress frees its own when it ends."""
-        self._open = False
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._drop()
+        self.pool.leave()
 
 
 def attachment_of(pipe: object) -> Attachment | None:
@@ -170,7 +166,7 @@ def attachment_of(pipe: object) -> Attachment | None:
 def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
-    attachment.park(*attachment.prepare(pipe))
+    attachment.park(attachment.pool, *attachment.prepare(pipe))
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))
@@ -207,25 +203,35 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment_of(self) is None:
             return base.__call__(self, *args, **kwargs)
-        with attachment.run(self, functools.partial(_planned_steps, self), in_call=True):
-            return base.__call__(self, *args, **kwargs)
+        run = functools.partial(attachment.run, self, functools.partial(_planned_steps, self), in_call=True)
+        with run():
+            result = base.__call__(self, *args, **kwargs)
+        return later(result, run)
+
+    def __copy__(self: Any) -> Any:
+        # A server's copy for each request shares the U-Net, so it shares graphs and buffers too.
+        accelerated = attachment_of(self) is not None
+        ours = (attachment.settings, attachment.layout.strides(), attachment.pool) if accelerated else ()
+        copied = _revive(base, *ours)
+        vars(copied).update(vars(self))
+        return copied
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
         # pickle cannot find a class made for one object by its name. A copy gets its own class and buffers.
         accelerated = attachment_of(self) is not None
-        ours = (attachment.settings, attachment.layout.strides()) if accelerated else (None,)
+        ours = (attachment.settings, attachment.layout.strides()) if accelerated else ()
         return _revive, (base, *ours), vars(self)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__}
+    methods = {"__call__": __call__, "__copy__": __copy__, "__reduce_ex__": __reduce_ex__}
     pipe.__class__ = type(base)(base.__name__, (base,), {**names, **methods, _ATTACHMENT: attachment})
     attachment.enter(pipe)
 
 
-def _revive(base: Any, settings: Settings | None, strides: Any = None) -> object:
+def _revive(base: Any, settings: Settings | None = None, strides: Any = None, pool: Pool | None = None) -> object:
     pipe = base.__new__(base)
     if settings is not None:
-        _enter(pipe, Attachment(settings, strides))
+        _enter(pipe, Attachment(settings, strides, pool))
     return pipe
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 class Pass:
     """One pass of a loop over its timesteps.
 
-    `for t in scheduler.timesteps` gives views of one tensor, so their places in it tell where the loop is. Plain numbers
-    and tensors on the host tell it by their values, which fall in a denoising loop and rise in an inversion. Tensors on
-    a device that are no views of one tensor tell nothing.
+    `for t in scheduler.timesteps` gives views of one tensor, so their places in it tell where the loop is. Plain
+    numbers and tensors on the host tell it by their values, which fall in a denoising loop and rise in an inversion.
+    Tensors on a device that are no views of one tensor tell nothing.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +28,6 @@ from .steps import StepCounter
 
 logger = logging.getLogger("stepcache")
 
-# The session of the current thread (or task), if it is in a run.
-current: ContextVar[Session | None] = ContextVar("stepcache_session", default=None)
-
 # How many slots of a step get their own buffer. A loop that never calls scheduler.step looks like one endless step, and
 # must not fill memory with features that no partial step will read.
 MAX_SLOTS = 64
@@ -47,6 +43,7 @@ class Session:
 
     fit: returns schedule and predictor of a loop, given its number of steps from count_steps (None if unknown). Called
     at the loop's first U-Net call, when the pipeline has set its timesteps.
+    record: is filled in.
     guided: whether the current call's batch is [unconditional, conditional]; a partial step then runs one half.
     follow: called before each step, because the pipeline may have replaced its scheduler.
     """
@@ -58,11 +55,12 @@ class Session:
         engine: Engine,
         fit: Callable[[int | None], tuple[Schedule, Predictor]],
         count_steps: Callable[[], int | None],
+        record: RunRecord,
         guided: Callable[[], bool] = never,
         follow: Callable[[Session], None] = lambda session: None,
     ) -> None:
         self.unet, self.scheduler, self.engine = unet, scheduler, engine
-        self.record = RunRecord()
+        self.record = record
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
         self._steps: int | None = None
@@ -179,7 +177,6 @@ class Session:
         self._bucket = None
         record, engine, before = self.record, self.engine, self._before
         record.steps = self._counter.total
-        record.buffer_bytes, record.static_bytes = engine.unet_graphs.buckets.nbytes, engine.static_nbytes
         costs = engine.unet_graphs.costs
         record.compile_seconds = costs.compile_seconds - before.compile_seconds
         record.captures = costs.captures - before.captures

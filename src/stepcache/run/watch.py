@@ -19,7 +19,8 @@ from torch import nn
 from ..graphs.regional import call_block
 from ..pipes.seat import ORIGINAL, seat
 from ..pipes.vae import vae_of
-from .session import Session, current
+from .current import runs
+from .session import Session
 from .timesteps import without_waits
 
 
@@ -122,10 +123,8 @@ def _is_own_method(value: Any, owner: object, name: str) -> bool:
 
 def _unet_in_session(unet: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        session = current.get()
-        if session is None or session.unet is not unet:
-            return stock(*args, **kwargs)
-        return session.call(stock, args, kwargs)
+        session = next((session for session in runs() if session.unet is unet), None)
+        return stock(*args, **kwargs) if session is None else session.call(stock, args, kwargs)
 
     return forward
 
@@ -136,11 +135,9 @@ def _block_in_session(block: nn.Module, stock: Callable[..., Any]) -> Callable[.
 
 def _decoder_in_session(decoder: nn.Module, stock: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        session = current.get()
-        graphs = None if session is None else session.engine.decoder
-        if graphs is None or not graphs.belongs_to(decoder):
-            return stock(*args, **kwargs)
-        return graphs.call(decoder, stock, args, kwargs)
+        every = (session.engine.decoder for session in runs())
+        graphs = next((graphs for graphs in every if graphs is not None and graphs.belongs_to(decoder)), None)
+        return stock(*args, **kwargs) if graphs is None else graphs.call(decoder, stock, args, kwargs)
 
     return forward
 
@@ -149,8 +146,8 @@ def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[.
     unwaiting = without_waits(scheduler, stock)
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        session = current.get()
-        if session is None or session.scheduler is not scheduler:
+        session = _stepped_by(scheduler)
+        if session is None:
             return stock(*args, **kwargs)
         result = unwaiting(*args, **kwargs)
         session.advance(args[1] if len(args) > 1 else kwargs.get("timestep"))
@@ -162,12 +159,16 @@ def _step_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[.
 def _set_timesteps_in_session(scheduler: object, stock: Callable[..., Any]) -> Callable[..., Any]:
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         result = stock(*args, **kwargs)
-        session = current.get()
-        if session is not None and session.scheduler is scheduler:
+        session = _stepped_by(scheduler)
+        if session is not None:
             session.begin_loop()
         return result
 
     return set_timesteps
+
+
+def _stepped_by(scheduler: object) -> Session | None:
+    return next((session for session in runs() if session.scheduler is scheduler), None)
 
 
 def _watch_scheduler(scheduler: object, places: ExitStack) -> None:

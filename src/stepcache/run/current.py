@@ -1,0 +1,80 @@
+"""The runs that the calling code is in.
+
+A run belongs to a context (a thread, or an asyncio task), or to a generator whose `denoising` block it is. Between two
+advances of a generator other code of its thread runs, other generators too, and the next advance may come from another
+thread. So the runs of generators are found by their frames on the call stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class _Open:
+    """A session until it ends. A context that never sees the end keeps only this."""
+
+    def __init__(self, session: Session) -> None:
+        self.session: Session | None = session
+
+
+_in_context: ContextVar[tuple[_Open, ...]] = ContextVar("stepcache_runs", default=())
+_of_generators: dict[int, list[Session]] = {}  # by the id of the generator's frame
+
+
+def runs() -> Iterator[Session]:
+    """The sessions of these runs, innermost first. Pipelines run inside of each other (in callbacks)."""
+    if _of_generators:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            yield from reversed(_of_generators.get(id(frame), ()))
+            frame = frame.f_back
+    for entry in reversed(_in_context.get()):
+        if entry.session is not None:
+            yield entry.session
+
+
+@contextmanager
+def entered(session: Session, generator: FrameType | None) -> Iterator[None]:
+    """The calling context, or a generator by its frame, is in the run of `session`."""
+    if generator is not None:
+        _of_generators.setdefault(id(generator), []).append(session)
+        key = id(generator)
+        del generator  # it would keep its own frame alive, and so never be closed
+        try:
+            yield
+        finally:
+            _of_generators[key].remove(session)
+            if not _of_generators[key]:
+                del _of_generators[key]
+        return
+    entry = _Open(session)
+    _in_context.set((*_in_context.get(), entry))
+    try:
+        yield
+    finally:
+        # No token: an asynchronous caller may leave in another context than it entered in.
+        entry.session = None
+        _in_context.set(tuple(other for other in _in_context.get() if other is not entry))
+
+
+def generator_of_caller() -> FrameType | None:
+    """The frame of the code that enters a context manager of ours, if that code is a generator."""
+    ours = __name__.partition(".")[0]
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module != contextlib.__name__ and module.partition(".")[0] != ours:
+            break
+        frame = frame.f_back
+    is_generator = frame is not None and frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+    return frame if is_generator else None

@@ -1,0 +1,36 @@
+"""Pipelines whose call returns before their loop has run: generators and coroutines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
+from typing import Any
+
+# Makes the run in which the loop is to run. generator: the frame of the generator that it belongs to.
+Run = Callable[..., AbstractContextManager[Any]]
+
+
+def later(result: Any, run: Run) -> Any:
+    """A call's result. If a loop is still to run when it is advanced or awaited, that happens in a run of its own."""
+    if isinstance(result, Generator):
+        return _advanced(result, run)
+    if isinstance(result, AsyncGenerator):
+        return _advanced_async(result, run)
+    return _awaited(result, run) if isinstance(result, Coroutine) else result
+
+
+def _advanced(generator: Generator[Any, Any, Any], run: Run) -> Generator[Any, Any, Any]:
+    with run(generator=sys._getframe()):
+        return (yield from generator)
+
+
+async def _advanced_async(generator: AsyncGenerator[Any, Any], run: Run) -> AsyncGenerator[Any, None]:
+    with run(generator=sys._getframe()):
+        async for item in generator:
+            yield item
+
+
+async def _awaited(coroutine: Coroutine[Any, Any, Any], run: Run) -> Any:
+    with run():
+        return await coroutine

@@ -1,0 +1,215 @@
+"""Runs that are no plain call: generators, coroutines, other contexts, several at once."""
+
+import asyncio
+import contextvars
+import gc
+import threading
+import weakref
+from contextlib import ExitStack
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from support.small import BETAS, ONE_LEVEL, LoopPipe, captured, loop_pipe, make_inputs, make_unet
+
+from stepcache import accelerate, denoising, last_run, restore
+from stepcache.run.current import _of_generators, runs
+
+
+def loop(pipe, seed=1, steps=7):
+    """Yields the latents of each step of a hand-written loop."""
+    inputs = make_inputs(pipe.unet, seed=seed)
+    latents = inputs["sample"]
+    pipe.scheduler.set_timesteps(steps)
+    with denoising(pipe):
+        for t in pipe.scheduler.timesteps:
+            with torch.no_grad():
+                noise = pipe.unet(latents, t, inputs["encoder_hidden_states"]).sample
+            latents = pipe.scheduler.step(noise, t, latents).prev_sample
+            yield latents
+
+
+@pytest.fixture(params=["eager", "captured"])
+def pipe(request):
+    made = loop_pipe("least", **ONE_LEVEL)
+    yield accelerate(made, 3) if request.param == "eager" else captured(made, 3)
+    assert not list(runs()) and not _of_generators
+
+
+def test_two_generators_in_turn_do_not_mix(pipe):
+    alone = [[*loop(pipe, seed)][-1] for seed in (1, 2)]
+    for turns in ((0, 1) * 7, (0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 1)):
+        generators = loop(pipe, 1), loop(pipe, 2)
+        latest = [None, None]
+        for i in turns:
+            latest[i] = next(generators[i])
+        assert all(map(torch.equal, latest, alone))
+        for generator in generators:
+            assert next(generator, None) is None  # ended
+        assert last_run(pipe).kinds == "FPPFPPF"
+
+
+def test_between_two_advances_the_unet_is_the_original(pipe):
+    inputs = make_inputs(pipe.unet)
+    want = LoopPipe(pipe.unet, pipe.scheduler).unet(**inputs).sample
+    generator = loop(pipe)
+    for _ in range(2):
+        next(generator)
+    assert torch.equal(pipe.unet(**inputs).sample, want)
+    next(generator)
+    assert last_run(pipe).kinds == "FPP"
+    generator.close()
+
+
+@pytest.mark.parametrize("where", ["contexts", "threads"])
+def test_a_server_advances_a_generator_elsewhere(pipe, where):
+    want = [*loop(pipe)]
+    generator, got = loop(pipe), []
+
+    def advance():
+        got.append(next(generator, None))
+
+    for _ in range(8):
+        if where == "contexts":
+            contextvars.Context().run(advance)
+        else:
+            thread = threading.Thread(target=advance)
+            thread.start()
+            thread.join()
+    assert got.pop() is None
+    assert all(map(torch.equal, got, want)) and last_run(pipe).kinds == "FPPFPPF"
+
+
+def test_an_asynchronous_generator_and_tasks_in_turn(pipe):
+    async def asynchronous(seed):
+        for latents in loop(pipe, seed):
+            await asyncio.sleep(0)
+            yield latents
+
+    async def block(seed):
+        inputs = make_inputs(pipe.unet, seed=seed)
+        with denoising(pipe) as session:
+            for t in range(5, 0, -1):
+                with torch.no_grad():
+                    pipe.unet(inputs["sample"], t, inputs["encoder_hidden_states"])
+                session.advance()
+                await asyncio.sleep(0)
+        return session.record.kinds
+
+    async def last(generator):
+        latents = None
+        async for item in generator:
+            latents = item
+        return latents
+
+    async def both():
+        return await asyncio.gather(last(asynchronous(1)), last(asynchronous(2)), block(3), block(4))
+
+    alone = [[*loop(pipe, seed)][-1] for seed in (1, 2)]
+    one, two, *kinds = asyncio.run(both())
+    assert torch.equal(one, alone[0]) and torch.equal(two, alone[1]) and kinds == ["FPPFP"] * 2
+
+
+def test_a_block_that_is_left_in_another_context(pipe):
+    """anyio and Gradio run what follows a `yield` elsewhere."""
+    stack = ExitStack()
+    contextvars.copy_context().run(stack.enter_context, denoising(pipe))
+    contextvars.Context().run(stack.close)
+    assert pipe(4) is not None and last_run(pipe).kinds == "FPPF"
+
+
+def test_blocks_of_two_pipes_in_each_other():
+    one, two = (accelerate(loop_pipe("least", **ONE_LEVEL), n) for n in (2, 3))
+    inputs = make_inputs(one.unet)
+    del inputs["timestep"]
+    with torch.no_grad(), denoising(one) as first, denoising(two) as second:
+        for t in range(6, 0, -1):
+            one.unet(timestep=t, **inputs)
+            two.unet(timestep=t, **inputs)
+            first.advance()
+            second.advance()
+    assert (last_run(one).kinds, last_run(two).kinds) == ("FPFPFP", "FPPFPP")
+
+
+def test_a_suspended_generator_that_is_dropped_frees_everything(pipe):
+    unet = weakref.ref(pipe.unet)
+
+    def suspended():
+        generator = loop(pipe)
+        next(generator)
+        return contextvars.Context().run(lambda: generator)
+
+    generator = suspended()
+    assert _of_generators
+    feature = weakref.ref(next(iter(_of_generators.values()))[0].engine.unet_graphs)
+    inner, pipe.unet = pipe.unet, make_unet("least", **ONE_LEVEL)
+    del inner
+    assert unet() is not None
+    del generator
+    gc.collect()
+    assert not _of_generators and feature() is None and unet() is None
+
+
+class StreamingPipe(LoopPipe):
+    """A pipeline whose call is a generator."""
+
+    def __call__(self, steps=7):
+        self.scheduler.set_timesteps(steps)
+        inputs = make_inputs(self.unet)
+        latents = inputs["sample"]
+        for t in self.scheduler.timesteps:
+            with torch.no_grad():
+                noise = self.unet(latents, t, inputs["encoder_hidden_states"]).sample
+            latents = self.scheduler.step(noise, t, latents).prev_sample
+            sent = yield latents
+            latents = latents if sent is None else sent
+        return "done"
+
+
+class AsynchronousPipe(StreamingPipe):
+    async def __call__(self, steps=7):
+        latents = None
+        for latents in super().__call__(steps):  # noqa: B007
+            await asyncio.sleep(0)
+        return latents
+
+
+class AsynchronouslyStreamingPipe(StreamingPipe):
+    async def __call__(self, steps=7):
+        for latents in super().__call__(steps):
+            await asyncio.sleep(0)
+            yield latents
+
+
+def streaming(cls):
+    return cls(make_unet("least", **ONE_LEVEL), DDIMScheduler(**BETAS))
+
+
+def test_a_call_that_is_a_generator():
+    pipe = accelerate(streaming(StreamingPipe), interval=3)
+    plain = streaming(StreamingPipe)
+    want = [*plain()]
+    generator = pipe()
+    got = [next(generator)]
+    got.append(generator.send(None))
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            got.append(next(generator))
+    assert ended.value.value == "done" and len(got) == 7
+    assert last_run(pipe).kinds == "FPPFPPF" and last_run(pipe).steps == 7
+    assert torch.equal(got[0], want[0]) and not torch.equal(got[-1], want[-1])
+    accelerate(pipe, interval=1)
+    assert all(map(torch.equal, pipe(), want))
+    assert all(map(torch.equal, restore(pipe)(), want))
+
+
+def test_calls_that_are_coroutines_or_asynchronous_generators():
+    want = [*accelerate(streaming(StreamingPipe), interval=3)()]
+    pipe = accelerate(streaming(AsynchronousPipe), interval=3)
+    assert torch.equal(asyncio.run(pipe()), want[-1]) and last_run(pipe).kinds == "FPPFPPF"
+    pipe = accelerate(streaming(AsynchronouslyStreamingPipe), interval=3)
+
+    async def collect():
+        return [latents async for latents in pipe()]
+
+    assert all(map(torch.equal, asyncio.run(collect()), want)) and last_run(pipe).kinds == "FPPFPPF"
