@@ -21,7 +21,6 @@ ELSEWHERE = {
     "graphs/test_capture.py": "forwards/autocast forwards/nested graphs/engine graphs/freshness graphs/snapshot",
     "graphs/test_compiled.py": "graphs/options graphs/regional graphs/settings graphs/unet",
     "graphs/test_hazards.py": "graphs/backends graphs/replays graphs/turns",
-    "graphs/test_kept.py": "graphs/bucket",
     "graphs/test_standin.py": "graphs/hosttensor",
     "graphs/test_tuning.py": "forwards/join_shape",
     "graphs/test_verdicts.py": "graphs/verdict_file",

@@ -74,8 +74,9 @@ def accelerate(
             faster than Inductor's code: on this GPU by `warmup` or `stepcache tune`, or by us on a GPU of the same name
             (csrc_triton/defaults.csv). Measurements hold for graphs that are compiled and captured; others join without
             the kernels. True uses them in all joins, False in none.
-        max_buckets: how many sizes (of latents, including the batch) keep a feature buffer. Beyond that, the least
-            recently used one is dropped. Default 4.
+        max_buckets: how many sizes (of latents, including the batch) keep feature buffers and captured graphs, each
+            with up to 8 kinds of other inputs (prompt lengths, for example). Beyond that, the least recently used one
+            is dropped; what was compiled stays. Default 4. A warning says if sizes keep coming back.
         vae: True compiles and captures the VAE's decoder too, with the same `compile` and `cuda_graphs`. Default
             False. Run eager, images are the same bit for bit. Price: one more compilation and one more CUDA graph per
             size (with tiling, for each of up to four tile shapes), whose pool holds a decoder's activations. Raises

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from stepcache.graphs.bucket import Bucket, Buckets
 from stepcache.graphs.kept import Kept
 from stepcache.reuse.predict import HOLD, Line
 
@@ -99,28 +98,3 @@ def test_a_buffer_allocated_in_inference_mode_can_be_written_outside(depth):
         full_step(kept, "run", 1, torch.ones(1, 2, 2, 2))
         kept.weigh(Line(1.0) if depth > 1 else HOLD, 2)
     assert kept.values[0].tensors[0].all()
-
-
-def test_the_least_recently_used_bucket_goes():
-    buckets, freed = Buckets(2), []
-
-    class Held:
-        nbytes = 3
-
-        def free(self):
-            freed.append(self)
-
-    def make():
-        return Bucket({}, Held())
-
-    a, b = buckets.get("a", make), buckets.get("b", make)
-    for bucket in (a, b):
-        bucket.kept(0).write([torch.zeros(1, 4)])
-    assert buckets.nbytes == 32 and buckets.static_nbytes == 6
-    assert buckets.get("a", make) is a
-    c = buckets.get("c", make)
-    assert list(buckets.held) == ["a", "c"] and freed == [b.capture]
-    assert buckets.get("a", make) is a and buckets.get("c", make) is c
-    assert buckets.nbytes == 16 and isinstance(c, Bucket)
-    buckets.clear()
-    assert not buckets.held and len(freed) == 3

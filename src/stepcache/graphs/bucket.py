@@ -14,6 +14,13 @@ from .capture import Capture
 from .kept import Kept
 from .program import Program
 
+VARIANTS = 8
+"""How many kinds of other inputs (prompt lengths, for example) one size may have."""
+RETURNS = 3
+"""How many times a dropped bucket must come back before it is said."""
+REMEMBERED = 64
+"""How many dropped buckets are remembered."""
+
 
 class Bucket:
     """Programs by name, and their capture (None: not captured).
@@ -69,25 +76,40 @@ class Bucket:
 
 
 class Buckets:
-    """Up to `limit` buckets by key. Beyond that, the least recently used one is dropped and its memory freed."""
+    """Buckets by key, of up to `limit` sizes, and up to `VARIANTS` of each size.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    Beyond that, the least recently used size or variant is dropped and its memory freed. say: warns with a text, once,
+    if what is dropped keeps coming back.
+    """
+
+    def __init__(self, limit: int, say: Callable[[str], None] = lambda text: None) -> None:
+        self.limit, self._say = limit, say
         self.held: OrderedDict[Hashable, Bucket] = OrderedDict()
+        self._sizes: dict[Hashable, Hashable] = {}  # of the held keys, and of those dropped of late
+        self._dropped: OrderedDict[Hashable, None] = OrderedDict()
+        self._returned = 0
 
-    def get(self, key: Hashable, make: Callable[[], Bucket]) -> Bucket:
-        """The bucket of `key`, made if missing; it becomes the most recently used."""
+    def get(self, key: Hashable, make: Callable[[], Bucket], size: Hashable = None) -> Bucket:
+        """The bucket of `key`, made if missing; it becomes the most recently used. size: by default the key itself."""
         bucket = self.held.get(key)
         if bucket is None:
-            while len(self.held) >= self.limit:
-                self.held.popitem(last=False)[1].free()
+            size = key if size is None else size
+            self._make_room(size)
             bucket = self.held[key] = make()
+            self._sizes[key] = size
+            if key in self._dropped:
+                del self._dropped[key]
+                self._returned += not bucket.is_plain  # an eager one costs a buffer only
+                if self._returned == RETURNS:
+                    self._say(self._advice(size))
         self.held.move_to_end(key)
         return bucket
 
     def clear(self) -> None:
         while self.held:
             self.held.popitem()[1].free()
+        self._sizes.clear()
+        self._dropped.clear()
 
     @property
     def nbytes(self) -> int:
@@ -96,6 +118,37 @@ class Buckets:
     @property
     def static_nbytes(self) -> int:
         return sum(bucket.static_nbytes for bucket in self.held.values())
+
+    def _make_room(self, size: Hashable) -> None:
+        """Drop what must go for a new bucket of `size`."""
+        variants = [key for key in self.held if self._sizes[key] == size]
+        for key in variants[: max(0, len(variants) - VARIANTS + 1)]:
+            self._drop(key)
+        sizes = dict.fromkeys(self._sizes[key] for key in reversed(self.held))  # most recently used first
+        sizes.pop(size, None)
+        for other in list(sizes)[self.limit - 1 :]:
+            for key in [key for key in self.held if self._sizes[key] == other]:
+                self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        self.held.pop(key).free()
+        self._dropped[key] = None
+        if len(self._dropped) > REMEMBERED:
+            self._sizes.pop(self._dropped.popitem(last=False)[0])
+
+    def _advice(self, size: Hashable) -> str:
+        """What is short: places for sizes, or for variants of one size."""
+        count = sum(other == size for other in self._sizes.values())
+        if count > VARIANTS:
+            return (
+                f"{count} kinds of inputs (prompt lengths, for example) take turns at one size, and stepcache keeps "
+                f"{VARIANTS}: the others are captured at each return. Pad prompts to fewer lengths."
+            )
+        count = len(set(self._sizes.values()))
+        return (
+            f"{count} sizes take turns, and max_buckets={self.limit} keeps fewer: the others are captured at each "
+            f"return. Use accelerate(..., max_buckets={count})."
+        )
 
 
 def key_of(inputs: dict[str, Any], device: torch.device) -> Hashable:

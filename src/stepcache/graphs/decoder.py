@@ -49,8 +49,8 @@ class DecoderGraphs:
         # Regional compiles transformer blocks, and a decoder has none.
         self.settings = replace(settings, compile=False) if settings.compile == "regional" else settings
         self.max_buckets, self.costs, self.compilations = max_buckets, costs, compilations
-        self.buckets = Buckets(max_buckets)
         self.fallback = Fallback("the VAE's decoder", "pipe.vae", ADVICE)
+        self.buckets = Buckets(max_buckets, self.fallback.say_once)
         self._decoder: weakref.ref[nn.Module] | None = None
         self._freshness = Freshness(self.fallback, by_run=True)  # of all captures
 

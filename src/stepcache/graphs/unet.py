@@ -31,7 +31,7 @@ from .tuning import Judge, calls_of_joins, tuning_wanted
 class UNetGraphs:
     """Buckets for one family of forwards, one cut and one predictor, for one run at a time.
 
-    max_buckets: how many are held. compilations: shared by all runs of a pipe.
+    max_buckets: of how many sizes they are held. compilations: shared by all runs of a pipe.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class UNetGraphs:
     ) -> None:
         self.family, self.cut, self.settings, self.predictor = family, cut, settings, predictor
         self.compilations = Compilations() if compilations is None else compilations
-        self.buckets, self.costs = Buckets(max_buckets), Costs()
-        self.fallback = Fallback("the U-Net", "pipe.unet")
+        self.fallback, self.costs = Fallback("the U-Net", "pipe.unet"), Costs()
+        self.buckets = Buckets(max_buckets, self.fallback.say_once)
 
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
         """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
-        key = self._key(inputs, reuse_guidance)
-        return self.buckets.get(key, functools.partial(self._make, key, inputs["sample"], reuse_guidance))
+        key, sample = self._key(inputs, reuse_guidance), inputs["sample"]
+        return self.buckets.get(key, functools.partial(self._make, key, sample, reuse_guidance), sample.shape)
 
     def begin_run(self, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool) -> None:
         """Called before a run's first call in `bucket`. A warm-up measures joins that have no verdict yet."""

@@ -13,10 +13,10 @@ class RunRecord:
     pipeline reads attention maps of every layer).
     steps: scheduler steps taken. buckets: the input shapes of the U-Net, in order of appearance: (batch, channels,
     height, width), for video with a dimension for frames.
-    buffer_bytes: bytes of features held, over all buckets of the pipe, of all threads that ran it at the same time (as
-    of the last run that has ended). static_bytes: the same for captured graphs' inputs and outputs. compile_seconds, captures: seconds spent compiling, and graphs captured, in
-    this run; 0 once everything is warm. With vae=True they include the decoder's. joins_measured: joins that a warm-up
-    timed both ways.
+    buffer_bytes: bytes of features held, over all buckets of the pipe and all threads that run it at the same time, as
+    of the last run that has ended. static_bytes: the same for captured graphs' inputs and outputs. compile_seconds,
+    captures: seconds spent compiling, and graphs captured, in this run; 0 once everything is warm. With vae=True they
+    include the decoder's. joins_measured: joins that a warm-up timed both ways.
     """
 
     letters: list[str] = field(default_factory=list, repr=False)
