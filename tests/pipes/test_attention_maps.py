@@ -33,12 +33,12 @@ def test_what_diffusers_has_is_known():
 
 def test_all_calls_are_stock_with_a_word(caplog):
     pipe = loop_pipe("least")
-    assert keeper_of(pipe.unet) is None
+    assert keeper_of(pipe.unet.modules()) is None
     plain = pipe(6)
     layers = len(pipe.unet.attn_processors)
     deep = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     before, deep.processor = deep.processor, P2PCrossAttnProcessor()
-    assert keeper_of(pipe.unet) == "P2PCrossAttnProcessor" and layers > 1
+    assert keeper_of(pipe.unet.modules()) == "P2PCrossAttnProcessor" and layers > 1
     want = pipe(6)
     P2PCrossAttnProcessor.calls = 0
     accelerate(pipe, interval=3)

@@ -60,3 +60,15 @@ def without_scale(cross_attention_kwargs: dict[str, Any] | None) -> tuple[dict[s
         return None, 1.0
     rest = {name: value for name, value in cross_attention_kwargs.items() if name != "scale"}
     return rest or None, cross_attention_kwargs.get("scale", 1.0)
+
+
+_READ_ONLY = {"gligen", "ip_adapter_masks"}  # what diffusers' own processors take
+_CONTAINERS = dict, list, set
+
+
+def written_by_processors(cross_attention_kwargs: dict[str, Any] | None) -> str:
+    """The name of a dict, list or set among them that processors may write to (reference attention does); or ""."""
+    for name, value in (cross_attention_kwargs or {}).items():
+        if isinstance(value, _CONTAINERS) and name not in _READ_ONLY:
+            return name
+    return ""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..pipes.foreign import State, foreign_code
 from ..pipes.seat import ORIGINAL
 
 
@@ -21,8 +22,8 @@ class Snapshot:
     """The state of a model, except the modules `without`, to compare with its state later.
 
     It holds the modules' attributes, the entries of attributes that are dicts or lists (parameters, submodules, hooks,
-    LoRA scalings), the attributes of attention processors, the addresses of parameters and buffers, and the strides of
-    convolution weights.
+    LoRA scalings), the attributes of attention processors, the addresses of parameters and buffers, the strides of
+    convolution weights, and what foreign code on the modules reads elsewhere.
     """
 
     def __init__(self, model: nn.Module, without: Iterable[nn.Module] = ()) -> None:
@@ -35,12 +36,16 @@ class Snapshot:
         # Modules on which stepcache itself replaces `forward` in each run.
         self._watched: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._tensors: list[Tensor] = []
-        for module in model.modules():
-            if module not in left_out:
-                self._tensors += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-                self._keep(vars(module))
-                if hasattr(processor := vars(module).get("processor"), "__dict__"):
-                    self._keep(vars(processor))
+        every = list(model.modules())
+        modules = [module for module in every if module not in left_out]
+        code = foreign_code(modules)
+        self._outside = State(code, every) if code else None
+        self._outside_then = [] if self._outside is None else self._outside.values()
+        for module in modules:
+            self._tensors += [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+            self._keep(vars(module))
+            if hasattr(processor := vars(module).get("processor"), "__dict__"):
+                self._keep(vars(processor))
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         # A weight that is re-laid (channels_last) and moved may return to an old address in another layout. 1 x 1
         # kernels are in both layouts at once.
@@ -64,6 +69,8 @@ class Snapshot:
     def holds(self) -> bool:
         """Whether the model is unchanged. Costs the host a third of a microsecond per module."""
         if any(self._empty):
+            return False
+        if self._outside is not None and not self._outside.holds(self._outside_then):
             return False
         try:
             if not all(map(operator.eq, self._now, self._then)) and not all(map(_same, self._now, self._then)):

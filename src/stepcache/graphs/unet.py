@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..forwards.calls import written_by_processors
 from ..forwards.guidance import Compute, steps_of
 from ..forwards.join import JoinFunction, reference_join
 from ..forwards.join_shape import JoinShape
@@ -64,17 +65,39 @@ class UNetGraphs:
 
     def run(self, name: str, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The output of program "full" or "partial" for these inputs. kept: that of `slot`, written or read."""
-        if not bucket.is_plain and self.fallback.is_eager(unet):
+        if not bucket.is_plain and (self.fallback.is_eager(unet) or self._is_written(inputs)):
             return bucket.eager[name](unet, inputs, kept)
         return bucket.run(name, unet, inputs, kept, slot)
+
+    def run_eager(
+        self, unet: nn.Module, inputs: dict[str, Any], kept: Kept, reuse_guidance: bool, at_join: Callable[[], None]
+    ) -> Tensor:
+        """The output of the full program, eager. Calls `at_join` at each join; writes `kept`."""
+
+        def join(resnet: nn.Module, hidden: Any, skip: Tensor, temb: Tensor) -> Tensor:
+            at_join()
+            return reference_join(resnet, hidden, skip, temb)
+
+        full, _ = self._steps(join, reuse_guidance)
+        return Program("full step", full)(unet, inputs, kept)
 
     def blocks(self, unet: nn.Module) -> list[nn.Module]:
         """The repeated blocks to be compiled one by one."""
         return repeated_blocks(unet) if self.settings.compile == "regional" else []
 
+    def _is_written(self, inputs: dict[str, Any]) -> bool:
+        """Whether processors may write to an input, of which graphs see a copy."""
+        name = written_by_processors(inputs.get("cross_attention_kwargs"))
+        if name:
+            self.fallback.say_once(
+                f"cross_attention_kwargs[{name!r}] may be written to by attention processors, which a graph cannot do: "
+                "the U-Net runs eager."
+            )
+        return bool(name)
+
     def _key(self, inputs: dict[str, Any], reuse_guidance: bool) -> Hashable:
         sample: Tensor = inputs["sample"]
-        if self.settings.is_plain(sample.device):
+        if self.settings.is_plain(sample.device) or self._is_written(inputs):
             # Only the feature is static, and its shape, dtype and device follow from the sample's.
             return sample.shape, sample.dtype, sample.device, sample.stride(), reuse_guidance
         return key_of(inputs, sample.device), reuse_guidance

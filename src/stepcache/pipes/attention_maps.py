@@ -7,6 +7,8 @@ gradients, which run stock anyway.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 KEEPERS = frozenset(
@@ -19,9 +21,9 @@ KEEPERS = frozenset(
 )
 
 
-def keeper_of(unet: nn.Module) -> str | None:
-    """The name of a processor on `unet` that keeps attention maps; None if there is none."""
-    for module in unet.modules():
+def keeper_of(modules: Iterable[nn.Module]) -> str | None:
+    """The name of a processor on a U-Net's modules that keeps attention maps; None if there is none."""
+    for module in modules:
         processor = vars(module).get("processor")
         if processor is None:
             processor = module._modules.get("processor")  # LoRA's and IP-Adapter's are modules

@@ -123,7 +123,9 @@ class Attachment:
             record = RunRecord()
             places.callback(self.park, self.pool, unet, engine, record)  # last, whatever fails before
             follow = functools.partial(follow_scheduler, pipe, places)
-            session = Session(unet, pipe.scheduler, engine, fit, count_steps, record, is_guided, follow)
+            session = Session(
+                unet, pipe.scheduler, engine, fit, count_steps, record, self.pool.known_code, is_guided, follow
+            )
             self.last = record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)

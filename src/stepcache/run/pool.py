@@ -11,6 +11,7 @@ from torch import nn
 
 from ..graphs.compiled import Compilations
 from ..graphs.engine import Engine
+from .counting import KnownCode
 
 RECENT = 16
 """How many runs back the pool looks to see how many ran at once."""
@@ -30,6 +31,7 @@ class Pool:
         self._running: list[Engine] = []
         self._at_once: deque[int] = deque(maxlen=RECENT)
         self._compilations = Compilations()
+        self.known_code = KnownCode()
         self._owners = 1
         self._lock = threading.RLock()  # the garbage collector may free a pipe anywhere
 

@@ -19,10 +19,12 @@ from ..forwards import lora_scaled
 from ..forwards.nested import tensors_of
 from ..graphs.bucket import Bucket
 from ..graphs.engine import Engine
+from ..graphs.kept import Kept
 from ..pipes.attention_maps import keeper_of
 from ..pipes.batches import whole_batches_only
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
+from .counting import CallCounting, KnownCode
 from .record import RunRecord
 from .steps import StepCounter
 
@@ -43,7 +45,7 @@ class Session:
 
     fit: returns schedule and predictor of a loop, given its number of steps from count_steps (None if unknown). Called
     at the loop's first U-Net call, when the pipeline has set its timesteps.
-    record: is filled in.
+    record: is filled in. known_code: what earlier runs found of foreign code on the U-Net.
     guided: whether the current call's batch is [unconditional, conditional]; a partial step then runs one half.
     follow: called before each step, because the pipeline may have replaced its scheduler.
     """
@@ -56,11 +58,12 @@ class Session:
         fit: Callable[[int | None], tuple[Schedule, Predictor]],
         count_steps: Callable[[], int | None],
         record: RunRecord,
+        known_code: KnownCode,
         guided: Callable[[], bool] = never,
         follow: Callable[[Session], None] = lambda session: None,
     ) -> None:
         self.unet, self.scheduler, self.engine = unet, scheduler, engine
-        self.record = record
+        self.record, self._known_code = record, known_code
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
         self._steps: int | None = None
@@ -94,7 +97,7 @@ class Session:
             self._begin_step()
         # A gradient through a partial step would miss the deep layers.
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs))
-        if self._keeps_maps or gradients:
+        if self._keeps_maps or gradients or self._counting.counts:
             self.record.letters.append("S")
             return stock(*args, **kwargs)
         if lora_scale == 1.0:
@@ -110,13 +113,22 @@ class Session:
 
         Checked at the first call, when the pipeline has set its processors.
         """
-        keeper = keeper_of(self.unet)
+        keeper = keeper_of(self._modules)
         if keeper is not None:
             self._say_once(
                 f"{keeper} is on the U-Net: the pipeline reads its attention maps in each step, and a step that reuses "
                 "features makes none. This run is the original's, no faster."
             )
         return keeper is not None
+
+    @functools.cached_property
+    def _modules(self) -> list[nn.Module]:
+        return list(self.unet.modules())  # collecting them takes longer than looking at each
+
+    @functools.cached_property
+    def _counting(self) -> CallCounting:
+        """Whether code on the U-Net counts its calls, so that all calls of the run must be stock."""
+        return CallCounting(self._modules, self._known_code)
 
     @functools.cached_property
     def _may_halve(self) -> bool:
@@ -157,15 +169,35 @@ class Session:
         slot = min(self._counter.slot, MAX_SLOTS)
         self._counter.slot = slot + 1
         kept = bucket.kept(slot)
-        if self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp:
+        watched = self._counting.watches
+        if self._full or watched or slot == MAX_SLOTS or kept.stamp is not self._stamp:
             record.letters.append("F")
             kept.begin(self._id)
-            output = graphs.run("full", self.unet, bucket, inputs, kept, slot)
+            if watched:
+                output = self._watched(inputs, kept, reuse_guidance)
+            else:
+                output = graphs.run("full", self.unet, bucket, inputs, kept, slot)
             kept.mark(self._stamp, step)
             return output
         record.letters.append("P")
         kept.weigh(self._predictor, step)
         return graphs.run("partial", self.unet, bucket, inputs, kept, slot)
+
+    def _watched(self, inputs: dict[str, Any], kept: Kept, reuse_guidance: bool) -> torch.Tensor:
+        """A full call, eager, so that every module runs once; afterwards it is known whether code on them counts."""
+        counting = self._counting
+        counting.begin()
+        output = self.engine.unet_graphs.run_eager(self.unet, inputs, kept, reuse_guidance, counting.look)
+        counting.end()
+        if counting.counts:
+            code = counting.code[0]
+            name = getattr(code, "__qualname__", type(code).__qualname__)
+            self._say_once(
+                f"{name} on the U-Net changes its own state at each call: it may count them, as controllers like "
+                "Prompt-to-Prompt's do, and a step that reuses features makes fewer. This run is the original's, no "
+                "faster."
+            )
+        return output
 
     def _say_once(self, reason: str) -> None:
         self.engine.unet_graphs.fallback.say_once(reason)

@@ -1,0 +1,170 @@
+"""Code on a model that is not diffusers' or torch's own, and the state outside of the model that it reads.
+
+Adapters and controllers (LyCORIS, PuLID, StoryDiffusion, Prompt-to-Prompt, MasaCtrl) replace the forward of a layer,
+hook it, or give an attention another processor. Such code may read attributes of objects beside the model, variables of
+closures, and globals. A captured graph sees none of them change, and the code may count on being called in each step.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .seat import ORIGINAL
+
+_KNOWN = {"accelerate", "diffusers", "numpy", "peft", "stepcache", "torch", "torchao", "transformers", "xformers"}
+"""Packages whose code keeps no such state, besides Python's own."""
+
+_LIMIT = 1000
+"""How many places are watched at most."""
+
+
+def foreign_code(modules: Iterable[nn.Module]) -> list[Any]:
+    """The foreign functions, methods and processors that run in these modules' forwards."""
+    found: list[Any] = []
+    for module in modules:
+        values = vars(module)  # getattr takes a microsecond to find that a module lacks an attribute
+        if "forward" in values:
+            forward = getattr(values["forward"], ORIGINAL, values["forward"])
+            if getattr(forward, "__func__", None) is not type(module).forward:
+                found.append(forward)
+        elif not _is_known(type(module).__module__):
+            found.append(type(module).forward)
+        for hooks in (values["_forward_hooks"], values["_forward_pre_hooks"]):
+            found += hooks.values()
+        processor = values.get("processor") or values["_modules"].get("processor")
+        if processor is not None:
+            found.append(processor)
+    return [code for code in found if not _is_known(_module_of(code))]
+
+
+class State:
+    """What `code` reads outside of the model, as far as it can be found: its places, and their values at a time.
+
+    Watched are the attributes of objects and classes, entries of dicts, lists and sets, variables of closures, and
+    globals that the code names, all the way through objects and functions that are foreign too. inside: the model's
+    modules, of which only those are watched that the code refers to, without what they hold.
+    """
+
+    def __init__(self, code: Iterable[Any], inside: Iterable[nn.Module] = ()) -> None:
+        self._containers: list[Any] = []
+        self._cells: list[types.CellType] = []
+        self._named: list[tuple[Mapping[str, Any], tuple[str, ...]]] = []
+        self._modules: list[nn.Module] = []  # of the model, on which foreign code may keep something
+        self._inside = {id(module) for module in inside}
+        self._seen: set[int] = set()
+        self._kept_alive: list[Any] = []  # their ids must not be given to others
+        for item in code:
+            self._visit(item)
+
+    def values(self) -> list[Any]:
+        """A shallow copy of what is there now."""
+        return [
+            *(container.copy() for container in self._containers),
+            *map(_attributes, self._modules),
+            *map(_contents, self._cells),
+            *([names.get(name) for name in wanted] for names, wanted in self._named),
+        ]
+
+    def holds(self, before: list[Any]) -> bool:
+        """Whether everything is as in `before`. Tensors are compared by identity."""
+        try:
+            return self.values() == before
+        except (RuntimeError, ValueError):  # two different tensors or arrays have no single truth value
+            return False
+
+    def _visit(self, item: Any) -> None:
+        places = len(self._containers) + len(self._cells) + len(self._named)
+        if item is None or id(item) in self._seen or places > _LIMIT:
+            return
+        self._seen.add(id(item))
+        self._kept_alive.append(item)
+        if id(item) in self._inside:
+            self._modules.append(item)
+            self._visit_class(type(item))
+        elif isinstance(item, types.MethodType):
+            self._visit(item.__self__)
+            self._visit(item.__func__)
+        elif isinstance(item, types.FunctionType):
+            self._visit_function(item)
+        elif isinstance(item, functools.partial):
+            for part in (item.func, *item.args, *item.keywords.values()):
+                self._visit(part)
+        elif isinstance(item, (dict, list, set, tuple)):
+            self._visit_container(item)
+        elif isinstance(item, type):
+            self._visit_class(item)
+        elif not isinstance(item, (Tensor, types.ModuleType)) and not _is_known(type(item).__module__):
+            self._visit_class(type(item))
+            self._visit_container(getattr(item, "__dict__", {}))
+        elif isinstance(item, nn.Module):
+            self._visit_container(vars(item))
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        if _is_known(function.__module__):
+            return
+        names = _names_in(function.__code__)
+        for cell in function.__closure__ or ():
+            self._cells.append(cell)
+            self._visit(_contents(cell))
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._visit(value)
+        self._watch(function.__globals__, names)
+        for name in names & function.__globals__.keys():
+            value = function.__globals__[name]
+            if isinstance(value, types.ModuleType) and not _is_known(value.__name__):
+                self._watch(vars(value), names)
+            self._visit(value)
+
+    def _visit_class(self, cls: type) -> None:
+        if _is_known(cls.__module__):
+            return
+        values = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
+        self._watch(vars(cls), {name for name, value in values.items() if not isinstance(value, types.FunctionType)})
+        for value in (*values.values(), vars(cls).get("__call__"), *cls.__bases__):
+            self._visit(value)
+
+    def _visit_container(self, container: Any) -> None:
+        if not isinstance(container, tuple) and hasattr(container, "copy"):
+            self._containers.append(container)
+        for value in list(container.values() if isinstance(container, dict) else container):
+            self._visit(value)
+
+    def _watch(self, names: Mapping[str, Any], wanted: Iterable[str]) -> None:
+        there = tuple(sorted(name for name in wanted if name in names))
+        if there:
+            self._named.append((names, there))
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes, without those that stepcache replaces during runs."""
+    return {name: value for name, value in vars(module).items() if not hasattr(value, ORIGINAL)}
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """The names of globals and attributes in the code, with that of functions inside of it."""
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
+
+
+def _module_of(code: Callable[..., Any]) -> str:
+    while isinstance(code, functools.partial):
+        code = code.func
+    return getattr(code, "__module__", None) or type(code).__module__
+
+
+def _is_known(module: str | None) -> bool:
+    root = (module or "").partition(".")[0]
+    return root in _KNOWN or (root in sys.stdlib_module_names and root != "__main__")
