@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 from support.small import BETAS, ONE_LEVEL, LoopPipe, loop_pipe, make_inputs, make_unet
 
 from stepcache import accelerate, denoising, last_run
+from stepcache.run import passes
 
 
 @pytest.fixture
@@ -98,3 +99,18 @@ def test_one_timestep_tensor_that_is_written_in_place(scheduler):
     count = len(pipe.scheduler.timesteps)
     assert last_run(pipe).kinds == ("FPP" * count)[:count]
     assert last_run(pipe).steps == count
+
+
+def test_on_a_gpu_the_place_in_the_tensor_tells(pipe, monkeypatch):
+    """There the host reads no values."""
+    monkeypatch.setattr(passes, "_value_of", lambda timestep: None)
+    timesteps = pipe.scheduler.timesteps
+    assert kinds(pipe, timesteps, timesteps[2:]) == "FPPFPPF" + "FPPFP"
+    separate = [t.clone() for t in timesteps]
+    assert kinds(pipe, separate, separate) == ("FPP" * 5)[:14]  # nothing tells that the second pass begins
+
+
+def test_values_that_fall_and_rise_in_one_tensor_are_one_pass():
+    walk, jumps = passes.Pass(), torch.tensor([9, 8, 9, 8, 7, 8, 1])
+    assert not any(map(walk.goes_back, jumps))
+    assert walk.goes_back(jumps[3])
