@@ -24,6 +24,7 @@ from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..pipes.batches import guided
+from ..pipes.loops import check_no_loops
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
@@ -66,7 +67,7 @@ class Attachment:
 
     def prepare(self, pipe: Any) -> tuple[nn.Module, Engine]:
         """The pipe's U-Net, checked, and an engine for it that no other run uses."""
-        unet, settings = checked_unet(pipe), self.settings
+        unet, settings = checked_unet(pipe, self.settings.scheduler), self.settings
         if settings.reuse_guidance:
             guided(pipe)
         if settings.vae:
@@ -75,7 +76,7 @@ class Attachment:
         with self._lock:
             known = self._unet is not None and self._unet() is unet
             if settings.plan is not None and not settings.adapt:
-                settings.plan.check(pipe.scheduler, None if known else unet)
+                settings.plan.check(getattr(pipe, settings.scheduler), None if known else unet)
             if not known:
                 self._drop()
                 self._unet = weakref.ref(unet, lambda _: self._drop())
@@ -118,8 +119,9 @@ class Attachment:
             say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
             places.callback(self.park, unet, engine)  # last, whatever fails before
-            follow = functools.partial(follow_scheduler, pipe, places)
-            session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
+            name = self.settings.scheduler
+            follow = functools.partial(follow_scheduler, pipe, name, places)
+            session = Session(unet, getattr(pipe, name), engine, fit, count_steps, is_guided, follow)
             self.last = session.record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)
@@ -171,6 +173,7 @@ def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
     attachment.park(*attachment.prepare(pipe))
+    check_no_loops(pipe)
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))
@@ -207,7 +210,7 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment_of(self) is None:
             return base.__call__(self, *args, **kwargs)
-        with attachment.run(self, functools.partial(_planned_steps, self), in_call=True):
+        with attachment.run(self, functools.partial(_planned_steps, self, attachment.settings.scheduler), in_call=True):
             return base.__call__(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
@@ -229,13 +232,13 @@ def _revive(base: Any, settings: Settings | None, strides: Any = None) -> object
     return pipe
 
 
-def _planned_steps(pipe: Any) -> int | None:
+def _planned_steps(pipe: Any, scheduler: str) -> int | None:
     """Steps of the current pipeline call, which diffusers' pipelines store right before their loop."""
     noted = getattr(pipe, "_num_timesteps", None)
-    return noted if noted is not None else scheduled_steps(pipe)
+    return noted if noted is not None else scheduled_steps(pipe, scheduler)
 
 
-def scheduled_steps(pipe: Any) -> int | None:
-    """Steps that the pipe's scheduler is set to, or None if it has no timesteps."""
-    timesteps = getattr(pipe.scheduler, "timesteps", None)
+def scheduled_steps(pipe: Any, scheduler: str) -> int | None:
+    """Steps that the pipe's attribute `scheduler` is set to, or None if that has no timesteps."""
+    timesteps = getattr(getattr(pipe, scheduler), "timesteps", None)
     return None if timesteps is None else len(timesteps)

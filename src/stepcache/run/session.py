@@ -186,6 +186,7 @@ class Session:
         if len(record.letters) > 1 and not record.steps:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "
-                "A loop that does not step pipe.scheduler must call advance() on the denoising block's session.",
+                "Is the scheduler not pipe.scheduler? Then name its attribute: accelerate(..., scheduler=...). A loop "
+                "that steps none must call advance() on the denoising block's session.",
                 len(record.letters),
             )
