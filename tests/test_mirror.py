@@ -16,7 +16,7 @@ ELSEWHERE = {
     "calibration/test_calibration.py": "calibration/laboratory",
     "commands/test_bench.py": "bench/entries",
     "commands/test_compare.py": "commands/loading comparison/results images/pipelines",
-    "forwards/test_unet_2d_condition.py": "forwards/calls forwards/freeu",
+    "forwards/test_unet_2d_condition.py": "forwards/freeu",
     "forwards/test_video.py": "forwards/unet_3d_condition forwards/unet_motion forwards/unet_spatio_temporal_condition",
     "graphs/test_capture.py": "forwards/autocast forwards/nested graphs/engine graphs/freshness graphs/snapshot",
     "graphs/test_compiled.py": "graphs/options graphs/regional graphs/settings graphs/unet",

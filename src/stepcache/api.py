@@ -34,6 +34,7 @@ def accelerate(
     max_buckets: int = 4,
     vae: bool = False,
     channels_last: bool | str = "auto",
+    scheduler: str = "scheduler",
     preset: str | None = None,
     plan: str | os.PathLike[str] | Plan | None = None,
     adapt: bool = False,
@@ -87,6 +88,8 @@ def accelerate(
             Price: one copy of each such weight, and sums in another order, so images differ in their last bits (even
             with interval=1). Other pipes on the same U-Net see the same weights. `safetensors.torch.save_file` wants a
             state_dict to be contiguous (`save_pretrained` takes care of that).
+        scheduler: the name of the pipe's attribute that holds its scheduler, whose `step` ends a step. Default
+            "scheduler", as in diffusers. Raises UnsupportedPipeline, with the names that would do, if there is none.
         preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half of the
             line); each holds the feature up to 20 steps, uses the line of `predict` from 50 steps, and damps it in
             between (presets.py).
@@ -106,7 +109,7 @@ def accelerate(
     Calling it again replaces the settings. Raises StepCacheError, and leaves the pipe as it was, for a setting no
     pipeline can take (InvalidSetting), a branch that this U-Net does not have (BranchOutOfRange), an object that is not
     a pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose forward is not known (UnsupportedUNet), and
-    a U-Net that another cache or torch.compile already wraps (AlreadyCached).
+    a U-Net that another cache or torch.compile already wraps, or a pipe with a loop of another cache (AlreadyCached).
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
@@ -122,6 +125,7 @@ def accelerate(
         guidance=guidance,
         vae=vae,
         channels_last=channels_last,
+        scheduler=scheduler,
         preset=preset,
         plan=plan,
         adapt=adapt,
@@ -205,16 +209,18 @@ def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
                 latents = pipe.scheduler.step(noise, t, latents).prev_sample
 
     One block is one run; its first step is full, and so is the first step of each further pass over the timesteps. Each
-    call of `pipe.scheduler.step` ends a step. A loop that steps otherwise must call `advance()` on the yielded session
-    at the end of each step. The block may be in a generator, which any thread may advance, as long as the generator
-    itself (or what it calls) calls the U-Net. steps: the number of steps, for
-    schedules with `last=` (default: the scheduler's, at the first U-Net call). Outside the block the U-Net is the
-    original. guidance="reuse" has no effect inside: only a pipeline's own call tells what its batch is made of. Raises
-    NotAccelerated for a pipe that is not accelerated.
+    call of `pipe.scheduler.step` ends a step (of another attribute, if `accelerate(scheduler=...)` names one). A loop
+    that steps otherwise must call `advance()` on the yielded session at the end of each step. The block may be in a
+    generator, which any thread may advance, as long as the generator itself (or what it calls) calls the U-Net.
+
+    steps: the number of steps, for schedules with `last=` (default: the scheduler's, at the first U-Net call). Outside
+    the block the U-Net is the original. guidance="reuse" has no effect inside: only a pipeline's own call tells what
+    its batch is made of. Raises NotAccelerated for a pipe that is not accelerated.
     """
     attachment = require(pipe, "denoising()")
     if steps is not None:
         steps = positive_int("steps", steps)
-    count = functools.partial(scheduled_steps, pipe) if steps is None else lambda: steps
+    name = attachment.settings.scheduler
+    count = functools.partial(scheduled_steps, pipe, name) if steps is None else lambda: steps
     with attachment.run(pipe, count, generator=generator_of_caller()) as session:
         yield session

@@ -26,7 +26,7 @@ class UnsupportedVAE(StepCacheError, TypeError):
 
 
 class AlreadyCached(StepCacheError, RuntimeError):
-    """Another cache or a compiler has already replaced the forward of the U-Net or the VAE's decoder."""
+    """Another cache or a compiler has already replaced the forward of the U-Net or the VAE's decoder, or the loop."""
 
 
 class GraphCompileError(StepCacheError, RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InvalidSetting
 from .graphs.settings import GraphSettings
@@ -19,6 +19,7 @@ class Settings:
     """The arguments of `accelerate`, checked as far as possible without a U-Net.
 
     fit: schedule and predictor for a number of steps, from a plan or preset; None: always `schedule` and `predictor`.
+    scheduler: the name of the pipe's attribute that holds its scheduler.
     """
 
     schedule: Schedule
@@ -32,6 +33,7 @@ class Settings:
     plan: Plan | None = None
     adapt: bool = False
     fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
+    scheduler: str = "scheduler"
 
     def for_steps(self, steps: int | None) -> tuple[Schedule, Predictor]:
         """Schedule and predictor of a run of `steps` (None: unknown)."""
@@ -58,6 +60,7 @@ class Settings:
         adapt: object = False,
         preset: object = None,
         channels_last: object = "auto",
+        scheduler: object = "scheduler",
     ) -> Settings:
         """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
         asked = schedule
@@ -78,6 +81,11 @@ class Settings:
             raise InvalidSetting(f'channels_last must be "auto", True or False, got {channels_last!r}.')
         if not isinstance(adapt, bool):
             raise InvalidSetting(f"adapt must be True or False, got {adapt!r}.")
+        if not isinstance(scheduler, str) or not scheduler.isidentifier():
+            raise InvalidSetting(
+                "scheduler must be the name of the pipe's attribute that holds its scheduler, such as "
+                f'"noise_scheduler", got {scheduler!r:.80}. To change the scheduler itself, set that attribute.'
+            )
         graphs = GraphSettings(compile, cuda_graphs, kernels)
         given = {"interval": interval, "branch": branch, "schedule": asked, "predict": predict, "guidance": guidance}
         if plan is not None:
@@ -86,16 +94,16 @@ class Settings:
             reuse = found.guidance == "reuse"
             fit = functools.partial(found.for_steps, adapt=adapt)
             own = (found.schedule, found.branch, graphs, buckets, found.predictor, reuse)
-            return cls(*own, vae, channels_last, plan=found, adapt=adapt, fit=fit)
+            return cls(*own, vae, channels_last, found, adapt, fit, scheduler)
         if adapt:
             raise InvalidSetting("adapt=True is for plan=, which is not given.")
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
-            reuse = named.guidance == "reuse"
-            return cls(named.schedule, 0, graphs, buckets, Line(1.0), reuse, vae, channels_last, fit=named.for_steps)
-        reuse = guidance == "reuse"
-        return cls(schedule, branch, graphs, buckets, predictor_of(predict), reuse, vae, channels_last)
+            settled = cls(named.schedule, 0, graphs, buckets, Line(1.0), named.guidance == "reuse", vae, channels_last)
+            return replace(settled, fit=named.for_steps, scheduler=scheduler)
+        settled = cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae, channels_last)
+        return replace(settled, scheduler=scheduler)
 
 
 # The arguments that a plan or a preset decides, with the defaults of `accelerate`, which mean "not given".

@@ -188,9 +188,37 @@ def test_a_vae_of_another_kind():
             self.decoder = nn.Conv2d(4, 3, 1)
 
     refused(
-        VaeLoop(loop_pipe("least"), Other()), UnsupportedVAE, "decoder of Other, Conv2d, is not known.*AutoencoderTiny"
+        VaeLoop(loop_pipe("least"), Other()), UnsupportedVAE, r"decoder of Other, a .*\.Conv2d, is not.*AutoencoderTiny"
     )
-    refused(VaeLoop(loop_pipe("least"), nn.Identity()), UnsupportedVAE, "decoder of Identity, NoneType")
+    words = r"decoder of Identity, a builtins\.NoneType, .* Use vae=False"
+    refused(VaeLoop(loop_pipe("least"), nn.Identity()), UnsupportedVAE, words)
+
+
+class NoModule:
+    """As a runtime's wrapper: `decoder` is the VAE's own."""
+
+    __slots__ = ("decoder",)
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+
+
+def test_a_wrapper_that_is_no_module():
+    pipe = VaeLoop(loop_pipe("least"), NoModule(make_vae().decoder))
+    words = r"the pipe's VAE is a test_decoder_in_pipes\.NoModule, which is no torch\.nn\.Module.* or use vae=False"
+    refused(pipe, UnsupportedVAE, words)
+    pipe.vae = make_vae()
+    accelerate(pipe, vae=True)
+    pipe.vae = NoModule(pipe.vae.decoder)
+    with pytest.raises(UnsupportedVAE, match=r"no torch\.nn\.Module"):
+        pipe(2)
+
+
+def test_a_decoder_that_is_no_module():
+    vae, kind = nn.Module(), type(make_vae().decoder)
+    for name, module in (("Engine", "trt"), (kind.__qualname__, kind.__module__)):
+        vae.decoder = type(name, (), {"__module__": module})()
+        refused(VaeLoop(loop_pipe("least"), vae), UnsupportedVAE, rf"a {module}\.{name}, is not known.* Use vae=False")
 
 
 def test_a_decoder_that_is_compiled_already():

@@ -13,7 +13,7 @@ If it differs from text-to-image U-Nets, it also has (macs.py):
 - `example_inputs(unet, height, width, batch)`: inputs of full and partial, zeros or the like;
 - `image_channels(unet, cut)`: how many channels the feature has besides those of the hidden state.
 
-The two 2D families share blocks.py, the three for video share video.py, and all share calls.py.
+The two 2D families share blocks.py, the three for video share video.py, and all share calls.py and stock.py.
 """
 
 from __future__ import annotations

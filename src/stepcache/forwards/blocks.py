@@ -20,6 +20,7 @@ from ..reuse.cut import Cut, Layout
 from .freeu import freeu
 from .join import JoinFunction
 from .join_shape import memory_format_of
+from .stock import check_stock
 from .touched import check_untouched
 
 # (attention, hidden [B, C, H, W], temb [B, E], its other arguments) -> [B, C, H, W]. The arguments are
@@ -102,21 +103,18 @@ def kind_of(block: nn.Module) -> Kind:
     return _BY_FORWARD[type(block).forward]
 
 
-def check(unet: nn.Module, name: str, refused: dict[str, str] = REFUSED) -> None:
+def check(unet: nn.Module, own: type[nn.Module], refused: dict[str, str] = REFUSED) -> None:
     """Raise UnsupportedUNet, naming the place, if a forward is not a known one.
 
-    name: the class whose forward the U-Net must have. refused: block type -> why it is refused.
+    own: diffusers' class whose forward the U-Net must have. refused: block type -> why it is refused.
     """
-    check_forward("the U-Net", unet, (name,))
+    check_stock("the U-Net", unet, (own,))
     for path, kinds in (("down_blocks", DOWN), ("up_blocks", UP)):
-        known = tuple(name for name in kinds if name not in refused)
+        known = [getattr(unet_2d_blocks, name) for name in kinds if name not in refused]
         for i, block in enumerate(getattr(unet, path)):
-            check_forward(f"{path}.{i}", block, known, refused)
-            if type(block).forward not in _BY_FORWARD:
-                raise UnsupportedUNet(
-                    f"{path}.{i} is a {type(block).__name__} of {type(block).forward.__module__}, which is not "
-                    "diffusers' own, though it has the same name. Run this pipeline without stepcache."
-                )
+            cls = check_stock(f"{path}.{i}", block, known, refused)
+            # Missing if a patch that has been undone since was on the class when this file was imported.
+            _BY_FORWARD.setdefault(cls.forward, kinds[cls.__name__])
             check_untouched(f"{path}.{i}", block)
     names: dict[bool, dict[str, None]] = {True: {}, False: {}}
     for block in (*unet.down_blocks, *unet.up_blocks):
@@ -126,20 +124,6 @@ def check(unet: nn.Module, name: str, refused: dict[str, str] = REFUSED) -> None
             f"The U-Net mixes K blocks ({', '.join(names[True])}), which keep one skip each, with blocks that keep one "
             f"per layer ({', '.join(names[False])}). stepcache supports U-Nets of either kind, but no mixture. Run "
             "this pipeline without stepcache."
-        )
-
-
-def check_forward(where: str, module: nn.Module, known: Iterable[str], refused: dict[str, str] | None = None) -> None:
-    """Raise UnsupportedUNet if the class that defines the module's forward is not one of `known`.
-
-    A subclass may inherit forward, but not override it. refused: class -> why it is refused, for the message.
-    """
-    name = type(module).forward.__qualname__.removesuffix(".forward")
-    if name not in known:
-        why = f" {refused[name]}" if refused and name in refused else ""
-        raise UnsupportedUNet(
-            f"{where} is a {type(module).__name__}, whose forward ({name}.forward) stepcache does not know.{why} "
-            f"Known there: {', '.join(known)}. Run this pipeline without stepcache."
         )
 
 

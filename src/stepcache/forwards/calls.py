@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import UnsupportedUNet
 
 
 class Call(NamedTuple):
@@ -15,6 +18,42 @@ class Call(NamedTuple):
     inputs: dict[str, Any]
     lora_scale: float
     return_dict: bool
+
+
+def bound(bind: Callable[..., Call], stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A U-Net call's arguments, bound by a family's `bind`. stock: the U-Net's own forward.
+
+    For arguments that `bind` does not take: the stock forward's own TypeError if it does not take them either, else
+    UnsupportedUNet with their names, because `full` and `partial` would ignore them.
+    """
+    try:
+        return bind(*args, **kwargs)
+    except TypeError as error:
+        failure = error
+    # Outside of the except clause, so that the user's traceback does not start with one about `bind`.
+    known = inspect.signature(bind)
+    if _takes(known, args, kwargs):
+        raise failure
+    theirs = inspect.signature(stock)
+    if not _takes(theirs, args, kwargs):
+        stock(*args, **kwargs)  # raises
+        raise failure
+    named = {**dict(zip(theirs.parameters, args, strict=False)), **kwargs}
+    odd = [name for name in named if name not in known.parameters]
+    odd += [f"no {name}" for name, p in known.parameters.items() if p.default is p.empty and name not in named]
+    raise UnsupportedUNet(
+        f"The U-Net was called with {', '.join(odd)}. Its own forward takes that, as another version of diffusers may, "
+        f"but stepcache does not. It knows the arguments {', '.join(known.parameters)}. Change the call, or run this "
+        "pipeline without stepcache (stepcache.restore(pipe))."
+    )
+
+
+def _takes(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def given(**arguments: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
@@ -36,7 +36,7 @@ ARGUMENTS = dict.fromkeys(
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
-    blocks.check(unet, "UNet2DModel")
+    blocks.check(unet, UNet2DModel)
 
 
 def bind(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
@@ -36,7 +36,7 @@ layout, deep_modules, wrap = blocks.layout, blocks.deep_modules, wrapper(UNet2DC
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
-    blocks.check(unet, "UNet2DConditionModel", REFUSED)
+    blocks.check(unet, UNet2DConditionModel, REFUSED)
 
 
 def bind(

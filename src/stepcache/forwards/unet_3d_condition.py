@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from diffusers.models.unets import unet_3d_blocks
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel, UNet3DConditionOutput
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
@@ -26,8 +27,8 @@ from .calls import Call, given, is_uneven, timestep_of, without_scale, wrapper
 from .freeu import freeu
 from .join import JoinFunction, reference_join
 
-DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
-UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
+DOWN_BLOCKS = (unet_3d_blocks.CrossAttnDownBlock3D, unet_3d_blocks.DownBlock3D)
+UP_BLOCKS = (unet_3d_blocks.CrossAttnUpBlock3D, unet_3d_blocks.UpBlock3D)
 PARTS = ("resnets", "temp_convs", "attentions", "temp_attentions")
 
 layout, wrap = video.layout, wrapper(UNet3DConditionOutput)
@@ -35,7 +36,7 @@ layout, wrap = video.layout, wrapper(UNet3DConditionOutput)
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
-    video.check_blocks(unet, "UNet3DConditionModel", DOWN_BLOCKS, UP_BLOCKS)
+    video.check_blocks(unet, UNet3DConditionModel, DOWN_BLOCKS, UP_BLOCKS)
 
 
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:

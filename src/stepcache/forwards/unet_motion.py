@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_motion_model import UNetMotionOutput
+from diffusers.models.unets import unet_motion_model
+from diffusers.models.unets.unet_motion_model import UNetMotionModel, UNetMotionOutput
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
@@ -25,8 +26,8 @@ from .calls import Call, attention_bias, given, is_uneven, timestep_of, without_
 from .freeu import freeu
 from .join import JoinFunction, reference_join
 
-DOWN_BLOCKS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
-UP_BLOCKS = ("CrossAttnUpBlockMotion", "UpBlockMotion")
+DOWN_BLOCKS = (unet_motion_model.CrossAttnDownBlockMotion, unet_motion_model.DownBlockMotion)
+UP_BLOCKS = (unet_motion_model.CrossAttnUpBlockMotion, unet_motion_model.UpBlockMotion)
 PARTS = ("resnets", "attentions", "motion_modules")
 
 layout, wrap = video.layout, wrapper(UNetMotionOutput)
@@ -34,7 +35,7 @@ layout, wrap = video.layout, wrapper(UNetMotionOutput)
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, naming the U-Net or block, if its forward is not the one this file follows."""
-    video.check_blocks(unet, "UNetMotionModel", DOWN_BLOCKS, UP_BLOCKS)
+    video.check_blocks(unet, UNetMotionModel, DOWN_BLOCKS, UP_BLOCKS)
 
 
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:

@@ -14,17 +14,24 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
+from diffusers.models.resnet import SpatioTemporalResBlock
+from diffusers.models.unets import unet_3d_blocks
+from diffusers.models.unets.unet_spatio_temporal_condition import (
+    UNetSpatioTemporalConditionModel,
+    UNetSpatioTemporalConditionOutput,
+)
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut
-from . import blocks, video
+from . import video
 from .blend import Blend
 from .calls import Call, is_uneven, timestep_of, wrapper
 from .join import JoinFunction, reference_join
+from .stock import check_stock
+from .touched import check_untouched
 
-DOWN_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
-UP_BLOCKS = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
+DOWN_BLOCKS = (unet_3d_blocks.CrossAttnDownBlockSpatioTemporal, unet_3d_blocks.DownBlockSpatioTemporal)
+UP_BLOCKS = (unet_3d_blocks.CrossAttnUpBlockSpatioTemporal, unet_3d_blocks.UpBlockSpatioTemporal)
 PARTS = ("resnets", "attentions")
 
 layout, wrap = video.layout, wrapper(UNetSpatioTemporalConditionOutput)
@@ -32,12 +39,12 @@ layout, wrap = video.layout, wrapper(UNetSpatioTemporalConditionOutput)
 
 def check(unet: nn.Module) -> None:
     """Raise UnsupportedUNet, naming the module, if the forward of the U-Net, a block or a join is not the known one."""
-    video.check_blocks(unet, "UNetSpatioTemporalConditionModel", DOWN_BLOCKS, UP_BLOCKS)
+    video.check_blocks(unet, UNetSpatioTemporalConditionModel, DOWN_BLOCKS, UP_BLOCKS)
     for b, block in enumerate(unet.up_blocks):
         for i, resnet in enumerate(block.resnets):
             # `_join` calls its parts.
-            blocks.check_forward(f"up_blocks.{b}.resnets.{i}", resnet, ("SpatioTemporalResBlock",))
-            blocks.check_untouched(f"up_blocks.{b}.resnets.{i}", resnet)
+            check_stock(f"up_blocks.{b}.resnets.{i}", resnet, (SpatioTemporalResBlock,))
+            check_untouched(f"up_blocks.{b}.resnets.{i}", resnet)
 
 
 def deep_modules(unet: nn.Module, cut: Cut) -> list[nn.Module]:

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..reuse.cut import Cut, Layout, layout_of
-from . import blocks
 from .blend import Blend
+from .stock import check_stock
+from .touched import check_untouched
+
+Classes = tuple[type[nn.Module], ...]
 
 # (block, i, hidden) -> hidden: ResNet i of a down block and everything after it, up to the next skip.
 DownLayer = Callable[[nn.Module, int, Tensor], Tensor]
@@ -22,13 +25,16 @@ DownLayer = Callable[[nn.Module, int, Tensor], Tensor]
 UpLayer = Callable[[nn.Module, int, Tensor | Blend, Tensor], Tensor]
 
 
-def check_blocks(unet: nn.Module, name: str, down: tuple[str, ...], up: tuple[str, ...]) -> None:
-    """Raise UnsupportedUNet if the U-Net's forward is not that of class `name`, or a block's is not a known one."""
-    blocks.check_forward("the U-Net", unet, (name,))
+def check_blocks(unet: nn.Module, own: type[nn.Module], down: Classes, up: Classes) -> None:
+    """Raise UnsupportedUNet if the U-Net's forward is not that of `own`, or a block's not of `down` or `up`.
+
+    All are classes of diffusers.
+    """
+    check_stock("the U-Net", unet, (own,))
     for path, known in (("down_blocks", down), ("up_blocks", up)):
         for i, block in enumerate(getattr(unet, path)):
-            blocks.check_forward(f"{path}.{i}", block, known)
-            blocks.check_untouched(f"{path}.{i}", block)
+            check_stock(f"{path}.{i}", block, known)
+            check_untouched(f"{path}.{i}", block)
 
 
 def layout(unet: nn.Module) -> Layout:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+from typing import Any
+
 from torch import nn
 
 from ..errors import AlreadyCached, UnsupportedPipeline
 from .seat import ORIGINAL, seat
 
 
-def checked_unet(pipe: object) -> nn.Module:
-    """The pipe's U-Net. Raises UnsupportedPipeline or AlreadyCached, with the reason, if it cannot be accelerated."""
-    unet = _unet_of(pipe)
+def checked_unet(pipe: object, scheduler: str = "scheduler") -> nn.Module:
+    """The pipe's U-Net. Raises UnsupportedPipeline or AlreadyCached, with the reason, if it cannot be accelerated.
+
+    scheduler: the name of the pipe's attribute that holds its scheduler.
+    """
+    unet = _unet_of(pipe, scheduler)
     _check_unwrapped(unet)
     _check_no_cache_hooks(unet)
     return unet
@@ -28,11 +34,33 @@ def _check_unwrapped(unet: nn.Module) -> None:
     forward = getattr(owner, name)
     forward = getattr(forward, ORIGINAL, forward)
     if getattr(forward, "__func__", None) is not type(unet).forward:
+        if _left_by_accelerate(forward, unet):
+            hooked = "" if (owner, name) == (unet, "forward") else "take the offloading hooks off it, then "
+            raise AlreadyCached(
+                "The U-Net's forward is what Accelerate's prepare() and unwrap_model() leave there for mixed "
+                f"precision. Before accelerate(pipe), {hooked}call del pipe.unet.forward, and the class's own forward "
+                "is back. It computes in the dtype of the weights (pipe.to(torch.bfloat16)), or in that of a "
+                "torch.autocast around the pipeline's call."
+            )
         who = getattr(forward, "__qualname__", repr(forward))
         raise AlreadyCached(
             f"The U-Net's forward is replaced by {who}: another cache or wrapper is on it. Two of them give wrong "
             "images, so remove the other one first (DeepCache: helper.disable())."
         )
+
+
+def _left_by_accelerate(forward: Any, unet: nn.Module) -> bool:
+    """Whether `forward` is the mixed-precision wrapper of Accelerate's `prepare`, or what `unwrap_model` makes of it.
+
+    The latter unwraps too far: a decorated forward loses diffusers' own decorator, for LoRA's scale, too.
+    """
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, FunctionType):
+        return False
+    own: list[Any] = [type(unet).forward]
+    while hasattr(own[-1], "__wrapped__"):
+        own.append(own[-1].__wrapped__)
+    return function in own or function.__globals__["__name__"].startswith("accelerate.")
 
 
 def _check_no_cache_hooks(unet: nn.Module) -> None:
@@ -48,7 +76,7 @@ def _check_no_cache_hooks(unet: nn.Module) -> None:
             )
 
 
-def _unet_of(pipe: object) -> nn.Module:
+def _unet_of(pipe: object, scheduler: str) -> nn.Module:
     """The pipe's U-Net. Raises UnsupportedPipeline, with the type and what to do, if the pipe is unsuitable."""
     name = type(pipe).__name__
     unet = getattr(pipe, "unet", None)
@@ -57,15 +85,32 @@ def _unet_of(pipe: object) -> nn.Module:
             f"{name} denoises with a transformer ({type(pipe.transformer).__name__}). stepcache is for U-Nets; "  # type: ignore[attr-defined]
             "for diffusion transformers use cache-dit or diffusers' own enable_cache."
         )
-    scheduler = getattr(pipe, "scheduler", None)
-    if unet is not None and scheduler is not None and not hasattr(scheduler, "step"):
-        raise UnsupportedPipeline(
-            f"{name} steps with a {type(scheduler).__name__}, which has no step(), and stepcache counts calls of that. "
-            "Run this pipeline without stepcache."
-        )
-    if unet is None or scheduler is None or not callable(pipe):
+    stepper = getattr(pipe, scheduler, None)
+    if unet is not None and not hasattr(stepper, "step"):
+        others = [key for key, value in getattr(pipe, "__dict__", {}).items() if _steps(value)]
+        ways = " or ".join(f'accelerate(pipe, scheduler="{other}")' for other in others)
+        if stepper is not None:
+            raise UnsupportedPipeline(
+                f"{name} steps with a {type(stepper).__name__}, which has no step(), and stepcache counts calls of "
+                f"that. {f'Call {ways}' if ways else 'Run this pipeline without stepcache'}."
+            )
+        if ways:
+            raise UnsupportedPipeline(f"{name} has no .{scheduler}, but {', '.join(others)}: call {ways}.")
+    if unet is not None and stepper is not None and not callable(pipe):
+        way_out = "Give its class a __call__ that runs the loop."
+        if hasattr(pipe, "components"):
+            way_out = (
+                "If its methods make other pipelines of its components, make such a pipeline yourself, accelerate it "
+                "and call it: pipe = StableDiffusionPipeline(**mega.components); accelerate(pipe)."
+            )
+        raise UnsupportedPipeline(f"{name} has no __call__, and accelerate() speeds up calls of the pipe. {way_out}")
+    if unet is None or stepper is None:
         hint = " That is the U-Net itself; pass the pipeline that holds it." if hasattr(pipe, "up_blocks") else ""
         raise UnsupportedPipeline(
-            f"accelerate() takes a diffusers pipeline with .unet and .scheduler, got {name}: {pipe!r:.80}.{hint}"
+            f"accelerate() takes a diffusers pipeline with .unet and .{scheduler}, got {name}: {pipe!r:.80}.{hint}"
         )
     return unet
+
+
+def _steps(value: object) -> bool:
+    return hasattr(value, "step") and hasattr(value, "set_timesteps")

@@ -21,24 +21,32 @@ DECODERS = {
 def vae_of(pipe: object) -> tuple[nn.Module, nn.Module]:
     """The pipe's VAE and its decoder.
 
-    Raises UnsupportedVAE, with the types, if there is no VAE or its decoder is not known, and AlreadyCached if decoding
-    is compiled already.
+    Raises UnsupportedVAE, with the types, if there is no VAE, it is no module or its decoder is not known, and
+    AlreadyCached if decoding is compiled already.
     """
     vae = next((vae for name in NAMES if (vae := getattr(pipe, name, None)) is not None), None)
     if vae is None:
         raise UnsupportedVAE(f"vae=True, but {type(pipe).__name__} has no VAE ({', '.join(NAMES)}). Leave it False.")
     decoder = getattr(vae, "decoder", None)
+    if not isinstance(vae, nn.Module):
+        raise UnsupportedVAE(
+            f"vae=True, but the pipe's VAE is a {_named(vae)}, which is no torch.nn.Module: a wrapper, perhaps, whose "
+            "decode() stepcache does not know. Put the VAE itself into the pipe, or use vae=False to accelerate only "
+            "the U-Net."
+        )
     compiled = type(decoder).__name__ == "OptimizedModule" or getattr(decoder, "_compiled_call_impl", None) is not None
     if compiled or hasattr(vars(vae).get("decode"), "_torchdynamo_orig_callable"):
         raise AlreadyCached(
             f"vae=True, but this {type(vae).__name__}'s decoding is compiled already. Undo that (del vae.decode, or "
             "vae.decoder = vae.decoder._orig_mod), or leave vae=False."
         )
-    kind = f"{type(decoder).__module__}.{type(decoder).__qualname__}"
-    if kind not in DECODERS:
+    if _named(decoder) not in DECODERS or not isinstance(decoder, nn.Module):
         raise UnsupportedVAE(
-            f"vae=True, but the decoder of {type(vae).__name__}, {type(decoder).__qualname__}, is not known. Known are "
-            f"those of {', '.join(DECODERS.values())}. Use vae=False to accelerate only the U-Net."
+            f"vae=True, but the decoder of {type(vae).__name__}, a {_named(decoder)}, is not known. Known are those of "
+            f"{', '.join(DECODERS.values())}. Use vae=False to accelerate only the U-Net."
         )
-    assert isinstance(vae, nn.Module) and isinstance(decoder, nn.Module)
     return vae, decoder
+
+
+def _named(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

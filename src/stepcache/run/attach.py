@@ -24,6 +24,7 @@ from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..pipes.batches import guided
+from ..pipes.loops import check_no_loops
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
@@ -66,14 +67,15 @@ class Attachment:
 
     def prepare(self, pipe: Any) -> tuple[nn.Module, Engine]:
         """The pipe's U-Net, checked, and an engine for it that no other run uses."""
-        unet, settings = checked_unet(pipe), self.settings
+        unet, settings = checked_unet(pipe, self.settings.scheduler), self.settings
         if settings.reuse_guidance:
             guided(pipe)
         if settings.vae:
             vae_of(pipe)
         family = family_of(unet)
         if settings.plan is not None and not settings.adapt:
-            settings.plan.check(pipe.scheduler, None if self.pool.is_of(unet) else unet)
+            scheduler = getattr(pipe, settings.scheduler)
+            settings.plan.check(scheduler, None if self.pool.is_of(unet) else unet)
         if self.pool.is_shared and not self.pool.is_of(unet):  # the copy or the original has another U-Net now
             self.pool.leave()
             self.pool = Pool()
@@ -120,12 +122,11 @@ class Attachment:
         if self.settings.reuse_guidance and not in_call:
             say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
-            record = RunRecord()
+            record, name = RunRecord(), self.settings.scheduler
             places.callback(self.park, self.pool, unet, engine, record)  # last, whatever fails before
-            follow = functools.partial(follow_scheduler, pipe, places)
-            session = Session(
-                unet, pipe.scheduler, engine, fit, count_steps, record, self.pool.known_code, is_guided, follow
-            )
+            follow = functools.partial(follow_scheduler, pipe, name, places)
+            scheduler, known_code = getattr(pipe, name), self.pool.known_code
+            session = Session(unet, scheduler, engine, fit, count_steps, record, known_code, is_guided, follow)
             self.last = record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)
@@ -169,6 +170,7 @@ def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
     attachment.park(attachment.pool, *attachment.prepare(pipe))
+    check_no_loops(pipe)
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))
@@ -205,7 +207,8 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment_of(self) is None:
             return base.__call__(self, *args, **kwargs)
-        run = functools.partial(attachment.run, self, functools.partial(_planned_steps, self), in_call=True)
+        count = functools.partial(_planned_steps, self, attachment.settings.scheduler)
+        run = functools.partial(attachment.run, self, count, in_call=True)
         with run():
             result = base.__call__(self, *args, **kwargs)
         return later(result, run)
@@ -237,13 +240,13 @@ def _revive(base: Any, settings: Settings | None = None, strides: Any = None, po
     return pipe
 
 
-def _planned_steps(pipe: Any) -> int | None:
+def _planned_steps(pipe: Any, scheduler: str) -> int | None:
     """Steps of the current pipeline call, which diffusers' pipelines store right before their loop."""
     noted = getattr(pipe, "_num_timesteps", None)
-    return noted if noted is not None else scheduled_steps(pipe)
+    return noted if noted is not None else scheduled_steps(pipe, scheduler)
 
 
-def scheduled_steps(pipe: Any) -> int | None:
-    """Steps that the pipe's scheduler is set to, or None if it has no timesteps."""
-    timesteps = getattr(pipe.scheduler, "timesteps", None)
+def scheduled_steps(pipe: Any, scheduler: str) -> int | None:
+    """Steps that the pipe's attribute `scheduler` is set to, or None if that has no timesteps."""
+    timesteps = getattr(getattr(pipe, scheduler), "timesteps", None)
     return None if timesteps is None else len(timesteps)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..forwards import lora_scaled
+from ..forwards.calls import bound
 from ..forwards.nested import tensors_of
 from ..graphs.bucket import Bucket
 from ..graphs.engine import Engine
@@ -91,7 +92,7 @@ class Session:
     def call(self, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One U-Net call with the stock forward's arguments; returns the same type as `stock`."""
         family = self.engine.unet_graphs.family
-        inputs, lora_scale, return_dict = family.bind(*args, **kwargs)
+        inputs, lora_scale, return_dict = bound(family.bind, stock, args, kwargs)
         self._counter.call(args[1] if len(args) > 1 else kwargs.get("timestep"))
         if self._counter.slot == 0:
             self._begin_step()
@@ -216,6 +217,7 @@ class Session:
         if len(record.letters) > 1 and not record.steps:
             logger.warning(
                 "%d U-Net calls without one scheduler.step: every call ran full. "
-                "A loop that does not step pipe.scheduler must call advance() on the denoising block's session.",
+                "Is the scheduler not pipe.scheduler? Then name its attribute: accelerate(..., scheduler=...). A loop "
+                "that steps none must call advance() on the denoising block's session.",
                 len(record.letters),
             )

@@ -38,10 +38,11 @@ def watch(pipe: Any, session: Session, places: ExitStack) -> None:
         places.enter_context(Interception.on(decoder, "forward", functools.partial(_decoder_in_session, decoder)))
 
 
-def follow_scheduler(pipe: Any, places: ExitStack, session: Session) -> None:
-    """Watch the pipe's new scheduler if the pipe replaced it mid-run."""
-    if pipe.scheduler is not session.scheduler:
-        session.scheduler = pipe.scheduler
+def follow_scheduler(pipe: Any, name: str, places: ExitStack, session: Session) -> None:
+    """Watch the pipe's new scheduler if the pipe replaced its attribute `name` mid-run."""
+    scheduler = getattr(pipe, name)
+    if scheduler is not session.scheduler:
+        session.scheduler = scheduler
         _watch_scheduler(session.scheduler, places)
         session.begin_loop()
 
