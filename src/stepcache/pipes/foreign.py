@@ -35,8 +35,8 @@ def foreign_code(modules: Iterable[nn.Module]) -> list[Any]:
                 found.append(forward)
         elif not _is_known(type(module).__module__):
             found.append(type(module).forward)
-        for hooks in (values["_forward_hooks"], values["_forward_pre_hooks"]):
-            found += hooks.values()
+        if values["_forward_hooks"] or values["_forward_pre_hooks"]:
+            found += (*values["_forward_hooks"].values(), *values["_forward_pre_hooks"].values())
         processor = values.get("processor") or values["_modules"].get("processor")
         if processor is not None:
             found.append(processor)
@@ -165,6 +165,7 @@ def _module_of(code: Callable[..., Any]) -> str:
     return getattr(code, "__module__", None) or type(code).__module__
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_known(module: str | None) -> bool:
     root = (module or "").partition(".")[0]
     return root in _KNOWN or (root in sys.stdlib_module_names and root != "__main__")

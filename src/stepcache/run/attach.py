@@ -132,7 +132,6 @@ class Attachment:
             watch(pipe, session, places)
             try:
                 with entered(session, generator):
-                    del generator  # a generator that refers to its own frame is not closed when it is dropped
                     yield session
             finally:
                 session.close()

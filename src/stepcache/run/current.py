@@ -47,9 +47,8 @@ def runs() -> Iterator[Session]:
 def entered(session: Session, generator: FrameType | None) -> Iterator[None]:
     """The calling context, or a generator by its frame, is in the run of `session`."""
     if generator is not None:
-        _of_generators.setdefault(id(generator), []).append(session)
         key = id(generator)
-        del generator  # it would keep its own frame alive, and so never be closed
+        _of_generators.setdefault(key, []).append(session)
         try:
             yield
         finally:
