@@ -30,6 +30,7 @@ from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings
 from .channels_last import ChannelsLast, Part
+from .guiders import watch_guider
 from .record import RunRecord
 from .session import Session, current, never
 from .watch import follow_scheduler, watch
@@ -123,6 +124,7 @@ class Attachment:
             self.last = session.record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)
+            watch_guider(pipe, places)
             token = current.set(session)
             try:
                 yield session

@@ -24,6 +24,7 @@ from ..pipes.attention_maps import keeper_of
 from ..pipes.batches import whole_batches_only
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
+from .branches import Branches
 from .record import RunRecord
 from .steps import StepCounter
 
@@ -65,6 +66,7 @@ class Session:
         self.record = RunRecord()
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
+        self.branches = Branches()
         self._steps: int | None = None
         self._full = True
         # Marks features written since the last scheduled full step. A feature with another stamp is from an earlier
@@ -79,6 +81,7 @@ class Session:
         hand.
         """
         self._counter.advance(timestep)
+        self.branches.leave()
 
     def begin_loop(self) -> None:
         """Called by the watched scheduler when its timesteps are set: a new denoising loop follows.
@@ -131,6 +134,7 @@ class Session:
     def _begin_step(self) -> None:
         """At the first U-Net call of a step, stock or not: decide whether the step is full."""
         self._follow(self)
+        self.branches.begin_step()
         if self._counter.new_loop:
             self._enter_loop()
         self._full = self._schedule.is_full(self._counter.step, self._steps)
@@ -154,8 +158,8 @@ class Session:
             record.buckets.append(tuple(inputs["sample"].shape))
             graphs.begin_run(self.unet, bucket, inputs, reuse_guidance)
         # All calls from MAX_SLOTS on share the last slot. They run full, so none reads what another wrote there.
-        slot = min(self._counter.slot, MAX_SLOTS)
-        self._counter.slot = slot + 1
+        slot = self.branches.slot(MAX_SLOTS)
+        self._counter.slot += 1
         kept = bucket.kept(slot)
         if self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp:
             record.letters.append("F")

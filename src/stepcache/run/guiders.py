@@ -1,0 +1,55 @@
+"""Follows the guider of a modular pipe: which branch a U-Net call is of, and whether its layers have got hooks.
+
+The loop of a modular pipeline asks its guider for the inputs of each branch, and tells it before each U-Net call
+(`prepare_models`). Some guiders then put hooks onto layers, which skip or perturb them, and take them off afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from .session import current
+from .watch import Interception
+
+
+def watch_guider(pipe: Any, places: ExitStack) -> None:
+    """Watch the pipe's guider, if it has one, until `places` is closed."""
+    guider = getattr(pipe, "guider", None)
+    if not callable(getattr(guider, "prepare_models", None)):
+        return
+    for method in ("prepare_inputs", "prepare_inputs_from_block_state"):
+        if hasattr(guider, method):
+            places.enter_context(Interception.on(guider, method, functools.partial(_inputs_in_session, guider)))
+    places.enter_context(Interception.on(guider, "prepare_models", functools.partial(_models_in_session, guider)))
+
+
+def _inputs_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+    name = getattr(guider, "_identifier_key", "")
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        batches = stock(*args, **kwargs)
+        session = current.get()
+        if session is not None:
+            session.branches.prepare([getattr(batch, name, None) for batch in batches])
+        return batches
+
+    return prepare
+
+
+def _models_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+    # Looking for hooks takes the host a millisecond, so not for the guiders that put none.
+    puts_hooks = getattr(type(guider).prepare_models, "__qualname__", "") != "BaseGuidance.prepare_models"
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        session = current.get()
+        if session is not None:
+            session.branches.enter()
+            if puts_hooks:
+                session.engine.unet_graphs.look_again(session.unet)
+        return result
+
+    return prepare
