@@ -7,8 +7,8 @@ The loop of a modular pipeline asks its guider for the inputs of each branch, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .session import current
@@ -24,6 +24,19 @@ def watch_guider(pipe: Any, places: ExitStack) -> None:
         if hasattr(guider, method):
             places.enter_context(Interception.on(guider, method, functools.partial(_inputs_in_session, guider)))
     places.enter_context(Interception.on(guider, "prepare_models", functools.partial(_models_in_session, guider)))
+
+
+@contextmanager
+def kept_guider(pipe: Any) -> Iterator[None]:
+    """Leave the pipe's guider afterwards as it was: its text encoder asks it what guidance the run before ended with."""
+    guider = getattr(pipe, "guider", None)
+    before = dict(vars(guider)) if hasattr(guider, "__dict__") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            vars(guider).clear()
+            vars(guider).update(before)
 
 
 def _inputs_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
