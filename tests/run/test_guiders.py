@@ -75,9 +75,7 @@ def test_branches_with_hooks_run_eager_and_the_others_are_captured_once(guider, 
     for _ in range(3):
         denoised(pipe)
         counts.append(last_run(pipe).captures)
-    # Hooks leave a forward on their layers when they go: full graphs are captured again, once, and partial ones only
-    # if they run these layers.
-    assert counts[0] in (4, 6, 8) and counts[1:] == [0, 0]
+    assert counts == [4, 0, 0]
     # Steps 1 to 5 have the third branch, which is full where it appears; step 3 is full.
     assert last_run(pipe).kinds == "FF" + "PPF" + "PPP" + "FFF" + "PPP" * 2
     assert warnings_of(caplog, "A guider puts hooks onto layers of the U-Net") == [True]
