@@ -44,7 +44,7 @@ def denoised(pipe, steps: int = 6, prompt: str = "tiger face", **options: object
     """Latents [1, 4, 8, 8]."""
     # diffusers 0.42: the text encoder's block asks the guider, which still stands at the last step of the run before, so
     # a second run of a stock pipe fails if guidance had stopped there.
-    pipe.guider.set_state(step=0, num_inference_steps=steps, timestep=None)
+    pipe.guider.set_state(step=None, num_inference_steps=None, timestep=None)
     generator = torch.Generator().manual_seed(0)
     call = {"prompt": prompt, "height": 16, "width": 16, "num_inference_steps": steps, "output_type": "latent"}
     return pipe(**{**call, **options}, generator=generator, output="latents")

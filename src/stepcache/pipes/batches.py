@@ -63,10 +63,12 @@ def guided(pipe: Any) -> Callable[[], bool]:
     is not known here; a subclass is known if it keeps its base's loop.
     """
     if is_modular(pipe):
-        raise UnsupportedPipeline(
-            f'guidance="reuse" needs a batch of [unconditional, conditional], and {type(pipe).__name__} calls the U-Net '
-            'once per guidance branch. Use guidance="both" instead (the preset "fast" asks for "reuse").'
-        )
+        if getattr(pipe, "guider", None) is None:
+            raise UnsupportedPipeline(
+                f'guidance="reuse" needs the names of the guidance branches, and this {type(pipe).__name__} has no guider '
+                'to tell them. Use guidance="both" instead.'
+            )
+        return lambda: False  # the halves come in separate calls (run/halves.py)
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls) and not _made_by_us(cls))
     if owner.__name__ not in HALVED or not owner.__module__.startswith("diffusers."):
         raise UnsupportedPipeline(

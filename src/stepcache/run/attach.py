@@ -24,6 +24,7 @@ from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..pipes.batches import guided
+from ..pipes.modular import is_modular
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
@@ -31,6 +32,7 @@ from ..reuse.schedule import Schedule
 from ..settings import Settings
 from .channels_last import ChannelsLast, Part
 from .guiders import watch_guider
+from .halves import Halves
 from .record import RunRecord
 from .session import Session, current, never
 from .watch import follow_scheduler, watch
@@ -121,6 +123,8 @@ class Attachment:
             places.callback(self.park, unet, engine)  # last, whatever fails before
             follow = functools.partial(follow_scheduler, pipe, places)
             session = Session(unet, pipe.scheduler, engine, fit, count_steps, is_guided, follow)
+            if self.settings.reuse_guidance and in_call and is_modular(pipe):
+                session.halves = Halves()
             self.last = session.record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)

@@ -21,6 +21,7 @@ class Branches:
         self._at = -1
         self._calls: Counter[Hashable] = Counter()  # of this step, by branch
         self._slots: dict[Hashable, int] = {}
+        self.place: tuple[Hashable, int] = (), 0  # the branch of the current U-Net call, and its number there
 
     def prepare(self, names: Sequence[Hashable]) -> None:
         """Called when the guider has prepared the inputs of a step: the names of its branches, in order."""
@@ -43,7 +44,7 @@ class Branches:
         named = 0 <= self._at < len(self._names) and self._names[self._at] is not None
         # The branch of an unnamed call may be any of the step's: with other branches, it is another slot.
         branch = self._names[self._at] if named else self._names
-        place = branch, self._calls[branch]
+        self.place = place = branch, self._calls[branch]
         self._calls[branch] += 1
         if place not in self._slots and len(self._slots) < limit:
             self._slots[place] = len(self._slots)

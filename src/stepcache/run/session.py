@@ -25,6 +25,7 @@ from ..pipes.batches import whole_batches_only
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from .branches import Branches
+from .halves import Halves
 from .record import RunRecord
 from .steps import StepCounter
 
@@ -67,6 +68,7 @@ class Session:
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
         self.branches = Branches()
+        self.halves: Halves | None = None  # guidance reuse with the halves in separate calls
         self._steps: int | None = None
         self._full = True
         # Marks features written since the last scheduled full step. A feature with another stamp is from an earlier
@@ -135,6 +137,8 @@ class Session:
         """At the first U-Net call of a step, stock or not: decide whether the step is full."""
         self._follow(self)
         self.branches.begin_step()
+        if self.halves is not None:
+            self.halves.begin_step()
         if self._counter.new_loop:
             self._enter_loop()
         self._full = self._schedule.is_full(self._counter.step, self._steps)
@@ -147,6 +151,8 @@ class Session:
         self._id = object()
         self._steps = self._count_steps()
         self._schedule, self._predictor = self._fit(self._steps)
+        if self.halves is not None:
+            self.halves.begin_loop()
         self._counter.new_loop = False  # last, because `_fit` raises if a plan does not fit the run
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -160,16 +166,25 @@ class Session:
         # All calls from MAX_SLOTS on share the last slot. They run full, so none reads what another wrote there.
         slot = self.branches.slot(MAX_SLOTS)
         self._counter.slot += 1
-        kept = bucket.kept(slot)
-        if self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp:
+        kept, halves, place = bucket.kept(slot), self.halves, self.branches.place
+        full = self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp
+        if not full and halves is not None:
+            output = halves.output(place, step, self._predictor)
+            if output is not None:
+                record.letters.append("R")
+                return output
+        if full:
             record.letters.append("F")
             kept.begin(self._id)
             output = graphs.run("full", self.unet, bucket, inputs, kept, slot)
             kept.mark(self._stamp, step)
-            return output
-        record.letters.append("P")
-        kept.weigh(self._predictor, step)
-        return graphs.run("partial", self.unet, bucket, inputs, kept, slot)
+        else:
+            record.letters.append("P")
+            kept.weigh(self._predictor, step)
+            output = graphs.run("partial", self.unet, bucket, inputs, kept, slot)
+        if halves is not None:
+            halves.ran(place, output, step, full, self._predictor.order)
+        return output
 
     def _say_once(self, reason: str) -> None:
         self.engine.unet_graphs.fallback.say_once(reason)
@@ -178,7 +193,7 @@ class Session:
         """End the run and fill in the record."""
         # The callbacks hold the pipe, and the bucket a feature: neither must live as long as the session.
         del self._fit, self._count_steps, self._guided, self._follow
-        self._bucket = None
+        self._bucket = self.halves = None
         record, engine, before = self.record, self.engine, self._before
         record.steps = self._counter.total
         record.buffer_bytes, record.static_bytes = engine.unet_graphs.buckets.nbytes, engine.static_nbytes
