@@ -175,8 +175,8 @@ def warmup(
     torch.inference_mode() or autocast.
 
     Warm up each size once; max_buckets of `accelerate` must be at least the number of sizes. Raises InvalidSetting for
-    a size that the pipeline cannot make, an argument that it does not take or an input that its blocks lack, and NotAccelerated for a pipe that is not
-    accelerated.
+    a size that the pipeline cannot make, an argument that it does not take or an input that its blocks lack, and
+    NotAccelerated for a pipe that is not accelerated.
     """
     from .run.warmup import warm_up
 

@@ -113,5 +113,5 @@ def test_warm_up():
 def test_a_modular_pipe_without_a_guider_is_refused():
     pipe = modular_pipe()
     pipe.guider = None
-    with pytest.raises(UnsupportedPipeline, match=r"StableDiffusionXLModularPipeline has no guider .* \"both\""):
+    with pytest.raises(UnsupportedPipeline, match=r'ModularPipeline has no guider .*Use guidance="both"'):
         accelerate(pipe, guidance="reuse")

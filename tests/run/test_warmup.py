@@ -139,7 +139,7 @@ def test_the_guider_of_a_modular_pipe_is_as_before():
 
 def test_inputs_that_the_blocks_of_a_modular_pipe_need():
     pipe = accelerate(modular_workflow("controlnet_union_text2image"))
-    with pytest.raises(InvalidSetting, match=r"need control_image, control_mode: .* warmup\(pipe, 16, 16, control_image="):
+    with pytest.raises(InvalidSetting, match=r"need control_image, control_mode: .*\(pipe, 16, 16, control_image="):
         warmup(pipe, 16, 16, progress=False)
     with pytest.raises(InvalidSetting, match="StableDiffusionXLModularPipeline takes no eggs; it takes prompt"):
         warmup(pipe, 16, 16, progress=False, eggs=2)

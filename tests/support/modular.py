@@ -42,8 +42,8 @@ def perturbed(where: str = DEEP, **options: object) -> PerturbedAttentionGuidanc
 
 def denoised(pipe, steps: int = 6, prompt: str = "tiger face", **options: object) -> torch.Tensor:
     """Latents [1, 4, 8, 8]."""
-    # diffusers 0.42: the text encoder's block asks the guider, which still stands at the last step of the run before, so
-    # a second run of a stock pipe fails if guidance had stopped there.
+    # diffusers 0.42: the text encoder's block asks the guider, which still stands at the last step of the run before.
+    # A second run of a stock pipe fails if guidance had stopped there.
     pipe.guider.set_state(step=None, num_inference_steps=None, timestep=None)
     generator = torch.Generator().manual_seed(0)
     call = {"prompt": prompt, "height": 16, "width": 16, "num_inference_steps": steps, "output_type": "latent"}

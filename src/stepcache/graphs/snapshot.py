@@ -103,5 +103,5 @@ def _bare(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_own_forward(forward: Any, values: dict[str, Any]) -> bool:
-    module = getattr(forward, "__self__", None)
+    module: Any = getattr(forward, "__self__", None)
     return getattr(module, "__dict__", None) is values and getattr(forward, "__func__", None) is type(module).forward

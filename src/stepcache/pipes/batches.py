@@ -65,8 +65,8 @@ def guided(pipe: Any) -> Callable[[], bool]:
     if is_modular(pipe):
         if getattr(pipe, "guider", None) is None:
             raise UnsupportedPipeline(
-                f'guidance="reuse" needs the names of the guidance branches, and this {type(pipe).__name__} has no guider '
-                'to tell them. Use guidance="both" instead.'
+                f'guidance="reuse" needs the names of the guidance branches, and this {type(pipe).__name__} has no '
+                'guider to tell them. Use guidance="both" instead.'
             )
         return lambda: False  # the halves come in separate calls (run/halves.py)
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls) and not _made_by_us(cls))

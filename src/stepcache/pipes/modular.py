@@ -7,7 +7,10 @@ from typing import Any
 
 
 def is_modular(pipe: object) -> bool:
-    return any(cls.__name__ == "ModularPipeline" and cls.__module__.startswith("diffusers.") for cls in type(pipe).__mro__)
+    """Whether `pipe` is one of diffusers' modular pipelines."""
+    return any(
+        cls.__name__ == "ModularPipeline" and cls.__module__.startswith("diffusers.") for cls in type(pipe).__mro__
+    )
 
 
 def inputs_of(pipe: Any) -> dict[str, bool]:

@@ -28,7 +28,7 @@ def watch_guider(pipe: Any, places: ExitStack) -> None:
 
 @contextmanager
 def kept_guider(pipe: Any) -> Iterator[None]:
-    """Leave the pipe's guider afterwards as it was: its text encoder asks it what guidance the run before ended with."""
+    """Leave the pipe's guider afterwards as it was: the next run's text encoder asks it what it ended with."""
     guider = getattr(pipe, "guider", None)
     before = dict(vars(guider)) if hasattr(guider, "__dict__") else None
     try:
@@ -46,7 +46,7 @@ def _inputs_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., 
         batches = stock(*args, **kwargs)
         session = current.get()
         if session is not None:
-            session.branches.prepare([getattr(batch, name, None) for batch in batches])
+            session.slots.prepare([getattr(batch, name, None) for batch in batches])
         return batches
 
     return prepare
@@ -60,7 +60,7 @@ def _models_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., 
         result = stock(*args, **kwargs)
         session = current.get()
         if session is not None:
-            session.branches.enter()
+            session.slots.enter()
             if puts_hooks:
                 session.engine.unet_graphs.look_again(session.unet)
         return result

@@ -24,9 +24,9 @@ from ..pipes.attention_maps import keeper_of
 from ..pipes.batches import whole_batches_only
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
-from .branches import Branches
 from .halves import Halves
 from .record import RunRecord
+from .slots import Slots
 from .steps import StepCounter
 
 logger = logging.getLogger("stepcache")
@@ -67,7 +67,7 @@ class Session:
         self.record = RunRecord()
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
-        self.branches = Branches()
+        self.slots = Slots()
         self.halves: Halves | None = None  # guidance reuse with the halves in separate calls
         self._steps: int | None = None
         self._full = True
@@ -83,7 +83,7 @@ class Session:
         hand.
         """
         self._counter.advance(timestep)
-        self.branches.leave()
+        self.slots.leave()
 
     def begin_loop(self) -> None:
         """Called by the watched scheduler when its timesteps are set: a new denoising loop follows.
@@ -136,7 +136,7 @@ class Session:
     def _begin_step(self) -> None:
         """At the first U-Net call of a step, stock or not: decide whether the step is full."""
         self._follow(self)
-        self.branches.begin_step()
+        self.slots.begin_step()
         if self.halves is not None:
             self.halves.begin_step()
         if self._counter.new_loop:
@@ -164,9 +164,9 @@ class Session:
             record.buckets.append(tuple(inputs["sample"].shape))
             graphs.begin_run(self.unet, bucket, inputs, reuse_guidance)
         # All calls from MAX_SLOTS on share the last slot. They run full, so none reads what another wrote there.
-        slot = self.branches.slot(MAX_SLOTS)
+        slot = self.slots.take(MAX_SLOTS)
         self._counter.slot += 1
-        kept, halves, place = bucket.kept(slot), self.halves, self.branches.place
+        kept, halves, place = bucket.kept(slot), self.halves, self.slots.place
         full = self._full or slot == MAX_SLOTS or kept.stamp is not self._stamp
         if not full and halves is not None:
             output = halves.output(place, step, self._predictor)

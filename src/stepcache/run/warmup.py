@@ -93,8 +93,8 @@ def _arguments(
     missing = [name for name, needed in takes.items() if modular and needed and name not in given]
     if missing:
         raise InvalidSetting(
-            f"The blocks of this {type(pipe).__name__} need {', '.join(missing)}: give the warm-up what a request gives, "
-            f"as in warmup(pipe, {height}, {width}, {missing[0]}=...)."
+            f"The blocks of this {type(pipe).__name__} need {', '.join(missing)}: give the warm-up what a request "
+            f"gives, as in warmup(pipe, {height}, {width}, {missing[0]}=...)."
         )
     return given
 

@@ -1,6 +1,6 @@
 """Tells the U-Net calls of a step apart, so that each reads its own feature.
 
-Modular pipelines call the U-Net once per guidance branch. Their guider names the branches (pred_cond, pred_uncond,
+Modular pipelines call the U-Net once per guidance branch. Their guider names these branches (pred_cond, pred_uncond,
 pred_cond_skip), and drops some of them at some steps, which moves the numbers of the calls behind.
 """
 
@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 
-class Branches:
-    """A run's slots, each by its branch and the number of its call there.
+class Slots:
+    """A run's slots, each by its guidance branch and the number of its call there.
 
     Slots are counted from 0 in order of appearance. Without a guider that is the number of the call within the step.
     """
@@ -21,7 +21,7 @@ class Branches:
         self._at = -1
         self._calls: Counter[Hashable] = Counter()  # of this step, by branch
         self._slots: dict[Hashable, int] = {}
-        self.place: tuple[Hashable, int] = (), 0  # the branch of the current U-Net call, and its number there
+        self.place: tuple[Hashable, int] = (), 0  # the guidance branch of the current U-Net call, and its number there
 
     def prepare(self, names: Sequence[Hashable]) -> None:
         """Called when the guider has prepared the inputs of a step: the names of its branches, in order."""
@@ -39,7 +39,7 @@ class Branches:
         """Called at the first U-Net call of a step."""
         self._calls.clear()
 
-    def slot(self, limit: int) -> int:
+    def take(self, limit: int) -> int:
         """The slot of the current U-Net call; `limit` if all slots below it are taken."""
         named = 0 <= self._at < len(self._names) and self._names[self._at] is not None
         # The branch of an unnamed call may be any of the step's: with other branches, it is another slot.
