@@ -8,9 +8,9 @@ import logging
 import pytest
 import torch
 from support.modular import DEEP, SHALLOW, denoised, modular_pipe, perturbed, skip_layer
-from support.small import captured
+from support.small import captured, make_inputs
 
-from stepcache import accelerate, last_run, restore
+from stepcache import accelerate, denoising, last_run, restore
 from stepcache.forwards import family_of
 from stepcache.forwards.join import reference_join
 from stepcache.graphs.fallback import hooks_on
@@ -87,6 +87,21 @@ def test_a_branch_keeps_its_slot_where_another_is_dropped():
     denoised(pipe)
     # At step 2 the third branch is the second call, and it reads what it kept at step 1.
     assert last_run(pipe).kinds == "FF" + "PPF" + "PP" + "FF" + "PP" * 2
+
+
+def test_calls_without_the_guider_read_nothing_of_its_branches():
+    pipe = accelerate(modular_pipe(), 3)
+    pipe.scheduler.set_timesteps(3)
+    inputs = make_inputs(pipe.unet, batch=1, size=(8, 8))
+    latents, t = inputs["sample"], pipe.scheduler.timesteps
+    with torch.no_grad(), denoising(pipe) as session:
+        for step, named in enumerate((True, False, True)):
+            for _ in pipe.guider.prepare_inputs({}) if named else range(2):
+                if named:
+                    pipe.guider.prepare_models(pipe.unet)
+                noise = pipe.unet(**{**inputs, "timestep": t[step]}).sample
+            pipe.scheduler.step(noise, t[step], latents)
+    assert session.record.kinds == "FF" + "FF" + "PP"
 
 
 def test_nothing_of_it_is_left_on_the_guider():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, StableDiffusionXLPipeline
+from diffusers import ClassifierFreeGuidance, StableDiffusionXLModularPipeline, StableDiffusionXLPipeline
+from support.builders import random
 from support.modular import denoised, modular_pipe, skip_layer
 from support.small import _sdxl_parts, captured
 
-from stepcache import accelerate, last_run, warmup
+from stepcache import accelerate, last_run, restore, warmup
 from stepcache.errors import UnsupportedPipeline
-from stepcache.reuse.predict import HOLD, Line
+from stepcache.reuse.predict import HOLD, Fitted, Line
 from stepcache.run.halves import Halves
 
 COND, UNCOND = ("pred_cond", 0), ("pred_uncond", 0)
@@ -59,6 +60,13 @@ def test_nothing_is_taken_from_another_loop_or_another_call_of_the_branch():
     assert guessed(halves, 1, 20) is None
 
 
+def test_fitted_weights_are_those_of_the_difference():
+    halves, table = Halves(), {(value, 4, (3, 0)): (1.0 + value, -1.0 * value) for value in (0, 1)}
+    full_step(halves, 0, 10, 4, order=2)
+    full_step(halves, 3, 10, 1, order=2)
+    assert guessed(halves, 4, 20, Fitted(table, 2)) == 20 - (2 * 9 - 6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_the_line_keeps_the_dtype(dtype):
     halves = Halves()
@@ -100,6 +108,33 @@ def test_where_guidance_starts_in_a_partial_step():
     pipe = accelerate(modular_pipe(ClassifierFreeGuidance(3.0, start=0.2)), 3, guidance="reuse")
     denoised(pipe)
     assert last_run(pipe).kinds == "F" + "PF" + "PR" + "FF" + "PR" * 2
+
+
+class Backwards(ClassifierFreeGuidance):
+    def prepare_inputs(self, data):
+        return super().prepare_inputs(data)[::-1]
+
+
+def test_where_the_unconditional_half_comes_first_both_run():
+    pipe = modular_pipe(Backwards(3.0))
+    want = denoised(accelerate(pipe, 3))
+    assert torch.equal(denoised(accelerate(pipe, 3, guidance="reuse")), want)
+    assert last_run(pipe).kinds == "FFPPPP" * 2
+
+
+class Twice(StableDiffusionXLModularPipeline):
+    def __call__(self, **call):
+        super().__call__(**call)
+        return super().__call__(**call)
+
+
+def test_a_second_loop_of_a_call_reads_nothing_of_the_first():
+    pipe, latents = modular_pipe(), random(1, 4, 8, 8)
+    want = denoised(accelerate(pipe, 3, predict="linear", guidance="reuse"), latents=latents)
+    restore(pipe).__class__ = Twice
+    got = denoised(accelerate(pipe, 3, predict="linear", guidance="reuse"), latents=latents)
+    assert last_run(pipe).kinds == "FFPRPRFFPRPR" * 2
+    assert torch.equal(got, want)
 
 
 def test_warm_up():

@@ -129,6 +129,12 @@ def test_modular_pipelines(make, request_of):
     assert last_run(pipe).captures == 0 and last_run(pipe).kinds.startswith("FFPPPPFF")
 
 
+def test_a_modular_pipe_that_chooses_its_blocks_starts_from_no_image(monkeypatch):
+    pipe = accelerate(modular_pipe())
+    monkeypatch.setattr(pipe.vae, "encode", None)
+    assert warmup(pipe, 16, 16, progress=False).kinds == "FFPP"
+
+
 def test_the_guider_of_a_modular_pipe_is_as_before():
     pipe = accelerate(modular_pipe(ClassifierFreeGuidance(3.0, stop=0.5)))
     before = dict(vars(pipe.guider))
