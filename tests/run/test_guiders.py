@@ -81,6 +81,16 @@ def test_branches_with_hooks_run_eager_and_the_others_are_captured_once(guider, 
     assert warnings_of(caplog, "A guider puts hooks onto layers of the U-Net") == [True]
 
 
+@pytest.mark.slow
+def test_branches_with_hooks_compile_nothing():
+    pipe = modular_pipe(perturbed(SHALLOW))
+    want = denoised(accelerate(pipe, 3))
+    accelerate(pipe, 3, compile={"backend": "eager"}, cuda_graphs=False)
+    denoised(pipe)
+    assert torch.equal(denoised(pipe), want)
+    assert last_run(pipe).compile_seconds == 0
+
+
 def test_a_branch_keeps_its_slot_where_another_is_dropped():
     (guider,) = DROPPING.values()
     pipe = accelerate(modular_pipe(guider()), 3)
