@@ -60,7 +60,8 @@ def accelerate(
         guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
             partial steps, and takes the difference of the halves from the last full step(s), predicted like the
             feature. Halves a partial step's cost and the feature's buffer; loses some fidelity, more at a high guidance
-            scale. For pipelines whose batch is known to be two halves (batches.py); others raise UnsupportedPipeline.
+            scale. For pipelines whose batch is known to be two halves (batches.py), and modular ones whose guider names
+            the halves; others raise UnsupportedPipeline.
         compile: "auto" (default) compiles on CUDA and runs eager on a CPU; True compiles anywhere, False nowhere. A
             dict of torch.compile arguments (backend, mode, options) replaces the defaults. "regional" compiles the
             repeated transformer blocks once each: a shorter cold start, and more launches, left to CUDA graphs.
@@ -167,7 +168,8 @@ def warmup(
     the graphs are those of a real call. height, width: of the image, in pixels. batch_size: prompts per call. guidance:
     whether calls use classifier-free guidance, which doubles the U-Net's batch. call: other arguments of the pipeline
     that change the U-Net's inputs (a ControlNet's image, ip_adapter_image, ...). progress: show a bar that names what
-    is being measured, compiled or captured.
+    is being measured, compiled or captured. A modular pipeline guides as its guider says, whatever `guidance` is, and
+    starts from images only if its blocks always do or `call` gives them.
 
     tune: with kernels="auto" on a GPU, first measure joins of this size that have no verdict, with the Triton kernels
     and without, both compiled and captured: two small compilations per join, with 7 joins for SDXL and 8 for SD 1.5.
@@ -180,8 +182,8 @@ def warmup(
     torch.inference_mode() or autocast.
 
     Warm up each size once; max_buckets of `accelerate` must be at least the number of sizes. Raises InvalidSetting for
-    a size that the pipeline cannot make or an argument that it does not take, and NotAccelerated for a pipe that is not
-    accelerated.
+    a size that the pipeline cannot make, an argument that it does not take or an input that its blocks lack, and
+    NotAccelerated for a pipe that is not accelerated.
     """
     from .run.warmup import warm_up
 

@@ -3,14 +3,17 @@ import inspect
 import pytest
 import torch
 from diffusers import (
+    ClassifierFreeGuidance,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLAutoBlocks,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
 from support.builders import sdxl
-from support.small import generate, generate_any, loop_pipe, state_of, tiny_pipe
+from support.modular import denoised, modular_pipe
+from support.small import generate, generate_any, loop_pipe, mask, picture, state_of, tiny_pipe
 
 from stepcache import accelerate, last_run, warmup
 from stepcache.errors import InvalidSetting, NotAccelerated
@@ -103,3 +106,47 @@ def test_needs_an_accelerated_pipe():
     with pytest.raises(NotAccelerated, match="warmup"):
         warmup(loop_pipe("least"), 64, 64)
     assert inspect.signature(warmup).parameters["guidance"].default is True
+
+
+def modular_workflow(name):
+    return modular_pipe(blocks=StableDiffusionXLAutoBlocks().get_workflow(name))
+
+
+@pytest.mark.parametrize(
+    "make, request_of",
+    [
+        (modular_pipe, {}),
+        (lambda: modular_workflow("image2image"), {"image": picture(16), "strength": 1.0}),
+        (lambda: modular_workflow("inpainting"), {"image": picture(16), "mask_image": mask(16), "strength": 1.0}),
+    ],
+    ids=["text", "image", "inpainting"],
+)
+def test_modular_pipelines(make, request_of):
+    pipe = accelerate(make(), interval=3, cuda_graphs=StandInBackend)
+    record = warmup(pipe, 16, 16, progress=False)
+    assert record.captures == 4 and record.kinds == "FFPP"
+    denoised(pipe, **request_of)
+    assert last_run(pipe).captures == 0 and last_run(pipe).kinds.startswith("FFPPPPFF")
+
+
+def test_a_modular_pipe_that_chooses_its_blocks_starts_from_no_image(monkeypatch):
+    pipe = accelerate(modular_pipe())
+    monkeypatch.setattr(pipe.vae, "encode", None)
+    assert warmup(pipe, 16, 16, progress=False).kinds == "FFPP"
+
+
+def test_the_guider_of_a_modular_pipe_is_as_before():
+    pipe = accelerate(modular_pipe(ClassifierFreeGuidance(3.0, stop=0.5)))
+    before = dict(vars(pipe.guider))
+    assert warmup(pipe, 16, 16, progress=False).kinds == "FFP"
+    assert vars(pipe.guider) == before
+    assert "_progress_bar_config" not in vars(pipe)
+
+
+def test_inputs_that_the_blocks_of_a_modular_pipe_need():
+    pipe = accelerate(modular_workflow("controlnet_union_text2image"))
+    with pytest.raises(InvalidSetting, match=r"need control_image, control_mode: .*\(pipe, 16, 16, control_image="):
+        warmup(pipe, 16, 16, progress=False)
+    with pytest.raises(InvalidSetting, match="StableDiffusionXLModularPipeline takes no eggs; it takes prompt"):
+        warmup(pipe, 16, 16, progress=False, eggs=2)
+    assert last_run(pipe) is None

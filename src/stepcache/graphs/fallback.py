@@ -10,17 +10,24 @@ from torch import nn
 
 logger = logging.getLogger("stepcache")
 
+# Where diffusers' hooks are that skip or perturb layers, most of them for one guidance branch of a step.
+SKIPPING = ("diffusers.hooks.layer_skip", "diffusers.hooks.smoothed_energy_guidance_utils")
+
 
 def hooks_on(model: nn.Module) -> str:
     """The hooks that a graph of the model would skip.
 
     "": none. "outside": offloading hooks of accelerate or diffusers on the model itself. "inside": such hooks on its
-    layers, or hooks that align devices or cast. "forward": torch's own hooks on layers.
+    layers, or hooks that align devices or cast. "skipping": hooks of guiders on its layers. "forward": torch's own
+    hooks on layers.
     """
     where = ""
     for module in model.modules():
         values = vars(module)  # getattr takes a microsecond to find that a module lacks an attribute
-        if "_hf_hook" in values or getattr(values.get("_diffusers_hook"), "hooks", None):
+        hooks = getattr(values.get("_diffusers_hook"), "hooks", None)
+        if "_hf_hook" in values or hooks:
+            if hooks and any(type(hook).__module__ in SKIPPING for hook in hooks.values()):
+                return "skipping"
             if module is not model:
                 return "inside"
             where = "outside"
@@ -61,6 +68,11 @@ class Fallback:
             self.say_once(f"Gradients are enabled: {self._name} runs eager. Use torch.no_grad() around the call.")
         elif self.hooks == "inside":
             self.say_once(f"Hooks on the layers of {self._name} offload, cast or align devices: it runs eager.")
+        elif self.hooks == "skipping":
+            self.say_once(
+                f"A guider puts hooks onto layers of {self._name}, to skip or perturb them, which a graph would miss: "
+                "calls with such hooks run eager, the others as usual."
+            )
         elif self.hooks == "forward":
             self.say_once(f"The layers of {self._name} have forward hooks: it runs eager, so that the hooks run.")
         else:

@@ -54,7 +54,7 @@ class Snapshot:
 
     def _keep(self, values: dict[str, Any]) -> None:
         if any(hasattr(value, ORIGINAL) for value in values.values()):
-            self._watched.append((values, _without_watch(values)))
+            self._watched.append((values, _bare(values)))
         else:
             self._now.append(values)
             self._then.append(values.copy())
@@ -73,9 +73,11 @@ class Snapshot:
         if self._outside is not None and not self._outside.holds(self._outside_then):
             return False
         try:
-            if not all(map(operator.eq, self._now, self._then)) and not all(map(_same, self._now, self._then)):
-                return False
-            if not all(_without_watch(now) == then for now, then in self._watched):
+            if not all(map(operator.eq, self._now, self._then)):
+                if not all(map(_same, self._now, self._then)):
+                    return False
+                self._then = [values.copy() for values in self._now]  # the next comparison is the fast one again
+            if not all(_bare(now) == then for now, then in self._watched):
                 return False
         except (RuntimeError, ValueError):
             # Comparing two different tensors has no single truth value; the same tensor is equal by identity.
@@ -90,10 +92,23 @@ def _in_both_layouts(tensor: Tensor) -> bool:
 
 
 def _same(now: Any, then: Any) -> bool:
-    # Another thread's run may have started or stopped watching since the snapshot was made.
-    return now == then or (isinstance(now, dict) and _without_watch(now) == then)
+    # Another thread's run may have started or stopped watching since the snapshot was made, or a hook come and gone.
+    return now == then or (isinstance(now, dict) and _bare(now) == _bare(then))
 
 
-def _without_watch(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` without stepcache's own interceptions."""
-    return {name: value for name, value in values.items() if not hasattr(value, ORIGINAL)}
+def _bare(values: dict[str, Any]) -> dict[str, Any]:
+    """A module's attributes without stepcache's own interceptions, and without what diffusers' hooks leave when they
+    go: an empty registry, and the module's own forward.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if not hasattr(value, ORIGINAL)
+        and not (name == "_diffusers_hook" and not getattr(value, "hooks", True))
+        and not (name == "forward" and _is_own_forward(value, values))
+    }
+
+
+def _is_own_forward(forward: Any, values: dict[str, Any]) -> bool:
+    module: Any = getattr(forward, "__self__", None)
+    return getattr(module, "__dict__", None) is values and getattr(forward, "__func__", None) is type(module).forward

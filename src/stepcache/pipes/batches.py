@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedPipeline
+from .modular import is_modular
 
 HALVED = frozenset(
     {
@@ -61,6 +62,13 @@ def guided(pipe: Any) -> Callable[[], bool]:
     Call it at each U-Net call, because guidance may be dropped mid-run. Raises UnsupportedPipeline if the pipe's loop
     is not known here; a subclass is known if it keeps its base's loop.
     """
+    if is_modular(pipe):
+        if getattr(pipe, "guider", None) is None:
+            raise UnsupportedPipeline(
+                f'guidance="reuse" needs the names of the guidance branches, and this {type(pipe).__name__} has no '
+                'guider to tell them. Use guidance="both" instead.'
+            )
+        return lambda: False  # the halves come in separate calls (run/halves.py)
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls) and not _made_by_us(cls))
     if owner.__name__ not in HALVED or not owner.__module__.startswith("diffusers."):
         raise UnsupportedPipeline(

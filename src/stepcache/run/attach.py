@@ -25,6 +25,7 @@ from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..pipes.batches import guided
 from ..pipes.loops import check_no_loops
+from ..pipes.modular import is_modular
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
@@ -32,6 +33,8 @@ from ..reuse.schedule import Schedule
 from ..settings import Settings
 from .channels_last import ChannelsLast, Part
 from .current import entered
+from .guiders import watch_guider
+from .halves import Halves
 from .later import later
 from .pool import Pool
 from .record import RunRecord
@@ -127,9 +130,12 @@ class Attachment:
             follow = functools.partial(follow_scheduler, pipe, name, places)
             scheduler, known_code = getattr(pipe, name), self.pool.known_code
             session = Session(unet, scheduler, engine, fit, count_steps, record, known_code, is_guided, follow)
+            if self.settings.reuse_guidance and in_call and is_modular(pipe):
+                session.halves = Halves()
             self.last = record
             places.enter_context(self.layout.during_run(self.parts(pipe)))
             watch(pipe, session, places)
+            watch_guider(pipe, session, places)
             try:
                 with entered(session, generator):
                     yield session

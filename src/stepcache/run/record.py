@@ -10,7 +10,8 @@ class RunRecord:
     """What happened in one run.
 
     letters: one letter per U-Net call: `F` full, `P` partial, `S` stock forward (the call needed gradients, or the
-    pipeline reads attention maps of every layer).
+    pipeline reads attention maps of every layer), `R` guidance reused: the call of the unconditional half was answered
+    from that of the conditional half, and no U-Net ran (modular pipelines).
     steps: scheduler steps taken. buckets: the input shapes of the U-Net, in order of appearance: (batch, channels,
     height, width), for video with a dimension for frames.
     buffer_bytes: bytes of features held, over all buckets of the pipe and all threads that run it at the same time, as

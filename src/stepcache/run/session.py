@@ -26,7 +26,9 @@ from ..pipes.batches import whole_batches_only
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from .counting import CallCounting, KnownCode
+from .halves import Halves
 from .record import RunRecord
+from .slots import Slots
 from .steps import StepCounter
 
 logger = logging.getLogger("stepcache")
@@ -67,6 +69,9 @@ class Session:
         self.record, self._known_code = record, known_code
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
         self._counter = StepCounter()
+        self.slots = Slots()
+        self.halves: Halves | None = None  # guidance reuse with the halves in separate calls
+        self.guider: object = None  # of a modular pipe
         self._steps: int | None = None
         self._full = True
         # Marks features written since the last scheduled full step. A feature with another stamp is from an earlier
@@ -81,6 +86,7 @@ class Session:
         hand.
         """
         self._counter.advance(timestep)
+        self.slots.leave()
 
     def begin_loop(self) -> None:
         """Called by the watched scheduler when its timesteps are set: a new denoising loop follows.
@@ -142,6 +148,9 @@ class Session:
     def _begin_step(self) -> None:
         """At the first U-Net call of a step, stock or not: decide whether the step is full."""
         self._follow(self)
+        self.slots.begin_step()
+        if self.halves is not None:
+            self.halves.begin_step()
         if self._counter.new_loop:
             self._enter_loop()
         self._full = self._schedule.is_full(self._counter.step, self._steps)
@@ -156,6 +165,8 @@ class Session:
         self._id = object()
         self._steps = self._count_steps()
         self._schedule, self._predictor = self._fit(self._steps)
+        if self.halves is not None:
+            self.halves.begin_loop()
         self._counter.new_loop = False  # last, because `_fit` raises if a plan does not fit the run
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -167,11 +178,17 @@ class Session:
             record.buckets.append(tuple(inputs["sample"].shape))
             graphs.begin_run(self.unet, bucket, inputs, reuse_guidance)
         # All calls from MAX_SLOTS on share the last slot. They run full, so none reads what another wrote there.
-        slot = min(self._counter.slot, MAX_SLOTS)
-        self._counter.slot = slot + 1
-        kept = bucket.kept(slot)
+        slot = self.slots.take(MAX_SLOTS)
+        self._counter.slot += 1
+        kept, halves, place = bucket.kept(slot), self.halves, self.slots.place
         watched = self._counting.watches
-        if self._full or watched or slot == MAX_SLOTS or kept.stamp is not self._stamp:
+        full = self._full or watched or slot == MAX_SLOTS or kept.stamp is not self._stamp
+        if not full and halves is not None:
+            output = halves.output(place, step, self._predictor)
+            if output is not None:
+                record.letters.append("R")
+                return output
+        if full:
             record.letters.append("F")
             kept.begin(self._id)
             if watched:
@@ -179,10 +196,13 @@ class Session:
             else:
                 output = graphs.run("full", self.unet, bucket, inputs, kept, slot)
             kept.mark(self._stamp, step)
-            return output
-        record.letters.append("P")
-        kept.weigh(self._predictor, step)
-        return graphs.run("partial", self.unet, bucket, inputs, kept, slot)
+        else:
+            record.letters.append("P")
+            kept.weigh(self._predictor, step)
+            output = graphs.run("partial", self.unet, bucket, inputs, kept, slot)
+        if halves is not None:
+            halves.ran(place, output, step, full, self._predictor.order)
+        return output
 
     def _watched(self, inputs: dict[str, Any], kept: Kept, reuse_guidance: bool) -> torch.Tensor:
         """A full call, eager, so that every module runs once; afterwards it is known whether code on them counts."""
@@ -207,7 +227,7 @@ class Session:
         """End the run and fill in the record."""
         # The callbacks hold the pipe, and the bucket a feature: neither must live as long as the session.
         del self._fit, self._count_steps, self._guided, self._follow
-        self._bucket = None
+        self._bucket = self.halves = None
         record, engine, before = self.record, self.engine, self._before
         record.steps = self._counter.total
         costs = engine.unet_graphs.costs

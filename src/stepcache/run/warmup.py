@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidSetting
 from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
+from ..pipes.modular import inputs_of, is_modular
 from ..reuse.schedule import Schedule, positive_int
 from .attach import Attachment, warm_up_schedule
+from .bars import hidden_bars
+from .guiders import kept_guider
 from .record import RunRecord
+
+_IMAGES = ("image", "mask_image")
 
 
 def warm_up(
@@ -31,8 +37,6 @@ def warm_up(
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from tqdm.auto import tqdm
 
-    settings = dict(getattr(pipe, "_progress_bar_config", {}))
-    shown = "_progress_bar_config" in vars(pipe)
     with tqdm(desc="warm-up", unit=" stages", disable=not bar) as progress:
 
         def tell(text: str) -> None:
@@ -40,18 +44,13 @@ def warm_up(
             progress.update()
 
         tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(disable=True)  # the pipeline's own bar would show the two steps
         try:
-            pipe(**arguments)
+            with hidden_bars(pipe), kept_guider(pipe):  # the pipeline's own bar would show the two steps
+                pipe(**arguments)
         finally:
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
-            if shown:
-                pipe._progress_bar_config = settings
-            else:
-                vars(pipe).pop("_progress_bar_config", None)
         progress.set_description("warm")
     assert attachment.last is not None
     return attachment.last
@@ -66,7 +65,8 @@ def _arguments(
         if positive_int(name, size) % factor:
             raise InvalidSetting(f"{name}={size}: this pipeline only makes multiples of {factor} pixels.")
     positive_int("batch_size", batch_size)
-    takes = inspect.signature(pipe.__call__).parameters
+    modular = is_modular(pipe)
+    takes: Mapping[str, Any] = inputs_of(pipe) if modular else inspect.signature(pipe.__call__).parameters
     unknown = sorted(set(call) - set(takes))
     if unknown:
         raise InvalidSetting(f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(takes)}.")
@@ -82,11 +82,21 @@ def _arguments(
         "output_type": "pt" if decode else "latent",
         # A separate generator: a warm-up must not change the user's random numbers.
         "generator": torch.Generator().manual_seed(0),
-        **{name: _blank(width, height, batch_size) for name in ("image", "mask_image")},
+        **{name: _blank(width, height, batch_size) for name in _IMAGES},
     }
     if "prompt_embeds" in call:
         del arguments["prompt"]
-    return {name: value for name, value in {**arguments, **call}.items() if name in takes}
+    if modular:
+        # Its blocks take the images for a wish to start from them, unless they always do.
+        arguments = {name: value for name, value in arguments.items() if name not in _IMAGES or takes.get(name)}
+    given = {name: value for name, value in {**arguments, **call}.items() if name in takes}
+    missing = [name for name, needed in takes.items() if modular and needed and name not in given]
+    if missing:
+        raise InvalidSetting(
+            f"The blocks of this {type(pipe).__name__} need {', '.join(missing)}: give the warm-up what a request "
+            f"gives, as in warmup(pipe, {height}, {width}, {missing[0]}=...)."
+        )
+    return given
 
 
 def _blank(width: int, height: int, count: int) -> Any:
