@@ -24,6 +24,13 @@ HOOKING = {
 # Guidance stops at step 2 of 6, a partial one: the call of the skipped branch is then the second of its step.
 DROPPING = {"skip-layer, no guidance from step 2 on": functools.partial(skip_layer, SHALLOW, stop=0.4)}
 GUIDERS = {"guidance": lambda: None, **HOOKING, **DROPPING}
+OFTEN = "guidance", "skip-layer, deep", "perturbed, shallow", *DROPPING
+"""In each run of the tests; the others are slow."""
+
+
+def cells(guiders):
+    marks = {name: () if name in OFTEN else pytest.mark.slow for name in guiders}
+    return [pytest.param(guider, id=name, marks=marks[name]) for name, guider in guiders.items()]
 
 
 def expected(pipe, interval):
@@ -55,7 +62,7 @@ def warnings_of(caplog, text):
     return [text in r.getMessage() for r in caplog.records if r.name == "stepcache" and r.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("guider", GUIDERS.values(), ids=GUIDERS)
+@pytest.mark.parametrize("guider", cells(GUIDERS))
 def test_images_with_each_guider(guider):
     pipe = modular_pipe(guider())
     stock = denoised(pipe)
@@ -68,7 +75,7 @@ def test_images_with_each_guider(guider):
         assert torch.equal(denoised(pipe), want)
 
 
-@pytest.mark.parametrize("guider", HOOKING.values(), ids=HOOKING)
+@pytest.mark.parametrize("guider", cells(HOOKING))
 def test_branches_with_hooks_run_eager_and_the_others_are_captured_once(guider, caplog):
     pipe = captured(modular_pipe(guider()), 3)
     counts = []
