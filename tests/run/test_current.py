@@ -113,8 +113,11 @@ def test_an_asynchronous_generator_and_tasks_in_turn(pipe):
 def test_a_block_that_is_left_in_another_context(pipe):
     """anyio and Gradio run what follows a `yield` elsewhere."""
     stack = ExitStack()
-    contextvars.copy_context().run(stack.enter_context, denoising(pipe))
+    context = contextvars.copy_context()
+    context.run(stack.enter_context, denoising(pipe))
+    assert len(context.run(lambda: [*runs()])) == 1
     contextvars.Context().run(stack.close)
+    assert not context.run(lambda: [*runs()])
     assert pipe(4) is not None and last_run(pipe).kinds == "FPPF"
 
 

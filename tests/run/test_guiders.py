@@ -121,6 +121,13 @@ def test_calls_without_the_guider_read_nothing_of_its_branches():
     assert session.record.kinds == "FF" + "FF" + "PP"
 
 
+def test_a_guider_is_followed_by_the_run_of_its_own_pipe():
+    one, two = (accelerate(modular_pipe(), 3) for _ in range(2))
+    with denoising(one) as outer, denoising(two) as inner:
+        one.guider.prepare_models(one.unet)
+    assert (outer.slots._at, inner.slots._at) == (0, -1)
+
+
 def test_nothing_of_it_is_left_on_the_guider():
     pipe = modular_pipe(skip_layer())
     before = dict(vars(pipe.guider))
