@@ -42,6 +42,12 @@ def reload(pipe: Any, n: int) -> None:
     pipe.unet.requires_grad_(False)
 
 
+def move(pipe: Any, n: int) -> None:
+    """The same parameters at other addresses, as after `to` and back."""
+    for weight in pipe.unet.parameters():
+        weight.data = weight.data * (1 + n / 100)
+
+
 @torch.no_grad()
 def update(pipe: Any, n: int) -> None:
     for weight in pipe.unet.conv_out.parameters():
@@ -51,6 +57,7 @@ def update(pipe: Any, n: int) -> None:
 # Each is done to the pipe and to its twin, with a number from 1 to 3.
 CHANGES = {
     "reload": reload,
+    "move": move,
     "update": update,
     "FreeU": lambda pipe, n: pipe.enable_freeu(0.9, 0.2, 1 + n / 10, 1.4),
     "no FreeU": lambda pipe, n: pipe.disable_freeu(),
