@@ -39,7 +39,7 @@ tables: $(READY)
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
-# Random U-Nets, other ones each time: not part of CI, which is to say the same thing twice.
+# Random U-Nets and sequences of calls, other ones each time: not part of CI, which is to say the same thing twice.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz
 

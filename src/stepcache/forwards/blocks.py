@@ -220,10 +220,12 @@ def up_layers(
     join: JoinFunction,
     first: int = 0,
     stop: int | None = None,
+    is_skip: bool = False,
 ) -> Any:
     """Layers `first` to `stop` - 1 (None: to the last) of an up block. Pops `skips` at their joins.
 
-    hidden: a tensor, or a Blend at the first join of a partial step. Returns the hidden state.
+    hidden: a tensor, or a Blend at the first join of a partial step. is_skip: it is layer 0's skip itself, in a stock
+    forward of these inputs. Returns the hidden state.
     """
     layers = zip(block.resnets, block.attentions if kind.attend else block.resnets, strict=True)
     for i, (resnet, attention) in enumerate(layers):
@@ -236,7 +238,7 @@ def up_layers(
             hidden = resnet(hidden, temb)
         else:
             if kind.freeu:
-                hidden, skip = freeu(block, hidden, skip)
+                hidden, skip = freeu(block, hidden, skip, is_skip and i == 0)
             hidden = join(resnet, hidden, skip, temb)
         if kind.attend:
             hidden = _attended(kind.attend, attention, hidden, temb, arguments)

@@ -7,11 +7,16 @@ from torch import Tensor, nn
 from .blend import Blend, value_of
 
 
-def freeu(block: nn.Module, hidden: Tensor | Blend, skip: Tensor) -> tuple[Tensor | Blend, Tensor]:
+def freeu(
+    block: nn.Module, hidden: Tensor | Blend, skip: Tensor, is_skip: bool = False
+) -> tuple[Tensor | Blend, Tensor]:
     """Apply FreeU to `hidden` [N, C1, H, W] and `skip` [N, C2, H, W] if `pipe.enable_freeu` has set it on the block.
 
     Returns both in the same shapes. diffusers scales half of `hidden` in place; this scales a copy, because `hidden`
     may be the cached feature.
+
+    is_skip: in diffusers both are one tensor (without a mid block, the down path's last output), so that what scales
+    `hidden` in place scales `skip` as well.
     """
     # This runs at every join, and looking up a missing attribute of a module costs a microsecond, so look up one first.
     if not getattr(block, "s1", None):
@@ -22,4 +27,6 @@ def freeu(block: nn.Module, hidden: Tensor | Blend, skip: Tensor) -> tuple[Tenso
         return hidden, skip
     from diffusers.utils.torch_utils import apply_freeu
 
+    if is_skip:
+        skip, _ = apply_freeu(block.resolution_idx, skip.clone(), skip, **factors)
     return apply_freeu(block.resolution_idx, value_of(hidden).clone(), skip, **factors)

@@ -224,7 +224,8 @@ def _up(
         kind = blocks.kind_of(block)
         first = start[1] if b == start[0] else 0
         last = stop[1] if stop is not None and b == stop[0] else None
-        hidden = blocks.up_layers(block, kind, hidden, call.temb, call.attention, skips, join, first, last)
+        is_skip = b == 0 and unet.mid_block is None and call.control_mid is None
+        hidden = blocks.up_layers(block, kind, hidden, call.temb, call.attention, skips, join, first, last, is_skip)
         if last is not None:
             break
         if block.upsamplers is not None:
