@@ -242,8 +242,9 @@ class Reference:
             text = inputs["encoder_hidden_states"]
             key = (*key, text.shape, text.dtype, torch.is_inference_mode_enabled())
         if key not in self.held:
-            while len(self.held) >= self.wanted.limit:
-                dropped, _ = self.held.popitem(last=False)
+            sizes = list(dict.fromkeys(other[0] for other in reversed(self.held) if other[0] != sample.shape))
+            for dropped in [other for other in self.held if other[0] in sizes[self.wanted.limit - 1 :]]:
+                del self.held[dropped]
                 self._kept = {place: kept for place, kept in self._kept.items() if place[0] != dropped}
             self.held[key] = Bucket()
         self.held.move_to_end(key)
@@ -327,7 +328,7 @@ class Pair:
     def kept(self) -> list[list[Any]]:
         """The buffers of each slot that the pipe's engine holds, if it has one."""
         attachment = attachment_of(self.pipe)
-        if attachment is None or not attachment._idle:
+        if attachment is None or not attachment.pool._idle:
             return []
         buckets = engine_of(self.pipe).unet_graphs.buckets.held.values()
         return [
