@@ -53,16 +53,9 @@ def new_unet(name: str) -> Any:
     return copy.deepcopy(_template(name))
 
 
-@functools.cache
-def _template_pipe() -> Any:
-    # Text comes as embeddings and images stay latents, so that a call is the loop and little else.
-    return sd(StableDiffusionPipeline, unet=None, vae=None, text_encoder=None, tokenizer=None)
-
-
 def new_pipe(unet: str) -> Any:
-    pipe = copy.deepcopy(_template_pipe())
-    pipe.register_modules(unet=new_unet(unet))
-    return pipe
+    # Text comes as embeddings and images stay latents, so that a call is the loop and little else.
+    return sd(StableDiffusionPipeline, unet=new_unet(unet), vae=None, text_encoder=None, tokenizer=None)
 
 
 @dataclass(frozen=True)
