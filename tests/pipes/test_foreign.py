@@ -130,15 +130,32 @@ def test_what_is_found_is_bounded_and_ends():
         pass
 
     root = Node()
-    root.self, root.many = root, [Node() for _ in range(5000)]
+    root.self, root.many, root.long = root, [Node() for _ in range(900)], list(range(10**6))
+    last = root
+    for _ in range(3000):  # beyond Python's recursion limit
+        last.next = last = Node()
 
     def code():
         return root
 
     state = State([code])
     before = state.values()
-    assert len(before) < 2000 and state.holds(before)
+    assert len(before) < 2000 and state.holds(before) and not any(value == root.long for value in before)
     root.new = 1
+    assert not state.holds(before)
+
+
+def test_tensors_are_compared_without_reading_them():
+    """On a GPU, reading one waits for it."""
+    held = {"scale": torch.ones((), device="meta"), "map": [torch.ones(3)]}
+    state = State([lambda: held])
+    before = state.values()
+    assert state.holds(before)
+    held["map"].append(torch.ones(3))
+    assert not state.holds(before)
+    held["map"].pop()
+    assert state.holds(before)
+    held["scale"] = torch.ones((), device="meta")
     assert not state.holds(before)
 
 

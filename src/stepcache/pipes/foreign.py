@@ -21,7 +21,10 @@ _KNOWN = {"accelerate", "diffusers", "numpy", "peft", "stepcache", "torch", "tor
 """Packages whose code keeps no such state, besides Python's own."""
 
 _LIMIT = 1000
-"""How many places are watched at most."""
+"""How many places are watched at most, and how long a watched container may be: watching copies it."""
+
+_PLAIN = (bool, int, float, complex, str, bytes, set)
+"""Values that are compared by value. Others are by identity: comparing tensors would make the host wait."""
 
 
 def foreign_code(modules: Iterable[nn.Module]) -> list[Any]:
@@ -59,8 +62,9 @@ class State:
         self._inside = {id(module) for module in inside}
         self._seen: set[int] = set()
         self._kept_alive: list[Any] = []  # their ids must not be given to others
-        for item in code:
-            self._visit(item)
+        self._todo = list(code)
+        while self._todo:  # no recursion: users' objects may be linked a thousand times over
+            self._look_at(self._todo.pop())
 
     def values(self) -> list[Any]:
         """A shallow copy of what is there now."""
@@ -72,13 +76,13 @@ class State:
         ]
 
     def holds(self, before: list[Any]) -> bool:
-        """Whether everything is as in `before`. Tensors are compared by identity."""
-        try:
-            return self.values() == before
-        except (RuntimeError, ValueError):  # two different tensors or arrays have no single truth value
-            return False
+        """Whether everything is as in `before`."""
+        return _equal(self.values(), before)
 
     def _visit(self, item: Any) -> None:
+        self._todo.append(item)
+
+    def _look_at(self, item: Any) -> None:
         places = len(self._containers) + len(self._cells) + len(self._named)
         if item is None or id(item) in self._seen or places > _LIMIT:
             return
@@ -130,6 +134,8 @@ class State:
             self._visit(value)
 
     def _visit_container(self, container: Any) -> None:
+        if len(container) > _LIMIT:
+            return
         if not isinstance(container, tuple) and hasattr(container, "copy"):
             self._containers.append(container)
         for value in list(container.values() if isinstance(container, dict) else container):
@@ -139,6 +145,18 @@ class State:
         there = tuple(sorted(name for name in wanted if name in names))
         if there:
             self._named.append((names, there))
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if now is before:
+        return True
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, (list, tuple)):
+        return len(now) == len(before) and all(map(_equal, now, before))
+    if isinstance(now, dict):
+        return now.keys() == before.keys() and all(_equal(value, before[name]) for name, value in now.items())
+    return isinstance(now, _PLAIN) and bool(now == before)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
