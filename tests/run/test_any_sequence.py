@@ -317,7 +317,9 @@ class AnySequence(RuleBasedStateMachine):
         """Change the U-Net between two runs that are otherwise the same, the second of which must not be stale."""
         pair = self.pair(which)
         changes = (WITH_LORA if has_lora(pair.twin) else WITHOUT_LORA) if lora else CHANGES
-        name = data.draw(st.sampled_from(sorted(changes)), label="change")
+        # More often those that each replay would miss.
+        often = [name for name in ("move", "reload", "FreeU") if name in changes]
+        name = data.draw(st.sampled_from([*sorted(changes), *often]), label="change")
         if pair.latest is None:
             self.again(which)
         for pipe in pair.both:
