@@ -213,7 +213,8 @@ def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
     One block is one run; its first step is full, and so is the first step of each further pass over the timesteps. Each
     call of `pipe.scheduler.step` ends a step (of another attribute, if `accelerate(scheduler=...)` names one). A loop
     that steps otherwise must call `advance()` on the yielded session at the end of each step. The block may be in a
-    generator, which any thread may advance, as long as the generator itself (or what it calls) calls the U-Net.
+    generator, which any thread may advance, as long as the generator itself (or what it calls) calls the U-Net, and
+    not a thread that it starts.
 
     steps: the number of steps, for schedules with `last=` (default: the scheduler's, at the first U-Net call). Outside
     the block the U-Net is the original. guidance="reuse" has no effect inside: only a pipeline's own call tells what

@@ -65,7 +65,13 @@ def width(self):
     return self.unet.config.sample_size
 
 
-@pytest.mark.parametrize("method", [with_a_block, with_all_in_one, width])
+def train_step(self, optimizer):
+    loss = self.unet(**make_inputs(self.unet)).sample.mean()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("method", [with_a_block, with_all_in_one, width, train_step])
 def test_other_methods_on_the_pipe_are_let_pass(method):
     pipe = loop_pipe("least")
     pipe.mine = MethodType(method, pipe)

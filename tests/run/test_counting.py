@@ -154,6 +154,39 @@ def test_code_that_only_prepares_itself_does_not_count(put_on, caplog):
     assert not caplog.text
 
 
+def test_a_controller_that_was_off_at_first():
+    class Switched(Controller):
+        active = False
+
+        def __call__(self, hidden):
+            return super().__call__(hidden) if self.active else hidden
+
+    pipe = loop_pipe("least")
+    controller = Switched(len(attentions(pipe.unet)))
+    by_forward(pipe.unet, controller)
+    accelerate(pipe, 3)
+    for active, kinds in ((False, "FPPF"), (True, "FFSS"), (False, "SSSS")):
+        controller.active = active
+        pipe(4)
+        assert last_run(pipe).kinds == kinds
+
+
+def test_attention_maps_that_are_only_stored_do_not_count():
+    """IP-Adapter's own processors keep one, for whoever draws it."""
+
+    class Storing(AttnProcessor):
+        attn_map = None
+
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            self.attn_map = hidden_states.mean()
+            return super().__call__(attn, hidden_states, *args, **kwargs)
+
+    pipe = accelerate(loop_pipe("least"), 3)
+    pipe.unet.set_attn_processor({name: Storing() for name in pipe.unet.attn_processors})
+    pipe(4)
+    assert last_run(pipe).kinds == "FPPF"
+
+
 def test_nothing_is_watched_twice_and_nothing_kept_alive(put_on):
     pipe = put_on(loop_pipe("least"), 3)
     controller = Controller(10**9)

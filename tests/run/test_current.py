@@ -2,17 +2,20 @@
 
 import asyncio
 import contextvars
+import copy
 import gc
 import threading
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from support.small import BETAS, ONE_LEVEL, LoopPipe, captured, loop_pipe, make_inputs, make_unet
 
-from stepcache import accelerate, denoising, last_run, restore
+from stepcache import accelerate, denoising, last_run, restore, warmup
+from stepcache.errors import InvalidSetting
+from stepcache.run import watch
 from stepcache.run.current import _of_generators, runs
 
 
@@ -153,6 +156,105 @@ def test_a_suspended_generator_that_is_dropped_frees_everything(pipe):
     assert not _of_generators and feature() is None and unet() is None
 
 
+@pytest.mark.parametrize("which", ["itself", "a copy"])
+def test_a_plain_run_inside_of_a_generators(pipe, which):
+    """A preview, made by code that the generator calls."""
+    inputs = make_inputs(pipe.unet)
+
+    def steps(inside):
+        latents = inputs["sample"]
+        with denoising(pipe) as session:
+            for t in range(900, 200, -100):
+                with torch.no_grad():
+                    noise = pipe.unet(latents, t, inputs["encoder_hidden_states"]).sample
+                inside()
+                session.advance()
+                latents = latents - 0.1 * noise
+                yield latents
+        assert session.record.kinds == "FPPFPPF"
+
+    def preview():
+        with denoising(copy.copy(pipe) if which == "a copy" else pipe) as session, torch.no_grad():
+            for t in (5, 4):
+                previews.append(pipe.unet(2 * inputs["sample"], t, inputs["encoder_hidden_states"]).sample)
+                session.advance()
+        assert session.record.kinds == "FP"
+
+    previews = []
+    preview()
+    want, alone = [*steps(lambda: None)], previews.copy()
+    got = [*steps(preview)]
+    assert all(map(torch.equal, got, want)) and len(previews) == 16
+    assert all(map(torch.equal, previews, alone * 8))
+
+
+def test_a_generator_inside_of_a_plain_run(pipe):
+    want = [*loop(pipe)]
+    other = loop(pipe)
+    first = next(other)
+    got = []
+    with denoising(pipe) as session, torch.no_grad():  # entered later, but the generator is what runs
+        got += [first, *other]
+    assert all(map(torch.equal, got, want)) and session.record.kinds == ""
+
+
+def test_a_block_in_a_context_manager_of_the_users(pipe):
+    @contextmanager
+    def timed():
+        with denoising(pipe) as session:
+            yield session
+
+    inputs = make_inputs(pipe.unet)
+    with timed() as session, torch.no_grad():
+        for t in range(4, 0, -1):
+            pipe.unet(inputs["sample"], t, inputs["encoder_hidden_states"])
+            session.advance()
+    assert last_run(pipe).kinds == "FPPF"
+
+
+def test_a_block_in_a_generator_whose_loop_is_elsewhere_is_said(pipe, caplog):
+    """As in a fixture, or in a dependency of a web framework."""
+
+    def dependency():
+        with denoising(pipe):
+            yield
+
+    generator, inputs = dependency(), make_inputs(pipe.unet)
+    next(generator)
+    pipe.unet(**inputs)
+    assert next(generator, "ended") == "ended"
+    assert last_run(pipe).kinds == "" and caplog.text.count("saw no U-Net call") == 1
+
+
+def test_the_garbage_collector_may_close_a_run_while_another_begins(pipe, monkeypatch):
+    class Holder:
+        pass
+
+    def abandon():
+        holder = Holder()
+        holder.itself, holder.generator = holder, loop(pipe)
+        next(holder.generator)
+
+    init = watch._Replacement.__init__
+
+    def collecting(self, *args):
+        gc.collect()
+        init(self, *args)
+
+    gc.disable()
+    try:
+        abandon()
+        assert _of_generators
+        monkeypatch.setattr(watch._Replacement, "__init__", collecting)
+        other = accelerate(loop_pipe("least", **ONE_LEVEL), 2)
+        thread = threading.Thread(target=other, args=(2,), daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive() and not _of_generators
+    finally:
+        gc.enable()
+
+
 class StreamingPipe(LoopPipe):
     """A pipeline whose call is a generator."""
 
@@ -204,6 +306,57 @@ def test_a_call_that_is_a_generator():
     accelerate(pipe, interval=1)
     assert all(map(torch.equal, pipe(), want))
     assert all(map(torch.equal, restore(pipe)(), want))
+
+
+def test_a_pipe_that_was_restored_before_its_generator_began():
+    pipe = accelerate(streaming(StreamingPipe), interval=3)
+    generator = pipe()
+    restore(pipe)
+    assert all(map(torch.equal, generator, streaming(StreamingPipe)()))
+
+
+def test_warming_up_a_call_that_is_a_generator():
+    class Sized(StreamingPipe):
+        def __call__(self, height=128, width=128, num_inference_steps=7):
+            return (yield from super().__call__(num_inference_steps))
+
+    pipe = captured(streaming(Sized), 3)
+    assert warmup(pipe, 128, 128, progress=False).captures == 2
+    assert len([*pipe(num_inference_steps=4)]) == 4 and last_run(pipe).captures == 0
+    with pytest.raises(InvalidSetting, match="cannot await a AsynchronousPipe"):
+        warmup(accelerate(streaming(AsynchronousPipe)), 128, 128, progress=False)
+
+
+def test_what_is_sent_to_an_asynchronous_generator_and_its_end():
+    class Asked(LoopPipe):
+        ended = False
+
+        async def __call__(self):
+            try:
+                while True:
+                    self.sent = yield
+            finally:
+                self.ended = True
+
+    async def ask(pipe):
+        generator = pipe()
+        await generator.asend(None)
+        await generator.asend("hello")
+        await generator.aclose()
+        return pipe.sent, pipe.ended
+
+    assert asyncio.run(ask(accelerate(streaming(Asked)))) == ("hello", True)
+
+
+def test_the_record_stays_if_a_generator_only_hands_out_what_was_made():
+    class Lazy(LoopPipe):
+        def __call__(self, steps):
+            return (image for image in super().__call__(steps))
+
+    pipe = accelerate(streaming(Lazy), 3)
+    images = pipe(4)
+    assert last_run(pipe).kinds == "FPPF"
+    assert len([*images]) == 2 and last_run(pipe).kinds == "FPPF"
 
 
 def test_calls_that_are_coroutines_or_asynchronous_generators():

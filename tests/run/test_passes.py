@@ -43,6 +43,14 @@ def test_a_second_pass_begins_with_a_full_step(pipe):
     assert kinds(pipe, timesteps[:5], timesteps[4:], timesteps) == "FPPFP" + "PFP" + "FPPFPPF"  # a pause is no pass
 
 
+def test_a_loop_that_goes_through_the_timesteps_from_their_end(pipe):
+    """DDIM and null-text inversion index them so."""
+    timesteps = pipe.scheduler.timesteps
+    backwards = [timesteps[len(timesteps) - i - 1] for i in range(7)]
+    assert kinds(pipe, backwards, backwards, by_hand=True) == "FPPFPPF" * 2
+    assert kinds(pipe, backwards, timesteps[1:], by_hand=True) == "FPPFPPF" + "FPPFPP"
+
+
 def test_a_second_pass_from_the_middle_reads_nothing_of_the_first(pipe):
     timesteps = pipe.scheduler.timesteps
     with denoising(pipe):

@@ -9,8 +9,12 @@ import torch
 from support.small import ONE_LEVEL, captured, demo_pipe, generate, loop_pipe, make_unet
 
 from stepcache import accelerate, last_run, restore
+from stepcache.forwards import family_of
+from stepcache.graphs.engine import Engine
+from stepcache.graphs.settings import GraphSettings
+from stepcache.graphs.unet import UNetGraphs
 from stepcache.run.attach import attachment_of
-from stepcache.run.pool import RECENT
+from stepcache.run.pool import RECENT, Pool
 
 
 def at_once(pipe, count):
@@ -42,6 +46,25 @@ def test_memory_of_threads_is_reported_and_freed_when_they_are_gone():
         assert torch.equal(pipe(4), want) and last_run(pipe).captures == 0
     assert (last_run(pipe).buffer_bytes, last_run(pipe).static_bytes) == one
     assert len(attachment_of(pipe).pool._idle) == 1
+
+
+def test_threads_that_start_together_are_counted_while_their_engines_are_made():
+    pool, together = Pool(), threading.Barrier(2)
+    unet = make_unet("least", **ONE_LEVEL)
+    engines = []
+
+    def make(compilations):
+        together.wait()
+        return Engine(UNetGraphs(family_of(unet), None, GraphSettings()))
+
+    threads = [threading.Thread(target=lambda: engines.append(pool.take(unet, make))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for engine in engines:
+        pool.give_back(unet, engine)
+    assert len(pool._idle) == 2
 
 
 def test_a_copy_for_each_request_captures_nothing_again():

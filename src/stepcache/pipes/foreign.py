@@ -7,6 +7,7 @@ closures, and globals. A captured graph sees none of them change, and the code m
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
@@ -23,6 +24,7 @@ _KNOWN = {"accelerate", "diffusers", "numpy", "peft", "stepcache", "torch", "tor
 _LIMIT = 1000
 """How many places are watched at most, and how long a watched container may be: watching copies it."""
 
+_WORDS = (bool, int, float, complex, str, bytes)
 _PLAIN = (bool, int, float, complex, str, bytes, set)
 """Values that are compared by value. Others are by identity: comparing tensors would make the host wait."""
 
@@ -56,6 +58,8 @@ class State:
 
     def __init__(self, code: Iterable[Any], inside: Iterable[nn.Module] = ()) -> None:
         self._containers: list[Any] = []
+        self._objects: list[dict[str, Any]] = []  # their attributes
+        self._loaded: set[str] = set()  # names of attributes that the code reads
         self._cells: list[types.CellType] = []
         self._named: list[tuple[Mapping[str, Any], tuple[str, ...]]] = []
         self._modules: list[nn.Module] = []  # of the model, on which foreign code may keep something
@@ -70,7 +74,8 @@ class State:
         """A shallow copy of what is there now."""
         return [
             *(container.copy() for container in self._containers),
-            *map(_attributes, self._modules),
+            *map(self._attributes, self._objects),
+            *(self._attributes(vars(module)) for module in self._modules),
             *map(_contents, self._cells),
             *([names.get(name) for name in wanted] for names, wanted in self._named),
         ]
@@ -79,11 +84,26 @@ class State:
         """Whether everything is as in `before`."""
         return _equal(self.values(), before)
 
+    def settings(self) -> list[Any]:
+        """Those of the values that are plain: numbers and words."""
+        return [_settings(value) for value in self.values()]
+
+    def _attributes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """An object's attributes, without those that stepcache replaces during runs, and without tensors that the code
+        stores there and never reads: attention maps, for whoever draws them (IP-Adapter's processors keep some).
+        """
+        return {
+            name: value
+            for name, value in values.items()
+            if not hasattr(value, ORIGINAL)
+            and (name in self._loaded or not (value is None or isinstance(value, Tensor)))
+        }
+
     def _visit(self, item: Any) -> None:
         self._todo.append(item)
 
     def _look_at(self, item: Any) -> None:
-        places = len(self._containers) + len(self._cells) + len(self._named)
+        places = len(self._containers) + len(self._objects) + len(self._cells) + len(self._named)
         if item is None or id(item) in self._seen or places > _LIMIT:
             return
         self._seen.add(id(item))
@@ -105,14 +125,15 @@ class State:
             self._visit_class(item)
         elif not isinstance(item, (Tensor, types.ModuleType)) and not _is_known(type(item).__module__):
             self._visit_class(type(item))
-            self._visit_container(getattr(item, "__dict__", {}))
+            self._visit_object(getattr(item, "__dict__", {}))
         elif isinstance(item, nn.Module):
-            self._visit_container(vars(item))
+            self._visit_object(vars(item))
 
     def _visit_function(self, function: types.FunctionType) -> None:
         if _is_known(function.__module__):
             return
         names = _names_in(function.__code__)
+        self._loaded |= _loaded_in(function.__code__)
         for cell in function.__closure__ or ():
             self._cells.append(cell)
             self._visit(_contents(cell))
@@ -131,6 +152,11 @@ class State:
         values = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
         self._watch(vars(cls), {name for name, value in values.items() if not isinstance(value, types.FunctionType)})
         for value in (*values.values(), vars(cls).get("__call__"), *cls.__bases__):
+            self._visit(value)
+
+    def _visit_object(self, values: dict[str, Any]) -> None:
+        self._objects.append(values)
+        for value in list(values.values()):
             self._visit(value)
 
     def _visit_container(self, container: Any) -> None:
@@ -159,9 +185,12 @@ def _equal(now: Any, before: Any) -> bool:
     return isinstance(now, _PLAIN) and bool(now == before)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The module's attributes, without those that stepcache replaces during runs."""
-    return {name: value for name, value in vars(module).items() if not hasattr(value, ORIGINAL)}
+def _settings(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if isinstance(item, _WORDS)}
+    if isinstance(value, (list, tuple)):
+        return [item for item in value if isinstance(item, _WORDS)]
+    return value if isinstance(value, _WORDS) else None
 
 
 def _contents(cell: types.CellType) -> Any:
@@ -175,6 +204,15 @@ def _names_in(code: types.CodeType) -> set[str]:
     """The names of globals and attributes in the code, with that of functions inside of it."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return set(code.co_names).union(*map(_names_in, inner))
+
+
+def _loaded_in(code: types.CodeType) -> set[str]:
+    """The names of attributes that the code reads, with those of functions inside of it."""
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    reads = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+    # getattr(object, "name") reads by a string.
+    strings = (const for const in code.co_consts if isinstance(const, str) and const.isidentifier())
+    return {*reads, *strings}.union(*map(_loaded_in, inner))
 
 
 def _module_of(code: Callable[..., Any]) -> str:

@@ -16,7 +16,7 @@ def check_no_loops(pipe: object) -> None:
     """Raise AlreadyCached, with name and module, if a function on the pipe itself calls the U-Net and steps.
 
     Functions in the place of one of the class's are not looked at, because the pipeline's own loop calls those. Nor are
-    those that open a `denoising` block.
+    those that open a `denoising` block, or train.
     """
     for name, value in vars(pipe).items():
         function = value.__func__ if isinstance(value, MethodType) else value
@@ -24,7 +24,7 @@ def check_no_loops(pipe: object) -> None:
             continue
         function = inspect.unwrap(function)
         names = set(_names(function.__code__)) if isinstance(function, FunctionType) else set()
-        if {"unet", "step"} <= names and "denoising" not in names:
+        if {"unet", "step"} <= names and not {"denoising", "backward"} & names:
             raise AlreadyCached(
                 f"pipe.{name}, which {function.__module__} put on this {type(pipe).__name__}, runs a denoising loop of "
                 f"its own. accelerate() speeds up pipe(...) and would do nothing for pipe.{name}(...). If that is "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
@@ -68,8 +68,8 @@ class Attachment:
         self._finalizer = weakref.finalize(pipe, self._end)
         self._finalizer.atexit = False
 
-    def prepare(self, pipe: Any) -> tuple[nn.Module, Engine]:
-        """The pipe's U-Net, checked, and an engine for it that no other run uses."""
+    def prepare(self, pipe: Any) -> tuple[Pool, nn.Module, Engine]:
+        """The pipe's U-Net, checked, and an engine for it that no other run uses, with its pool."""
         unet, settings = checked_unet(pipe, self.settings.scheduler), self.settings
         if settings.reuse_guidance:
             guided(pipe)
@@ -79,9 +79,10 @@ class Attachment:
         if settings.plan is not None and not settings.adapt:
             scheduler = getattr(pipe, settings.scheduler)
             settings.plan.check(scheduler, None if self.pool.is_of(unet) else unet)
-        if self.pool.is_shared and not self.pool.is_of(unet):  # the copy or the original has another U-Net now
-            self.pool.leave()
-            self.pool = Pool()
+        pool = self.pool
+        if pool.is_shared and not pool.is_of(unet):  # the copy or the original has another U-Net now
+            pool.leave()
+            pool = self.pool = Pool()
 
         def make(compilations: Compilations) -> Engine:
             cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
@@ -89,7 +90,7 @@ class Attachment:
             decoder = DecoderGraphs(settings.graphs, buckets, graphs.costs, compilations) if settings.vae else None
             return Engine(graphs, decoder)
 
-        return unet, self.pool.take(unet, make)
+        return pool, unet, pool.take(unet, make)
 
     def park(self, pool: Pool, unet: nn.Module, engine: Engine, *records: RunRecord) -> None:
         """Give the engine back after a run, and note in the records what all engines hold."""
@@ -110,26 +111,27 @@ class Attachment:
         in_call: whether the pipe's own call runs. In a hand-written loop the pipe's guidance attributes are those of
         its last call. generator: the frame of the generator that runs the loop, if one does.
         """
-        unet, engine = self.prepare(pipe)
-        say_once, warming_up = engine.unet_graphs.fallback.say_once, warm_up_schedule.get()
-
-        def fit(steps: int | None) -> tuple[Schedule, Predictor]:
-            if warming_up is not None:
-                return warming_up, self.settings.predictor
-            fitting = self.settings.for_steps(steps)
-            for remark in self.settings.remarks(steps, getattr(pipe, "_guidance_scale", None) if in_call else None):
-                say_once(remark)
-            return fitting
-
-        is_guided = guided(pipe) if self.settings.reuse_guidance and in_call else never
-        if self.settings.reuse_guidance and not in_call:
-            say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
         with ExitStack() as places:
+            pool, unet, engine = self.prepare(pipe)
             record, name = RunRecord(), self.settings.scheduler
-            places.callback(self.park, self.pool, unet, engine, record)  # last, whatever fails before
+            places.callback(self.park, pool, unet, engine, record)  # last, whatever fails before
+            say_once, warming_up = engine.unet_graphs.fallback.say_once, warm_up_schedule.get()
+
+            def fit(steps: int | None) -> tuple[Schedule, Predictor]:
+                if warming_up is not None:
+                    return warming_up, self.settings.predictor
+                fitting = self.settings.for_steps(steps)
+                guidance = getattr(pipe, "_guidance_scale", None) if in_call else None
+                for remark in self.settings.remarks(steps, guidance):
+                    say_once(remark)
+                return fitting
+
+            is_guided = guided(pipe) if self.settings.reuse_guidance and in_call else never
+            if self.settings.reuse_guidance and not in_call:
+                say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
             follow = functools.partial(follow_scheduler, pipe, name, places)
-            scheduler, known_code = getattr(pipe, name), self.pool.known_code
-            session = Session(unet, scheduler, engine, fit, count_steps, record, known_code, is_guided, follow)
+            scheduler = getattr(pipe, name)
+            session = Session(unet, scheduler, engine, fit, count_steps, record, pool.known_code, is_guided, follow)
             if self.settings.reuse_guidance and in_call and is_modular(pipe):
                 session.halves = Halves()
             self.last = record
@@ -139,8 +141,18 @@ class Attachment:
             try:
                 with entered(session, generator):
                     yield session
+                if generator is not None and not in_call and not record.letters:
+                    say_once(
+                        "A denoising block in a generator saw no U-Net call: only those are seen that the generator "
+                        "itself makes, or what it calls."
+                    )
             finally:
                 session.close()
+
+    def run_of_call(self, pipe: Any, **options: Any) -> AbstractContextManager[Session]:
+        """A run of the pipe's own call."""
+        count = functools.partial(_planned_steps, pipe, self.settings.scheduler)
+        return self.run(pipe, count, in_call=True, **options)
 
     def parts(self, pipe: Any) -> list[Part]:
         """The models of the pipe whose weights may be put into channels_last."""
@@ -174,7 +186,7 @@ def attachment_of(pipe: object) -> Attachment | None:
 def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
-    attachment.park(attachment.pool, *attachment.prepare(pipe))
+    attachment.park(*attachment.prepare(pipe))
     check_no_loops(pipe)
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
@@ -212,11 +224,9 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment_of(self) is None:
             return base.__call__(self, *args, **kwargs)
-        count = functools.partial(_planned_steps, self, attachment.settings.scheduler)
-        run = functools.partial(attachment.run, self, count, in_call=True)
-        with run():
+        with attachment.run_of_call(self):
             result = base.__call__(self, *args, **kwargs)
-        return later(result, run)
+        return later(result, functools.partial(_later_run, self))
 
     def __copy__(self: Any) -> Any:
         # A server's copy for each request shares the U-Net, so it shares graphs and buffers too.
@@ -236,6 +246,20 @@ def _enter(pipe: object, attachment: Attachment) -> None:
     methods = {"__call__": __call__, "__copy__": __copy__, "__reduce_ex__": __reduce_ex__}
     pipe.__class__ = type(base)(base.__name__, (base,), {**names, **methods, _ATTACHMENT: attachment})
     attachment.enter(pipe)
+
+
+@contextmanager
+def _later_run(pipe: Any, generator: FrameType | None = None) -> Iterator[None]:
+    """A run for what a call has left to do, with the pipe's settings of now: it may have been restored since."""
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        yield
+        return
+    before = attachment.last
+    with attachment.run_of_call(pipe, generator=generator) as session:
+        yield
+    if not session.record.letters:  # the loop had run in the call
+        attachment.last = before
 
 
 def _revive(base: Any, settings: Settings | None = None, strides: Any = None, pool: Pool | None = None) -> object:

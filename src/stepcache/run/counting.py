@@ -18,27 +18,33 @@ WATCHED = 2
 """How many calls of a run are watched: code that prepares itself in the first one is not counting."""
 
 
+COUNTS = object()
+
+
 class KnownCode:
     """What was found of foreign code in earlier runs. It is held weakly: a controller may hold many tensors."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[list[weakref.ref[Any]], bool]] = []
+        self._known: list[tuple[list[weakref.ref[Any]], Any]] = []
 
-    def of(self, code: Sequence[Any]) -> bool | None:
-        """Whether this code counts; None if that is not known."""
+    def of(self, code: Sequence[Any]) -> Any:
+        """COUNTS; or the settings with which this code did not count; None if nothing is known."""
         parts = _parts(code)
-        for refs, counts in self._known:
+        for refs, found in reversed(self._known):
             if len(refs) == len(parts) and all(ref() is part for ref, part in zip(refs, parts, strict=True)):
-                return counts
+                return found
         return None
 
-    def add(self, code: Sequence[Any], counts: bool) -> None:
+    def add(self, code: Sequence[Any], found: Any) -> None:
+        """found: COUNTS or settings."""
         try:
             refs = [weakref.ref(part) for part in _parts(code)]
         except TypeError:  # it cannot be referred to weakly, so it is watched in each run
             return
-        self._known = [(old, found) for old, found in self._known if all(ref() is not None for ref in old)]
-        self._known.append((refs, counts))
+        self._known = [
+            (old, told) for old, told in self._known if old != refs and all(ref() is not None for ref in old)
+        ]
+        self._known.append((refs, found))
 
 
 class CallCounting:
@@ -52,10 +58,11 @@ class CallCounting:
         modules = list(modules)
         self.code = foreign_code(modules)
         self._known = known
-        counts = known.of(self.code) if self.code else False
-        self.counts = bool(counts)
-        self._left = WATCHED if counts is None else 0
-        self._state = State(self.code, modules) if self._left else None
+        found = known.of(self.code) if self.code else COUNTS
+        self.counts = bool(self.code) and found is COUNTS
+        self._state = None if found is COUNTS else State(self.code, modules)
+        # A controller that was off may be on now.
+        self._left = 0 if self._state is None or self._state.settings() == found else WATCHED
         self._before: list[Any] = []
         self._changed = False
 
@@ -74,10 +81,12 @@ class CallCounting:
 
     def end(self) -> None:
         self.look()
+        assert self._state is not None
         self._left = self._left - 1 if self._changed else 0
         if not self._left:
-            self.counts, self._state = self._changed, None
-            self._known.add(self.code, self.counts)
+            self.counts = self._changed
+            self._known.add(self.code, COUNTS if self.counts else self._state.settings())
+            self._state = None
 
 
 def _parts(code: Iterable[Any]) -> list[Any]:

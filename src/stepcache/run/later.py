@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 # Makes the run in which the loop is to run. generator: the frame of the generator that it belongs to.
@@ -25,10 +25,16 @@ def _advanced(generator: Generator[Any, Any, Any], run: Run) -> Generator[Any, A
         return (yield from generator)
 
 
-async def _advanced_async(generator: AsyncGenerator[Any, Any], run: Run) -> AsyncGenerator[Any, None]:
+async def _advanced_async(generator: AsyncGenerator[Any, Any], run: Run) -> AsyncGenerator[Any, Any]:
     with run(generator=sys._getframe()):
-        async for item in generator:
-            yield item
+        async with aclosing(generator):
+            item = None
+            while True:
+                try:
+                    made = await generator.asend(item)
+                except StopAsyncIteration:
+                    return
+                item = yield made
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any], run: Run) -> Any:

@@ -20,21 +20,28 @@ class Pass:
         self._storage: object = None
         self._offset = 0
         self._value: float | None = None
+        # Whether values fall and places rise; None before the second step.
         self._falls: bool | None = None
+        self._onward: bool | None = None
 
     def goes_back(self, timestep: object) -> bool:
-        """Whether this step's timestep is before the last one's. Called once a step."""
+        """Whether this step's timestep is not further on in the loop than the last one's. Called once a step."""
         storage, offset = _place_of(timestep)
         before, self._storage = self._storage, storage
         earlier, self._offset = self._offset, offset
         value, self._value = self._value, _value_of(timestep)
         turned = False
         if value is not None and self._value is not None and value != self._value:
-            falls = self._value < value
-            turned = self._falls is not None and falls is not self._falls
-            self._falls = falls
-        # The place decides where it can: the values of some schedulers (PNDM's first ones) fall and rise in one loop.
-        return offset < earlier if storage is not None and storage == before and offset != earlier else turned
+            turned, self._falls = _turned(self._falls, self._value < value)
+        if storage is not None and storage == before and offset != earlier:
+            # The place decides where it can: the values of PNDM's first timesteps fall and rise in one loop.
+            turned, self._onward = _turned(self._onward, earlier < offset)
+        return turned
+
+
+def _turned(before: bool | None, now: bool) -> tuple[bool, bool]:
+    """Whether a direction has changed, and the direction now."""
+    return before is not None and before is not now, now
 
 
 def version_of(timestep: object) -> int | None:

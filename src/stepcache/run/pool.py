@@ -29,6 +29,7 @@ class Pool:
         self._unet: weakref.ref[nn.Module] | None = None
         self._idle: list[Engine] = []
         self._running: list[Engine] = []
+        self._making = 0
         self._at_once: deque[int] = deque(maxlen=RECENT)
         self._compilations = Compilations()
         self.known_code = KnownCode()
@@ -64,16 +65,22 @@ class Pool:
                 self._drop()
                 self._unet = weakref.ref(unet, lambda _: self._drop())
             compilations, engine = self._compilations, self._idle.pop() if self._idle else None
-            self._at_once.append(len(self._running) + 1)
-            surplus = self._surplus(running=len(self._running) + 1)
-            if engine is not None:
+            if engine is None:
+                self._making += 1
+            else:
                 self._running.append(engine)
+            self._at_once.append(len(self._running) + self._making)
+            surplus = self._surplus()
         for other in surplus:
             other.clear()
         if engine is None:
-            engine = make(compilations)
-            with self._lock:
-                self._running.append(engine)
+            try:
+                engine = make(compilations)
+                with self._lock:
+                    self._running.append(engine)
+            finally:
+                with self._lock:
+                    self._making -= 1
         return engine
 
     def give_back(self, unet: nn.Module, engine: Engine) -> None:
@@ -84,13 +91,14 @@ class Pool:
             if self._owners and self.is_of(unet):
                 self._idle.append(engine)
             kept = engine in self._idle
-            surplus = self._surplus(running=len(self._running))
+            surplus = self._surplus()
         for other in surplus if kept else [*surplus, engine]:
             other.clear()
 
-    def _surplus(self, running: int) -> list[Engine]:
+    def _surplus(self) -> list[Engine]:
         """Idle engines beyond as many as ran at once of late, the least recently used ones; they leave the pool."""
-        count = max(0, len(self._idle) + running - max(self._at_once, default=1))
+        held = len(self._idle) + len(self._running) + self._making
+        count = min(len(self._idle), max(0, held - max(self._at_once, default=1)))
         surplus, self._idle = self._idle[:count], self._idle[count:]
         return surplus
 

@@ -215,8 +215,8 @@ class Session:
             name = getattr(code, "__qualname__", type(code).__qualname__)
             self._say_once(
                 f"{name} on the U-Net changes its own state at each call: it may count them, as controllers like "
-                "Prompt-to-Prompt's do, and a step that reuses features makes fewer. This run is the original's, no "
-                "faster."
+                "Prompt-to-Prompt's do, and a step that reuses features makes fewer. This run uses the original U-Net "
+                "and gets no speedup. If the code only records (times, logs), take it off."
             )
         return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from typing import Any
 
 from ..errors import InvalidSetting
@@ -46,7 +46,7 @@ def warm_up(
         tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
         try:
             with hidden_bars(pipe), kept_guider(pipe):  # the pipeline's own bar would show the two steps
-                pipe(**arguments)
+                _finish(pipe(**arguments), type(pipe).__name__)
         finally:
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
@@ -54,6 +54,17 @@ def warm_up(
         progress.set_description("warm")
     assert attachment.last is not None
     return attachment.last
+
+
+def _finish(result: Any, name: str) -> None:
+    """Run the loop of a call that is a generator. InvalidSetting for one that somebody must await."""
+    if isinstance(result, Generator):
+        for _ in result:
+            pass
+    elif isinstance(result, (Coroutine, AsyncGenerator)):
+        if isinstance(result, Coroutine):
+            result.close()
+        raise InvalidSetting(f"warmup() cannot await a {name}: call it for two steps at that size yourself instead.")
 
 
 def _arguments(

@@ -77,7 +77,8 @@ class _Replacement:
 class Interception:
     """Replaces `owner.name` with `wrap(stock)`, where `stock` is the original, while at least one run needs it."""
 
-    _lock = threading.Lock()
+    # Reentrant: the garbage collector may close a generator's run anywhere.
+    _lock = threading.RLock()
     _installed: dict[tuple[int, str], Interception] = {}  # noqa: RUF012  # all interceptions, shared on purpose
 
     def __init__(self, owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -95,7 +96,8 @@ class Interception:
         with cls._lock:
             here = cls._installed.get(key)
             if here is None:
-                here = cls._installed[key] = cls(owner, name, wrap)
+                made = cls(owner, name, wrap)
+                here = cls._installed.setdefault(key, made)
                 vars(owner)[name] = here.replacement
             here.users += 1
         try:
