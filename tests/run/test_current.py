@@ -359,6 +359,16 @@ def test_the_record_stays_if_a_generator_only_hands_out_what_was_made():
     assert len([*images]) == 2 and last_run(pipe).kinds == "FPPF"
 
 
+def test_a_call_that_is_a_generator_with_a_block_of_its_own():
+    class Blocked(LoopPipe):
+        def __call__(self):
+            yield from loop(self)
+
+    pipe = accelerate(streaming(Blocked), 3)
+    assert all(map(torch.equal, pipe(), loop(pipe)))
+    assert len([*pipe()]) == 7 and last_run(pipe).kinds == "FPPFPPF"
+
+
 def test_calls_that_are_coroutines_or_asynchronous_generators():
     want = [*accelerate(streaming(StreamingPipe), interval=3)()]
     pipe = accelerate(streaming(AsynchronousPipe), interval=3)

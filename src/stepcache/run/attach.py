@@ -258,7 +258,8 @@ def _later_run(pipe: Any, generator: FrameType | None = None) -> Iterator[None]:
     before = attachment.last
     with attachment.run_of_call(pipe, generator=generator) as session:
         yield
-    if not session.record.letters:  # the loop had run in the call
+    # The loop had run in the call. (If it ran in a block of its own, that has a record.)
+    if not session.record.letters and attachment.last is session.record:
         attachment.last = before
 
 

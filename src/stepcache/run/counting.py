@@ -17,8 +17,8 @@ from ..pipes.foreign import State, foreign_code
 WATCHED = 2
 """How many calls of a run are watched: code that prepares itself in the first one is not counting."""
 
-
 COUNTS = object()
+"""What `KnownCode` says of code that counts."""
 
 
 class KnownCode:
