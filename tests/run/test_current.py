@@ -323,7 +323,7 @@ def test_warming_up_a_call_that_is_a_generator():
     pipe = captured(streaming(Sized), 3)
     assert warmup(pipe, 128, 128, progress=False).captures == 2
     assert len([*pipe(num_inference_steps=4)]) == 4 and last_run(pipe).captures == 0
-    with pytest.raises(InvalidSetting, match="cannot await a AsynchronousPipe"):
+    with pytest.raises(InvalidSetting, match="cannot await the call of a AsynchronousPipe"):
         warmup(accelerate(streaming(AsynchronousPipe)), 128, 128, progress=False)
 
 

@@ -63,10 +63,10 @@ class UNetGraphs:
         if judge is not None and tuning_wanted.get() and not self.fallback.hooks and not unet.training:
             self._tune(judge, unet, bucket, inputs, reuse_guidance)
 
-    def look_again(self, unet: nn.Module) -> None:
+    def look_again(self) -> None:
         """Called in the middle of a run, where layers of the U-Net may have got or lost hooks."""
         if not all(bucket.is_plain for bucket in self.buckets.held.values()):
-            self.fallback.look(unet)
+            self.fallback.look_again()
 
     def run(self, name: str, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The output of program "full" or "partial" for these inputs. kept: that of `slot`, written or read."""

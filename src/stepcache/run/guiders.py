@@ -68,7 +68,7 @@ def _models_in_session(guider: Any, stock: Callable[..., Any]) -> Callable[..., 
         if session is not None:
             session.slots.enter()
             if puts_hooks:
-                session.engine.unet_graphs.look_again(session.unet)
+                session.engine.unet_graphs.look_again()
         return result
 
     return prepare

@@ -64,7 +64,9 @@ def _finish(result: Any, name: str) -> None:
     elif isinstance(result, (Coroutine, AsyncGenerator)):
         if isinstance(result, Coroutine):
             result.close()
-        raise InvalidSetting(f"warmup() cannot await a {name}: call it for two steps at that size yourself instead.")
+        raise InvalidSetting(
+            f"warmup() cannot await the call of a {name}: await two steps of that size yourself."
+        )
 
 
 def _arguments(
