@@ -64,9 +64,7 @@ def _finish(result: Any, name: str) -> None:
     elif isinstance(result, (Coroutine, AsyncGenerator)):
         if isinstance(result, Coroutine):
             result.close()
-        raise InvalidSetting(
-            f"warmup() cannot await the call of a {name}: await two steps of that size yourself."
-        )
+        raise InvalidSetting(f"warmup() cannot await the call of a {name}: await two steps of that size yourself.")
 
 
 def _arguments(
