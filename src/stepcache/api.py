@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .graphs import artifacts
 from .plans.plan import Plan
 from .reuse.schedule import Schedule, positive_int
 from .run.attach import attach, detach, require, scheduled_steps
@@ -39,6 +38,7 @@ def accelerate(
     plan: str | os.PathLike[str] | Plan | None = None,
     adapt: bool = False,
     compiled: str | os.PathLike[str] | None = None,
+    compiled_only: bool = False,
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
 
@@ -101,8 +101,16 @@ def accelerate(
             scale only warns. Price: up to three buffers of the feature's size.
         adapt: True uses a plan for another model or scheduler unchanged, and stretches its full steps to another number
             of steps, with the plan's damped line instead of its fitted weights. A warning says so. Default False.
-        compiled: a file from `save_compiled`; its contents are not compiled again. A file from another torch, device or
-            Python is ignored with a warning. It contains pickles: load only files you trust.
+        compiled: a folder of packages, from `stepcache compile` or `save_compiled`: graphs compiled ahead of time, which
+            load in a fraction of a second. Sizes that it has run from it, captured as usual; others as `compile` says.
+            The weights are the U-Net's own at each call: LoRA fused into them, `pipe.to`, another checkpoint of the
+            same architecture change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
+            processors, branch, guidance) must be as it was when the package was made. A warning says what does not fit
+            and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native code, so
+            load only what you would install. Not under autocast, and not for quantised weights.
+        compiled_only: True refuses what `compiled` has no package for (NotCompiled), for servers that must not stall:
+            here if no package can fit this pipe, and at the U-Net's call for another size. Default False. Calls that
+            run eager for reasons of their own (hooks on layers, gradients) still do.
 
     Price: one buffer per bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance,
     fp16), held until `restore(pipe)`. Images change, because reused features are not exact.
@@ -130,9 +138,9 @@ def accelerate(
         preset=preset,
         plan=plan,
         adapt=adapt,
+        compiled=compiled,
+        compiled_only=compiled_only,
     )
-    if compiled is not None:
-        artifacts.load(compiled)
     attach(pipe, settings)
     return pipe
 
@@ -190,15 +198,24 @@ def warmup(
     return warm_up(pipe, require(pipe, "warmup()"), height, width, batch_size, guidance, progress, tune, call)
 
 
-def save_compiled(pipe: object, path: str | os.PathLike[str]) -> int:
-    """Write everything compiled so far to `path`, for accelerate(..., compiled=path) in the next process.
+def save_compiled(pipe: object, path: str | os.PathLike[str], *, progress: bool = True) -> int:
+    """Compile the graphs that the pipe has run ahead of time, for accelerate(..., compiled=path) in other processes.
 
-    Returns the file's size in bytes. torch keeps artifacts per process, not per pipe, so the file includes anything
-    else this process has compiled. Raises NothingCompiled if there is nothing to save, and NotAccelerated for a pipe
-    that is not accelerated.
+    Writes an AOTInductor package for each graph (full and partial step; the VAE's decoder with vae=True) of each size
+    held (`max_buckets`) to the folder `path`, with a manifest of what each is for. The packages hold no weights. What
+    the folder has already is not made again; packages of another torch, stepcache or device in it are replaced. It does
+    not matter whether the pipe itself runs compiled or eager. progress: show a bar.
+
+    Returns the bytes of all those packages. Price: as long as compiling them takes, in processes of their own, as many
+    side by side as cores and memory allow; on a CPU they call the C++ compiler. Raises NothingCompiled, with the
+    reason, if there is nothing to save, GraphCompileError if a compiler fails, InvalidSetting if the folder cannot be
+    written, and NotAccelerated for a pipe that is not accelerated.
     """
-    require(pipe, "save_compiled()")
-    return artifacts.save(path)
+    from .run.packaging import save, shown
+
+    attachment = require(pipe, "save_compiled()")
+    with shown(progress) as tell:
+        return sum(entry.nbytes for entry in save(pipe, attachment, path, tell))
 
 
 @contextmanager

@@ -39,3 +39,7 @@ class NothingCompiled(StepCacheError, RuntimeError):
 
 class NotAccelerated(StepCacheError, RuntimeError):
     """The call needs an accelerated pipe, and this one is not."""
+
+
+class NotCompiled(StepCacheError, RuntimeError):
+    """compiled_only=True, and a graph cannot run from a package."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from .errors import InvalidSetting
+from .errors import InvalidSetting, NotCompiled
 from .graphs.settings import GraphSettings
+from .packages.manifest import Unreadable
+from .packages.store import Packages, open_packages
 from .plans.plan import Plan, plan_of
 from .plans.presets import preset_of
 from .reuse.predict import HOLD, Line, Predictor, predictor_of
 from .reuse.schedule import Schedule, positive_int
+
+logger = logging.getLogger("stepcache")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Settings:
         preset: object = None,
         channels_last: object = "auto",
         scheduler: object = "scheduler",
+        compiled: object = None,
+        compiled_only: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
         asked = schedule
@@ -86,7 +94,7 @@ class Settings:
                 "scheduler must be the name of the pipe's attribute that holds its scheduler, such as "
                 f'"noise_scheduler", got {scheduler!r:.80}. To change the scheduler itself, set that attribute.'
             )
-        graphs = GraphSettings(compile, cuda_graphs, kernels)
+        graphs = GraphSettings(compile, cuda_graphs, kernels, _packages(compiled, compiled_only))
         given = {"interval": interval, "branch": branch, "schedule": asked, "predict": predict, "guidance": guidance}
         if plan is not None:
             _check_defaults("plan", **given, preset=preset)
@@ -104,6 +112,33 @@ class Settings:
             return replace(settled, fit=named.for_steps, scheduler=scheduler)
         settled = cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae, channels_last)
         return replace(settled, scheduler=scheduler)
+
+
+def _packages(compiled: object, only: object) -> Packages | None:
+    """The packages in the folder `compiled`; None, with a warning, if none can be used."""
+    if not isinstance(only, bool):
+        raise InvalidSetting(f"compiled_only must be True or False, got {only!r}.")
+    if compiled is None:
+        if only:
+            raise InvalidSetting("compiled_only=True is for compiled=, the folder of packages, which is not given.")
+        return None
+    if not isinstance(compiled, (str, os.PathLike)) or not str(compiled):
+        raise InvalidSetting(f"compiled must be the path of a folder of packages, got {compiled!r}.")
+    try:
+        return open_packages(compiled, only)
+    except Unreadable as error:
+        unusable(error, only)
+        return None
+
+
+def unusable(reason: object, only: bool) -> None:
+    """Warn that packages are not used, or raise NotCompiled if only they may be."""
+    if only:
+        raise NotCompiled(
+            f"compiled_only=True, and the packages cannot be used: {reason}. Make them with `stepcache compile` or "
+            "save_compiled, or leave compiled_only out."
+        )
+    logger.warning("Packages are not used, and everything compiles as usual: %s.", reason)
 
 
 # The arguments that a plan or a preset decides, with the defaults of `accelerate`, which mean "not given".

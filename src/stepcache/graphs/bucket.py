@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..forwards.autocast import autocasts
+from ..forwards.nested import tensors_of
+from ..packages.spec import without_contents
 from .capture import Capture
 from .kept import Kept
 from .program import Program
@@ -26,6 +28,8 @@ class Bucket:
     """Programs by name, and their capture (None: not captured).
 
     eager: the same programs run eager, for calls that must (default: `programs`). make_kept: makes a slot's `Kept`.
+    is_packaged: whether the programs run from packages. For packages to be made: examples, inputs that ran, without
+    contents, and whether guidance was reused; device, theirs.
     """
 
     def __init__(
@@ -38,6 +42,9 @@ class Bucket:
         self.programs, self.capture, self._make_kept = programs, capture, make_kept
         self.eager = programs if eager is None else eager
         self.slots: list[Kept] = []
+        self.is_packaged = False
+        self.examples: dict[Hashable, tuple[dict[str, Any], bool]] = {}
+        self.device = torch.device("cpu")
 
     @property
     def is_plain(self) -> bool:
@@ -49,6 +56,15 @@ class Bucket:
         while len(self.slots) <= slot:
             self.slots.append(self._make_kept())
         return self.slots[slot]
+
+    def note(self, inputs: dict[str, Any], reuse_guidance: bool = False) -> None:
+        """Remember what kind of inputs this is. Those of plain buckets differ, by the length of prompts for example."""
+        if self.examples and not self.is_plain:
+            return
+        kind, self.device = signature(inputs), tensors_of(inputs)[0].device
+        if kind in self.examples or len(self.examples) >= VARIANTS or autocasts(self.device.type):
+            return  # packages are made without autocast
+        self.examples[kind] = without_contents(inputs), reuse_guidance
 
     def run(self, name: str, module: nn.Module, inputs: dict[str, Any], kept: Kept, slot: int) -> Tensor:
         """The output of program `name`, captured if possible. kept: that of `slot`, read or written."""

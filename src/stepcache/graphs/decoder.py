@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forwards.guidance import Compute, KeptValues, Values
 from ..forwards.nested import tensors_of
+from ..packages.job import decoding
 from .bucket import Bucket, Buckets, key_of
 from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .freshness import Freshness
+from .jobs import Jobs, decoders_graph
 from .kept import Kept
+from .packaged import Source
 from .program import Program, compiled
 from .progress import Costs
 from .settings import GraphSettings
@@ -71,25 +73,37 @@ class DecoderGraphs:
     def call(self, decoder: nn.Module, stock: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> Tensor:
         """One call of the decoder with its forward's arguments, from a graph if possible."""
         device = next(tensor.device for tensor in tensors_of((args, kwargs)))
-        if self.settings.is_plain(device) or self.fallback.is_eager(decoder):
-            return stock(*args, **kwargs)
-        if not self.fallback.hooks and getattr(stock, "__func__", None) is not type(decoder).forward:
+        custom = not self.fallback.hooks and getattr(stock, "__func__", None) is not type(decoder).forward
+        plain = self.settings.is_plain(device)
+        if custom and not plain:
             self.fallback.say_once("The VAE's decoder has a custom forward: it runs unaccelerated.")
+        if custom or (not plain and self.fallback.is_eager(decoder)):
             return stock(*args, **kwargs)
         inputs = self._signature.bind(decoder, *args, **kwargs).arguments
         inputs.pop("self")
         key = key_of(inputs, device)
         bucket = self.buckets.get(key, functools.partial(self._make, key, type(decoder), inputs, device))
-        return bucket.run(NAME, decoder, inputs, bucket.kept(0), 0)
+        bucket.note(inputs)
+        return stock(*args, **kwargs) if plain else bucket.run(NAME, decoder, inputs, bucket.kept(0), 0)
 
     def _make(self, key: Hashable, kind: type[nn.Module], inputs: dict[str, Any], device: torch.device) -> Bucket:
-        what = "decoder graph " + "x".join(map(str, tensors_of(inputs)[0].shape))
+        what = _label(inputs)
         backend, options = self.settings.backend(device), self.settings.compile_options(device)
-        compute = _decode(kind)
+        compute = decoding(kind)
         if options is not None:
             compute = compiled(compute, what, options, self.costs, self.compilations, (kind, key))
+        if self.settings.packages is not None:
+            source = Source(self.settings.packages, self.fallback.say_once, compiles=options is not None)
+            compute = source.wrap(NAME, what, compute, decoders_graph(), inputs)
         capture = None if backend is None else Capture(backend, device, self.costs, self._freshness)
         return Bucket({NAME: Program(what, compute)}, capture, make_kept=functools.partial(Kept, values=0))
+
+    def add_jobs(self, decoder: nn.Module, jobs: Jobs) -> None:
+        """Add what packages of the shapes that have run are made from."""
+        for bucket in self.buckets.held.values():
+            options = self.settings.package_options(bucket.device)
+            for inputs, _ in bucket.examples.values():
+                jobs.add(decoder, NAME, _label(inputs), bucket.device, options, decoders_graph(), inputs)
 
     def clear(self) -> None:
         """Drop all graphs and free their memory."""
@@ -97,10 +111,5 @@ class DecoderGraphs:
         self._decoder, self._freshness = None, Freshness(self.fallback, by_run=True)
 
 
-def _decode(kind: type[nn.Module]) -> Compute:
-    forward = kind.forward
-
-    def decode(decoder: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
-        return forward(decoder, **inputs), ()
-
-    return decode
+def _label(inputs: dict[str, Any]) -> str:
+    return "decoder graph " + "x".join(map(str, tensors_of(inputs)[0].shape))

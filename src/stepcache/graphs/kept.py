@@ -125,6 +125,11 @@ class Kept:
                 value.weigh(predictor.weights(i, step, self.steps))
 
     @property
+    def is_written(self) -> bool:
+        """Whether a full step has ever written the values."""
+        return all(value.tensors[0] is not None for value in self.values)
+
+    @property
     def current(self) -> tuple[Tensor | Blend, ...]:
         """What a partial step reads."""
         return tuple(value.current for value in self.values)

@@ -11,6 +11,7 @@ import torch
 from ..errors import InvalidSetting
 from ..forwards.join import JoinFunction, fused_join, reference_join
 from ..forwards.join_shape import JoinShape
+from ..packages.store import Packages
 from .backends import CaptureBackend, CudaBackend
 from .options import captures_itself, check_options, cuda_options, own_copy
 from .tuning import Judge, judge_of
@@ -26,11 +27,13 @@ class GraphSettings:
     cuda_graphs: "auto" or True (on CUDA only), False, or a factory of `CaptureBackend` (tests).
     kernels: "auto" (joins measured to be faster with the kernels on this GPU), True (all joins), False, or a `Judge`
     (tests).
+    packages: graphs compiled ahead of time, which run instead where they fit.
     """
 
     compile: Any = "auto"
     cuda_graphs: Any = "auto"
     kernels: Any = "auto"
+    packages: Packages | None = None
     _plain: dict[torch.device, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +59,8 @@ class GraphSettings:
     def is_plain(self, device: torch.device) -> bool:
         """Whether nothing is compiled or captured on `device`. Asked at each call, so it is worked out once."""
         if device not in self._plain:
-            self._plain[device] = self.compile_options(device) is None and self.backend(device) is None
+            graphs = self.compile_options(device) is not None or self.backend(device) is not None
+            self._plain[device] = self.packages is None and not graphs
         return self._plain[device]
 
     def compile_options(self, device: torch.device) -> dict[str, Any] | None:
@@ -72,6 +76,30 @@ class GraphSettings:
         if options.get("mode") == "max-autotune" and inductor:
             options["mode"] = "max-autotune-no-cudagraphs"  # stepcache captures, or nobody does
         return options
+
+    def package_options(self, device: torch.device) -> dict[str, Any]:
+        """Inductor's options for packages: those of graphs on `device`, or the defaults if these run eager.
+
+        Imports Inductor. InvalidSetting if another backend compiles.
+        """
+        defaults = GraphSettings(compile=True).compile_options(device) or {}
+        options = self.compile_options(device) or defaults
+        if options.get("backend", "inductor") != "inductor":
+            raise InvalidSetting(
+                f"Packages are compiled by Inductor, and this pipe's graphs by {options['backend']!r}. Accelerate it "
+                "without a backend in `compile`."
+            )
+        found = dict(options.get("options") or {})
+        if "mode" in options:
+            from torch._inductor import list_mode_options
+
+            found = {**list_mode_options(options["mode"]), **found}
+        found.pop("triton.cudagraphs", None)  # stepcache captures
+        return found
+
+    def joins(self, wanted: frozenset[JoinShape]) -> frozenset[JoinShape] | None:
+        """The joins to run on the Triton ops, of which `wanted` were found to be faster; None: all."""
+        return None if self.kernels is True else wanted
 
     def judge(self, device: torch.device) -> Judge | None:
         """Decides which joins on `device` run on the Triton ops; None if there is nothing to decide.

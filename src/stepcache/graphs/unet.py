@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,9 @@ from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .freshness import Freshness
+from .jobs import Jobs, graph_of
 from .kept import Kept
+from .packaged import Source
 from .program import Program, compiled
 from .progress import Costs
 from .regional import regional, repeated_blocks
@@ -52,7 +54,10 @@ class UNetGraphs:
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
         """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
         key, sample = self._key(inputs, reuse_guidance), inputs["sample"]
-        return self.buckets.get(key, functools.partial(self._make, key, sample, reuse_guidance), sample.shape)
+        bucket = self.buckets.get(key, functools.partial(self._make, key, inputs, reuse_guidance), sample.shape)
+        if not self._is_written(inputs):
+            bucket.note(inputs, reuse_guidance)
+        return bucket
 
     def begin_run(self, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool) -> None:
         """Called before a run's first call in `bucket`. A warm-up measures joins that have no verdict yet."""
@@ -60,6 +65,8 @@ class UNetGraphs:
         if bucket.is_plain and judge is None:
             return
         self.fallback.look(unet)
+        if bucket.is_packaged:  # which joins run on the ops was settled when it was compiled
+            return
         if judge is not None and tuning_wanted.get() and not self.fallback.hooks and not unet.training:
             self._tune(judge, unet, bucket, inputs, reuse_guidance)
 
@@ -110,48 +117,89 @@ class UNetGraphs:
     def _kept(self, reuse_guidance: bool) -> Kept:
         return Kept(1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
 
-    def _make(self, key: Hashable, sample: Tensor, reuse_guidance: bool) -> Bucket:
+    def _make(self, key: Hashable, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
+        sample: Tensor = inputs["sample"]
         judge = self.settings.judge(sample.device)
         wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
         label = _label(sample)
         eager = self._programs(self._steps(reference_join, reuse_guidance), label)
         bucket = Bucket(eager, None, eager, functools.partial(self._kept, reuse_guidance))
-        self._fill(bucket, key, sample, reuse_guidance, wanted)
+        self._fill(bucket, key, inputs, reuse_guidance, wanted)
         return bucket
 
     def _fill(
-        self, bucket: Bucket, key: Hashable, sample: Tensor, reuse_guidance: bool, wanted: frozenset[JoinShape]
+        self,
+        bucket: Bucket,
+        key: Hashable,
+        inputs: dict[str, Any],
+        reuse_guidance: bool,
+        wanted: frozenset[JoinShape],
     ) -> None:
         """Give the bucket its programs and capture. wanted: the joins to run on the Triton ops."""
-        settings, device, label = self.settings, sample.device, _label(sample)
+        settings, device, label = self.settings, inputs["sample"].device, _label(inputs["sample"])
         options, join, backend = settings.compile_options(device), settings.join(wanted), settings.backend(device)
-        if options is None and join is reference_join and backend is None:
-            bucket.programs, bucket.capture = bucket.eager, None
-            return
-        full, partial = self._steps(join, reuse_guidance)
+        steps = full, partial = self._steps(join, reuse_guidance)
         if options is not None:
             run = regional if settings.compile == "regional" else compiled
             shared = options, self.costs, self.compilations, (key, wanted)
-            full, partial = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
-        bucket.programs = self._programs((full, partial), label)
+            steps = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
+        jit = steps
+        if settings.packages is not None and not self._is_written(inputs):
+            source = Source(settings.packages, self.fallback.say_once, compiles=options is not None)
+            steps = self._packaged(source, steps, inputs, reuse_guidance)
+        bucket.is_packaged = steps != jit
+        if options is None and join is reference_join and backend is None and not bucket.is_packaged:
+            bucket.programs, bucket.capture = bucket.eager, None
+            return
+        bucket.programs = self._programs(steps, label)
         bucket.capture = None if backend is None else Capture(backend, device, self.costs, Freshness(self.fallback))
+
+    def _packaged(
+        self, source: Source, steps: tuple[Compute, Compute], inputs: dict[str, Any], reuse: bool
+    ) -> tuple[Compute, Compute]:
+        """Both steps from packages, where there are some that may fit."""
+        graph, label = self.graph(reuse), _label(inputs["sample"])
+        full = source.wrap("full", f"full graph {label}", steps[0], graph, inputs)
+        partial = source.wrap("partial", f"partial graph {label}", steps[1], graph, inputs, self._deep)
+        return full, partial
+
+    def graph(self, reuse: bool) -> dict[str, Any]:
+        """The settings that packages are for, as in their manifest. reuse: of guidance."""
+        return graph_of(self.cut.branch, reuse, self.settings.kernels)
+
+    def add_jobs(self, unet: nn.Module, jobs: Jobs) -> None:
+        """Add what packages of the buckets that have run are made from."""
+        for key, bucket in self.buckets.held.items():
+            kept = bucket.slots[0] if bucket.slots else None
+            if kept is None or not kept.is_written:
+                continue
+            joins = self.settings.joins(self.compilations.joins[key])
+            options = self.settings.package_options(bucket.device)
+            for inputs, reuse in bucket.examples.values():
+                label, graph = _label(inputs["sample"]), self.graph(reuse)
+                shared, how = (bucket.device, options, graph, inputs), (joins, self.cut.branch, reuse)
+                jobs.add(unet, "full", f"full graph {label}", *shared, (), (), *how)
+                jobs.add(unet, "partial", f"partial graph {label}", *shared, kept.current, self._deep(unet), *how)
+
+    def _deep(self, unet: nn.Module) -> Iterable[nn.Module]:
+        """The modules that a partial step does not run."""
+        return self.family.deep_modules(unet, cut=self.cut)
 
     def _steps(self, join: JoinFunction, reuse_guidance: bool) -> tuple[Compute, Compute]:
         return steps_of(self.family, self.cut, join, reuse_guidance)
 
     def _programs(self, steps: tuple[Compute, Compute], label: str) -> dict[str, Program]:
         full, partial = steps
-        deep = functools.partial(self.family.deep_modules, cut=self.cut)
         return {
             "full": Program(f"full graph {label}", full),
-            "partial": Program(f"partial graph {label}", partial, reads=True, left_out=deep),
+            "partial": Program(f"partial graph {label}", partial, reads=True, left_out=self._deep),
         }
 
     def _tune(
         self, judge: Judge, unet: nn.Module, bucket: Bucket, inputs: dict[str, Any], reuse_guidance: bool
     ) -> None:
         """Measure joins that have no verdict yet, and make the bucket's graphs again if that changes them."""
-        sample, device = inputs["sample"], inputs["sample"].device
+        device = inputs["sample"].device
         try:
             calls = calls_of_joins(
                 functools.partial(self._steps, reuse_guidance=reuse_guidance),
@@ -170,7 +218,7 @@ class UNetGraphs:
         if wanted != self.compilations.joins[key] & shapes:
             bucket.free()
             self.compilations.joins[key] = wanted
-            self._fill(bucket, key, sample, reuse_guidance, wanted)
+            self._fill(bucket, key, inputs, reuse_guidance, wanted)
 
 
 def _label(sample: Tensor) -> str:

@@ -38,14 +38,14 @@ def foreign_code(modules: Iterable[nn.Module]) -> list[Any]:
             forward = getattr(values["forward"], ORIGINAL, values["forward"])
             if getattr(forward, "__func__", None) is not type(module).forward:
                 found.append(forward)
-        elif not _is_known(type(module).__module__):
+        elif not is_known(type(module).__module__):
             found.append(type(module).forward)
         if values["_forward_hooks"] or values["_forward_pre_hooks"]:
             found += (*values["_forward_hooks"].values(), *values["_forward_pre_hooks"].values())
         processor = values.get("processor") or values["_modules"].get("processor")
         if processor is not None:
             found.append(processor)
-    return [code for code in found if not _is_known(_module_of(code))]
+    return [code for code in found if not is_known(_module_of(code))]
 
 
 class State:
@@ -123,14 +123,14 @@ class State:
             self._visit_container(item)
         elif isinstance(item, type):
             self._visit_class(item)
-        elif not isinstance(item, (Tensor, types.ModuleType)) and not _is_known(type(item).__module__):
+        elif not isinstance(item, (Tensor, types.ModuleType)) and not is_known(type(item).__module__):
             self._visit_class(type(item))
             self._visit_object(getattr(item, "__dict__", {}))
         elif isinstance(item, nn.Module):
             self._visit_object(vars(item))
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if _is_known(function.__module__):
+        if is_known(function.__module__):
             return
         names = _names_in(function.__code__)
         self._loaded |= _loaded_in(function.__code__)
@@ -142,12 +142,12 @@ class State:
         self._watch(function.__globals__, names)
         for name in names & function.__globals__.keys():
             value = function.__globals__[name]
-            if isinstance(value, types.ModuleType) and not _is_known(value.__name__):
+            if isinstance(value, types.ModuleType) and not is_known(value.__name__):
                 self._watch(vars(value), names)
             self._visit(value)
 
     def _visit_class(self, cls: type) -> None:
-        if _is_known(cls.__module__):
+        if is_known(cls.__module__):
             return
         values = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
         self._watch(vars(cls), {name for name, value in values.items() if not isinstance(value, types.FunctionType)})
@@ -222,6 +222,6 @@ def _module_of(code: Callable[..., Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_known(module: str | None) -> bool:
+def is_known(module: str | None) -> bool:
     root = (module or "").partition(".")[0]
     return root in _KNOWN or (root in sys.stdlib_module_names and root != "__main__")

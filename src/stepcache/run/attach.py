@@ -30,7 +30,7 @@ from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
-from ..settings import Settings
+from ..settings import Settings, unusable
 from .channels_last import ChannelsLast, Part
 from .current import entered
 from .guiders import watch_guider
@@ -186,8 +186,13 @@ def attachment_of(pipe: object) -> Attachment | None:
 def attach(pipe: object, settings: Settings) -> None:
     """Accelerate `pipe` with `settings`, which replace any earlier ones. Raises before it changes anything."""
     attachment = Attachment(settings)
-    attachment.park(*attachment.prepare(pipe))
+    pool, unet, engine = attachment.prepare(pipe)
+    attachment.park(pool, unet, engine)
     check_no_loops(pipe)
+    packages = settings.graphs.packages
+    reason = "" if packages is None else packages.unsuited(unet, engine.unet_graphs.graph(settings.reuse_guidance))
+    if packages is not None and reason:
+        unusable(f"{packages.folder}: {reason}", packages.only)
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))

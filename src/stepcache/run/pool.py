@@ -102,14 +102,18 @@ class Pool:
         surplus, self._idle = self._idle[:count], self._idle[count:]
         return surplus
 
+    def engines(self) -> list[Engine]:
+        """All engines, idle and running."""
+        with self._lock:
+            return [*self._idle, *self._running]
+
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes of all engines' features, and of their captured graphs' inputs and outputs.
 
         The engine of a run in progress counts with what it held before the run.
         """
-        with self._lock:
-            engines = [*self._idle, *self._running]
+        engines = self.engines()
         return sum(engine.nbytes[0] for engine in engines), sum(engine.nbytes[1] for engine in engines)
 
     def _drop(self) -> None:

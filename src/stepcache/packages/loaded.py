@@ -1,0 +1,52 @@
+"""Loaded packages, one of each kind in a process."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ALIGNED = 16  # bytes: what Inductor assumes of inputs on a GPU
+
+
+class Package:
+    """A package's native code in this process, for one device. Holds no weights and keeps nothing between calls."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        index = -1 if device.index is None else device.index
+        # Single-threaded: without the container's own events and waits, which a CUDA graph's capture does not allow.
+        try:
+            # What torch._inductor.aoti_load_package wraps. That imports Inductor, which takes seconds, and parses the
+            # nesting of inputs at each call, which takes milliseconds.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
+        except (AttributeError, TypeError):  # another torch
+            options = {"run_single_threaded": True, "device_index": index}
+            self._loader = torch._inductor.aoti_load_package(str(path), **options).loader
+        self._aligned = device.type == "cuda"
+        self._lock = threading.Lock()
+
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The program's outputs for weights, kept values and inputs, in this order. Threads take turns."""
+        if self._aligned:
+            tensors = [tensor if tensor.data_ptr() % ALIGNED == 0 else tensor.clone() for tensor in tensors]
+        with self._lock:
+            return self._loader.run(tensors)
+
+
+_loaded: weakref.WeakValueDictionary[tuple[str, torch.device], Package] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def load(path: Path, sha256: str, device: torch.device) -> Package:
+    """The package in the file `path`, whose hash was checked; the same one for all pipes while one of them has it.
+
+    Raises RuntimeError, from torch, if it cannot be loaded.
+    """
+    with _loading:
+        package = _loaded.get((sha256, device))
+        if package is None:
+            package = _loaded[sha256, device] = Package(path, device)
+        return package

@@ -1,0 +1,175 @@
+"""What a graph depends on in a model, as plain values that another process can compare with those of its own model.
+
+That is the model's config; of each module its class, its attributes and those of its attention processor; and name,
+shape, dtype and strides of each weight. The weights' values are inputs, so they do not count.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..pipes.foreign import foreign_code, is_known
+from ..pipes.seat import ORIGINAL
+
+# What torch keeps on every module, and what hooks, adapters and stepcache itself leave there without an effect on what
+# is computed. (Hooks that have one make a model run eager: graphs/fallback.py.)
+_NEUTRAL = {
+    *vars(nn.Module()),
+    *("forward", "_hf_hook", "_old_forward", "_diffusers_hook"),
+    *("peft_config", "_hf_peft_config_loaded", "gradient_checkpointing", "_gradient_checkpointing_func"),
+}
+
+_DEPTH = 4  # of objects in objects
+
+
+class NotPackaged(Exception):
+    """Why there is, or can be, no package for a program. For stepcache itself: callers say it or raise it on."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """`about` is JSON: class, config, modules by name, weights by name. weights: their names, in the order of inputs."""
+
+    about: dict[str, Any]
+    weights: tuple[str, ...]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
+
+
+def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
+    """The state of `model`, except the modules `without`, which the program does not run.
+
+    Raises NotPackaged if it cannot be told: foreign code, weights of another kind (quantised ones), tensors that are
+    neither parameters nor buffers.
+    """
+    left_out = {module for root in without for module in root.modules()}
+    modules = {name: module for name, module in model.named_modules() if module not in left_out}
+    code = foreign_code(modules.values())
+    if code:
+        name = getattr(code[0], "__qualname__", type(code[0]).__qualname__)
+        raise NotPackaged(f"{name} on the {type(model).__name__} is not code of diffusers or torch")
+    weights = {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in modules.items()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+    about = {
+        "class": _name(type(model)),
+        "config": config_of(model),
+        "modules": {path: _module(path, module) for path, module in modules.items()},
+        "weights": {name: _weight(name, tensor) for name, tensor in weights.items()},
+    }
+    return ModelState(about, tuple(weights))
+
+
+def weights_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """The model's weights of these names."""
+    modules = dict(model.named_modules())
+    found = []
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = modules[path]
+        tensor = module._parameters.get(leaf)
+        found.append(module._buffers[leaf] if tensor is None else tensor)
+    return found  # type: ignore[return-value]  # a state lists no weight that is None
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A diffusers model's config without what tells where it came from; {} for other modules."""
+    config = getattr(model, "config", None)
+    return {} if config is None else {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+
+
+def difference(saved: dict[str, Any], here: dict[str, Any], path: str = "") -> str:
+    """In words, the first difference between two states' `about`; "" if there is none."""
+    for key in (*saved, *(key for key in here if key not in saved)):
+        place = f"{path}.{key}" if path else key
+        if key not in here:
+            return f"{_short(place)} is missing here"
+        if key not in saved:
+            return f"{_short(place)} is new here"
+        before, now = saved[key], here[key]
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            return difference(before, now, place)
+        return f"{_short(place)} was {_words(before)}, here it is {_words(now)}"
+    return ""
+
+
+def _short(place: str) -> str:
+    for prefix in ("modules.", "weights.", "config."):
+        place = place.removeprefix(prefix)
+    return place
+
+
+def _words(value: Any) -> str:
+    return str(value) if len(str(value)) <= 80 else f"{str(value)[:77]}..."
+
+
+def _module(path: str, module: nn.Module) -> dict[str, Any]:
+    about: dict[str, Any] = {"class": _name(type(module))}
+    if module.training:
+        about["training"] = True
+    for name, value in vars(module).items():
+        if name in _NEUTRAL or name == "_internal_dict" or hasattr(value, ORIGINAL):
+            continue
+        try:
+            about[name] = _plain(value)
+        except NotPackaged as error:
+            raise NotPackaged(f"{path or 'the model'}.{name} {error}") from None
+    return about
+
+
+def _weight(name: str, tensor: Tensor) -> list[Any]:
+    if type(tensor) not in (nn.Parameter, Tensor, nn.Buffer):
+        raise NotPackaged(f"the weight {name} is a {type(tensor).__name__}")
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), list(tensor.stride())]
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """The value as JSON."""
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (torch.dtype, torch.device, torch.memory_format)):
+        return str(value)
+    if isinstance(value, Tensor):
+        raise NotPackaged("is a tensor that is neither a parameter nor a buffer")
+    if depth > _DEPTH:
+        raise NotPackaged("holds objects in objects in objects")
+    if isinstance(value, dict):
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, functools.partial):
+        return [_name(value.func), _plain(value.args, depth + 1), _plain(value.keywords, depth + 1)]
+    if hasattr(value, "__qualname__"):  # a class or function
+        return _name(value)
+    if isinstance(value, nn.Module):
+        return _name(type(value))
+    if not is_known(type(value).__module__):
+        raise NotPackaged(f"is a {type(value).__qualname__}, which is not of diffusers or torch")
+    return {"class": _name(type(value)), **_plain(getattr(value, "__dict__", {}), depth + 1)}
+
+
+def _name(item: Any) -> str:
+    return f"{getattr(item, '__module__', '')}.{getattr(item, '__qualname__', type(item).__qualname__)}"
