@@ -15,7 +15,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stepcache import accelerate, save_compiled, warmup
-from stepcache.errors import InvalidSetting, NothingCompiled
+from stepcache.errors import GraphCompileError, InvalidSetting, NothingCompiled
 
 TEXT = "stepcache"  # the PNG text chunk with the record of what an image was made from
 
@@ -63,9 +63,9 @@ class Batch:
     compile: bool | str = "auto"
 
     @property
-    def artifacts(self) -> Path:
-        """What the first worker compiled, for the others."""
-        return self.out / "compiled.bin"
+    def compiled(self) -> Path:
+        """The folder of graphs that one worker compiles and all load."""
+        return self.out / "compiled"
 
     @property
     def manifest(self) -> Path:
@@ -75,6 +75,10 @@ class Batch:
     def path(self, task: Task) -> Path:
         """The file of a task's image."""
         return self.out / f"{task.id}.png"
+
+    def has_graphs(self, device: torch.device | str) -> bool:
+        """Whether workers on this device run compiled graphs."""
+        return torch.device(device).type == "cuda" if self.compile == "auto" else bool(self.compile)
 
     def record(self, task: Task) -> dict[str, Any]:
         """Everything that decides what the image looks like."""
@@ -168,27 +172,44 @@ def missing(batch: Batch, tasks: Sequence[Task] | None = None) -> list[Task]:
     return todo
 
 
-def open_pipe(batch: Batch, device: torch.device | str, tasks: Sequence[Task], *, first: bool = False) -> Any:
-    """A worker's pipeline, accelerated and warmed up for the sizes of `tasks`.
-
-    It loads what another worker compiled from `batch.artifacts`, if that exists; the `first` worker writes it.
-    """
+def load_pipe(batch: Batch, device: torch.device | str) -> Any:
+    """A worker's pipeline, not accelerated yet."""
     import diffusers
 
     dtype = getattr(torch, batch.dtype)
     pipe = diffusers.DiffusionPipeline.from_pretrained(batch.pipeline, torch_dtype=dtype, local_files_only=True)
     pipe.to(device).set_progress_bar_config(disable=True)
+    return pipe
+
+
+def compile_ahead(pipe: Any, batch: Batch, tasks: Sequence[Task]) -> None:
+    """Compile the graphs for the sizes of `tasks` that `batch.compiled` lacks.
+
+    One worker calls it, before all of them `start`. It may be killed: what it had finished is not compiled again. If
+    nothing is lacking, it costs two eager steps of each size.
+    """
+    if not batch.has_graphs(pipe.device):
+        return
+    warm_up(pipe, batch, tasks, compile=False, cuda_graphs=False)  # eager: it only shows which graphs there are
+    try:
+        save_compiled(pipe, batch.compiled)
+    except (NothingCompiled, GraphCompileError) as error:
+        print(f"Not everything is compiled ahead; workers compile the rest, each for itself. {error}", flush=True)
+
+
+def start(pipe: Any, batch: Batch, tasks: Sequence[Task]) -> None:
+    """Accelerate a worker's pipeline and warm it up for the sizes of `tasks`, with the graphs in `batch.compiled`."""
+    ahead = batch.has_graphs(pipe.device) and batch.compiled.exists()
+    warm_up(pipe, batch, tasks, compile=batch.compile, compiled=batch.compiled if ahead else None)
+
+
+def warm_up(pipe: Any, batch: Batch, tasks: Sequence[Task], **graphs: Any) -> None:
+    """Accelerate the pipe, with the arguments `graphs`, and run two steps of each size of `tasks`."""
     own = pipe.unet.config.sample_size * pipe.vae_scale_factor
     sizes = sorted({(task.height or own, task.width or own) for task in tasks})
-    compiled = batch.artifacts if batch.artifacts.exists() else None
-    buckets = max(4, len(sizes))
-    accelerate(pipe, batch.interval, batch.branch, compile=batch.compile, compiled=compiled, max_buckets=buckets)
+    accelerate(pipe, batch.interval, batch.branch, max_buckets=max(4, len(sizes)), **graphs)
     for height, width in sizes:
         warmup(pipe, height, width, batch.batch_size, batch.guidance > 1, progress=False)
-    if first:
-        with suppress(NothingCompiled):  # eager, the default on a CPU
-            save_compiled(pipe, batch.artifacts)
-    return pipe
 
 
 def work(pipe: Any, batch: Batch, tasks: Sequence[Task], worker: str) -> list[Task]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.data
-from batch import Batch, batch_of, finish, missing, open_pipe, parser, work
+from batch import Batch, Task, batch_of, compile_ahead, finish, load_pipe, missing, parser, start, work
 
 RETRIES = 3
 
@@ -29,7 +30,8 @@ class Worker:
     def __init__(self, batch: Batch, device: str) -> None:
         self.batch = batch
         self.tasks = {task.id: task for task in missing(batch)}
-        self.pipe = open_pipe(batch, device, list(self.tasks.values()))
+        self.pipe = load_pipe(batch, device)
+        start(self.pipe, batch, list(self.tasks.values()))
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         """Make the images of a block of ids, and return it. What failed is missing in the end."""
@@ -48,9 +50,9 @@ class Worker:
         return block
 
 
-def prepare(batch: Batch, device: str) -> None:
+def prepare(batch: Batch, device: str, todo: Sequence[Task]) -> None:
     """Compile once, before there are actors that would all do so."""
-    open_pipe(batch, device, missing(batch), first=True)
+    compile_ahead(load_pipe(batch, device), batch, todo)
 
 
 def main(actor: type = Worker) -> int:
@@ -63,8 +65,8 @@ def main(actor: type = Worker) -> int:
     if todo := missing(batch):
         device, resources = ("cpu", {"num_cpus": 1}) if args.cpu else ("cuda", {"num_gpus": 1})
         ray.init(ignore_reinit_error=True)
-        if batch.compile is not False and not batch.artifacts.exists():
-            ray.get(ray.remote(**resources)(prepare).remote(batch, device))
+        if batch.has_graphs(device):
+            ray.get(ray.remote(**resources)(prepare).remote(batch, device, todo))
         context = ray.data.DataContext.get_current()
         context.max_errored_blocks = -1  # a block that was given up does not end the run
         context.max_consecutive_actor_init_deaths = RETRIES  # nor does an actor that is killed while loading

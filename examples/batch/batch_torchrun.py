@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from batch import batch_of, finish, missing, open_pipe, parser, work
+from batch import batch_of, compile_ahead, finish, load_pipe, missing, parser, start, work
 
 from stepcache.errors import InvalidSetting
 
@@ -41,16 +40,17 @@ def main() -> int:
     batch = batch_of(parser(__doc__).parse_args())
     check_store()
     # cpu=True on a CPU: otherwise each process takes itself for the only one and makes everything.
-    # Processes wait for the first one to compile, which may take longer than NCCL's timeout of ten minutes.
+    # Processes wait for the first one to compile ahead, which may take longer than NCCL's timeout of ten minutes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=1))
     # One process looks and tells the others. If each looked for itself, it might see another's new images, and split a
     # different list: tasks would be lost or done twice.
-    todo, warm = broadcast_object_list(
-        [missing(batch), batch.artifacts.exists()] if state.is_main_process else [None, None]
-    )
+    (todo,) = broadcast_object_list([missing(batch) if state.is_main_process else None])
     if todo:
-        with nullcontext() if warm else state.main_process_first():
-            pipe = open_pipe(batch, state.device, todo, first=state.is_main_process)
+        pipe = load_pipe(batch, state.device)
+        if state.is_main_process:
+            compile_ahead(pipe, batch, todo)
+        state.wait_for_everyone()
+        start(pipe, batch, todo)
     state.destroy_process_group()  # from here on, no process waits for another
     failed = []
     if todo:

@@ -101,13 +101,13 @@ def accelerate(
             scale only warns. Price: up to three buffers of the feature's size.
         adapt: True uses a plan for another model or scheduler unchanged, and stretches its full steps to another number
             of steps, with the plan's damped line instead of its fitted weights. A warning says so. Default False.
-        compiled: a folder of packages, from `stepcache compile` or `save_compiled`: graphs compiled ahead of time, which
-            load in a fraction of a second. Sizes that it has run from it, captured as usual; others as `compile` says.
-            The weights are the U-Net's own at each call: LoRA fused into them, `pipe.to`, another checkpoint of the
-            same architecture change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
-            processors, branch, guidance) must be as it was when the package was made. A warning says what does not fit
-            and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native code, so
-            load only what you would install. Not under autocast, and not for quantised weights.
+        compiled: a folder of packages from `stepcache compile` or `save_compiled`: graphs compiled ahead of time, which
+            load in milliseconds. Sizes that the folder has run from it, captured as usual; others as `compile` says.
+            The weights are the U-Net's own at each call, so LoRA fused into them, `pipe.to` and another checkpoint of
+            the same architecture change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
+            processors, branch, guidance) must be as it was when the package was made. A warning says what does not fit,
+            and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native code:
+            load only what you would install. Calls under autocast and quantised weights never run from them.
         compiled_only: True refuses what `compiled` has no package for (NotCompiled), for servers that must not stall:
             here if no package can fit this pipe, and at the U-Net's call for another size. Default False. Calls that
             run eager for reasons of their own (hooks on layers, gradients) still do.

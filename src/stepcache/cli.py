@@ -20,8 +20,9 @@ COMMANDS = {
     "bench": "eager, torch.compile, DeepCache and stepcache side by side: seconds, memory and fidelity as a CSV",
     "calibrate": "find the plan with the best images at a given cost, for one pipeline, scheduler and step count",
     "compare": "original against accelerated on your prompts: an HTML page of images, figures and drift",
+    "compile": "compile graphs ahead of time, so that the next process loads them instead of compiling",
     "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
-    "inspect": "what each branch of a U-Net runs, caches and costs, and the speed-up it allows",
+    "inspect": "what each branch of a U-Net runs, caches and costs; or what is in a folder of packages",
     "tune": "measure on this GPU which joins are faster with the Triton kernels, and keep the verdicts",
 }
 

@@ -2,9 +2,12 @@ import sys
 
 import pytest
 from support.batch_checks import RECIPES, command_line, images, prompts_file, run_here
+from support.small import ONE_LEVEL, tiny_pipe
+
+from stepcache import accelerate, save_compiled, warmup
 
 # Scripts that users copy, not a package: they import each other by file name.
-sys.path.insert(0, str(RECIPES))
+sys.path[:0] = [str(RECIPES), str(RECIPES.parent / "server")]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,21 @@ def single(tmp_path_factory):
     folder = tmp_path_factory.mktemp("single")
     run_here(*command_line(prompts_file(folder), folder / "out"))
     return images(folder / "out")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of the pipeline that compiles soonest."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    tiny_pipe(unet=ONE_LEVEL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory):
+    """The folder of packages for it, at 64 x 64. Takes the C++ compiler most of a minute."""
+    folder = tmp_path_factory.mktemp("packages")
+    pipe = accelerate(tiny_pipe(unet=ONE_LEVEL), compile=False)
+    warmup(pipe, 64, 64, progress=False)
+    save_compiled(pipe, folder, progress=False)
+    return folder

@@ -12,13 +12,15 @@ from batch import (
     Batch,
     Task,
     batch_of,
+    compile_ahead,
     finish,
     groups,
+    load_pipe,
     make,
     missing,
-    open_pipe,
     parser,
     read_tasks,
+    start,
     work,
     write,
 )
@@ -27,7 +29,7 @@ from PIL import Image
 from support.small import DEMO, demo_pipe
 
 from stepcache import accelerate
-from stepcache.errors import InvalidSetting
+from stepcache.errors import GraphCompileError, InvalidSetting
 from stepcache.images import prompts
 
 LINES = [
@@ -185,27 +187,62 @@ def test_the_end_of_a_batch_is_a_manifest_and_no_leftovers(batch, monkeypatch):
     assert lines == [{"file": f"{task.id}.png", **batch.record(task)} for task in read_tasks(batch)]
 
 
-def test_the_first_worker_saves_what_it_compiled_and_the_others_take_it(batch, monkeypatch):
-    """test_batch_torchrun.py checks that the second one compiles nothing."""
-    loaded, warm = [], []
+@pytest.fixture
+def calls(monkeypatch):
+    """What the recipe compiles, accelerates with and warms up, in order; all of it runs eager."""
+    found = []
 
-    def accelerate_eager(pipe, *args, compiled, **options):
-        loaded.append(compiled)
-        return accelerate(pipe, *args, **options)
+    def accelerate_eager(pipe, *args, compile, cuda_graphs="auto", compiled=None, max_buckets):
+        found.append(("accelerate", compile, cuda_graphs, compiled))
+        return accelerate(pipe, *args, max_buckets=max_buckets)
 
     def save(pipe, path):
-        path.write_bytes(b"graphs")
+        found.append(("save", path))
+        path.mkdir()
 
     monkeypatch.setattr("batch.accelerate", accelerate_eager)
     monkeypatch.setattr("batch.save_compiled", save)
-    monkeypatch.setattr("batch.warmup", lambda pipe, *size, progress: warm.append(size))
-    batch = replace(batch, pipeline=DEMO, batch_size=3)
-    tasks = read_tasks(batch)
-    open_pipe(batch, "cpu", tasks, first=True)
-    open_pipe(batch, "cpu", tasks[:1])
-    assert loaded == [None, batch.out / "compiled.bin"]
-    assert warm == [(64, 32, 3, True), (64, 64, 3, True), (64, 32, 3, True)]
-    assert names(batch) == ["compiled.bin"]
+    monkeypatch.setattr("batch.warmup", lambda pipe, *size, progress: found.append(("warm", *size)))
+    return found
+
+
+def test_one_worker_compiles_and_all_load(batch, calls):
+    """test_batch_torchrun.py runs it."""
+    batch = replace(batch, pipeline=DEMO, batch_size=3, compile=True)
+    tasks, pipe = read_tasks(batch), load_pipe(batch, "cpu")
+    compile_ahead(pipe, batch, tasks)
+    warm = [("warm", 64, 32, 3, True), ("warm", 64, 64, 3, True)]
+    assert calls == [("accelerate", False, False, None), *warm, ("save", batch.out / "compiled")]
+    del calls[:]
+    start(pipe, batch, tasks[:1])
+    assert calls == [("accelerate", True, "auto", batch.out / "compiled"), warm[0]]
+    assert names(batch) == ["compiled"]
+    assert missing(batch, tasks) == tasks
+
+
+@pytest.mark.parametrize("compile", ["auto", False])
+def test_nothing_is_compiled_that_does_not_run(batch, calls, compile):
+    """On a CPU, graphs are for those who ask for them; not even those that there are do run."""
+    batch = replace(batch, pipeline=DEMO, compile=compile)
+    batch.compiled.mkdir()
+    tasks, pipe = read_tasks(batch), load_pipe(batch, "cpu")
+    compile_ahead(pipe, batch, tasks)
+    start(pipe, batch, tasks[:1])
+    assert calls == [("accelerate", compile, "auto", None), ("warm", 64, 32, 1, True)]
+    assert batch.has_graphs("cuda") == (compile == "auto")
+
+
+def test_workers_go_on_where_nothing_can_be_compiled_ahead(batch, calls, monkeypatch, capsys):
+    def save(pipe, path):
+        raise GraphCompileError("no g++")
+
+    monkeypatch.setattr("batch.save_compiled", save)
+    batch = replace(batch, pipeline=DEMO, compile=True)
+    tasks, pipe = read_tasks(batch), load_pipe(batch, "cpu")
+    compile_ahead(pipe, batch, tasks)
+    assert capsys.readouterr().out.endswith("workers compile the rest, each for itself. no g++\n")
+    start(pipe, batch, tasks)
+    assert calls[-3] == ("accelerate", True, "auto", None)
 
 
 def test_an_image_does_not_depend_on_the_rest_of_its_group(batch):

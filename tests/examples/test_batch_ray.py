@@ -1,7 +1,9 @@
 """A batch with two actors of Ray Data on CPUs. Ray itself starts slowly."""
 
+import shutil
+
 import pytest
-from support.batch_checks import HERE, command_line, images, prompts_file, run, run_here
+from support.batch_checks import HERE, RECIPES, command_line, images, prompts_file, run, run_here
 
 pytest.importorskip("ray.data")
 
@@ -46,3 +48,16 @@ def test_killed_actors_lose_nothing_and_a_task_that_kills_them_is_given_up(singl
     run_here(*command_line(prompts, out))
     assert images(out) == single
     assert {path.name for path in out.iterdir()} == {*single, "manifest.jsonl"}
+
+
+@pytest.mark.slow
+def test_actors_load_what_is_compiled(tiny, packages, tmp_path):
+    """Where there is no compiler."""
+    out, prompts = tmp_path / "out", prompts_file(tmp_path)
+    shutil.copytree(packages, out / "compiled")
+    options = ["--workers", "2", "--cpu", "--compile", "on"]
+    nothing = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    output = run([RECIPES / "batch_ray.py", *command_line(prompts, out, *options, pipeline=tiny)], **nothing)
+    assert "0 images are missing" in output
+    assert "Not everything is compiled ahead" not in output
+    assert "does not run from a package" not in output

@@ -4,8 +4,18 @@ import json
 import re
 
 import pytest
-from support.batch_checks import FORKED, HERE, NAMES, TORCHRUN, command_line, images, prompts_file, run, run_here
-from support.small import demo_pipe, make_unet
+from support.batch_checks import (
+    FORKED,
+    HERE,
+    NAMES,
+    RECIPES,
+    TORCHRUN,
+    command_line,
+    images,
+    prompts_file,
+    run,
+    run_here,
+)
 
 
 def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_path, monkeypatch, capsys):
@@ -31,8 +41,8 @@ def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_pa
     run_here(*command_line(prompts, out))
     assert re.findall(r"process 0: (\d+) in", capsys.readouterr().out) == ["000004"]
     assert images(out) == single
-    # Once more: nothing is missing, so no pipeline is opened.
-    monkeypatch.setattr("batch.open_pipe", lambda *args, **options: pytest.fail("opened"))
+    # Once more: nothing is missing, so no pipeline is loaded.
+    monkeypatch.setattr("batch.load_pipe", lambda *args: pytest.fail("loaded"))
     run_here(*command_line(prompts, out))
     assert "0 images are missing" in capsys.readouterr().out
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
@@ -40,20 +50,18 @@ def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_second_process_compiles_nothing(tmp_path):
-    """Each has its own compile cache, as on two machines: what the first one compiled is in the output folder."""
-    pipe = demo_pipe()
-    one_level = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    width = pipe.text_encoder.config.hidden_size
-    unet = make_unet("least", block_out_channels=(8,), cross_attention_dim=width, **one_level)
-    demo_pipe(unet=unet).save_pretrained(tmp_path / "pipeline")
-    arguments = command_line(
-        prompts_file(tmp_path), tmp_path / "out", "--compile", "on", pipeline=tmp_path / "pipeline"
-    )
+def test_one_process_compiles_and_both_load(tiny, tmp_path):
+    """Each has its own compile cache, as on two machines."""
+    out = tmp_path / "out"
+    arguments = command_line(prompts_file(tmp_path), out, "--compile", "on", pipeline=tiny)
     output = run([*TORCHRUN, HERE / "batch_compiled.py", *arguments], FOLDER=str(tmp_path))
-    found = {
-        rank: (int(misses), int(hits)) for rank, misses, hits in re.findall(r"rank (.) misses (\d+) hits (\d+)", output)
-    }
-    assert found["0"][0] > 0
-    assert found["1"] == (0, 2)
-    assert len(images(tmp_path / "out")) == len(NAMES)
+    for rank, made in enumerate((2, 0)):
+        assert f"rank {rank}: {made} packages made, 2 loaded, 0 graphs and 0.0 s compiled" in output
+    before = images(out)
+    assert len(before) == len(NAMES)
+
+    # A later start, where there is no compiler.
+    (out / "000004.png").unlink()
+    nothing = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    run([RECIPES / "batch_torchrun.py", *arguments], **nothing)
+    assert images(out) == before

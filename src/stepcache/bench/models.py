@@ -75,16 +75,17 @@ class Model:
         return height * factor, width * factor
 
 
-def load(name: str, device: str, dtype: torch.dtype) -> Model:
+def load(name: str, device: str, dtype: torch.dtype, variant: str | None = None) -> Model:
     """The pipeline of this name on `device` in `dtype`: demo, sd15, sd21, sdxl, or a local pipeline's directory.
 
-    StepCacheError for a directory without a pipeline with a U-Net, or one that diffusers cannot load.
+    variant: of a directory's weight files, as in `load_directory`. StepCacheError for a directory without a pipeline
+    with a U-Net, or one that diffusers cannot load.
     """
     if name == "demo":
         return Model(name, load_demo(device, dtype), "trained", EMOJI)
     if name in ARCHITECTURES:
         return Model(name, _random_pipe(name, device, dtype), "random", PROMPTS)
-    pipe = load_directory(Path(name), device, dtype)
+    pipe = load_directory(Path(name), device, dtype, variant)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None  # images that it blackens say nothing about fidelity
     return Model(Path(name).resolve().name, pipe, "trained", PROMPTS)

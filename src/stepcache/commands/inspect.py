@@ -1,16 +1,22 @@
-"""`stepcache inspect`: what a partial step runs, caches and costs, for each branch of a U-Net. Needs no weights."""
+"""`stepcache inspect`: what a partial step runs, caches and costs, for each branch of a U-Net. Needs no weights.
+
+For a folder of packages: what is in it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidSetting
 from ..images.unet_configs import BUNDLED, read_config
+from ..packages.manifest import NAME as MANIFEST
 from ..reuse.cut import Layout
 from ..reuse.schedule import Schedule, positive_int
 from .arguments import distinct, integers, pixels_of
+from .packaged import described
 from .quiet import quiet
 
 # Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
@@ -22,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "unet",
         metavar="UNET",
-        help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: " + ", ".join(BUNDLED),
+        help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: "
+        + ", ".join(BUNDLED)
+        + "; or a folder of packages, for which the other options mean nothing",
     )
     parser.add_argument(
         "--size",
@@ -47,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what each branch costs. StepCacheError for an unsupported U-Net or an invalid argument."""
+    if (Path(args.unet) / MANIFEST).is_file():
+        print(described(Path(args.unet)))
+        return 0
     from ..forwards import family_of
     from ..forwards.macs import branch_macs, meta_unet
 

@@ -94,7 +94,8 @@ class DecoderGraphs:
             compute = compiled(compute, what, options, self.costs, self.compilations, (kind, key))
         if self.settings.packages is not None:
             source = Source(self.settings.packages, self.fallback.say_once, compiles=options is not None)
-            compute = source.wrap(NAME, what, compute, decoders_graph(), inputs)
+            make = functools.partial(source.wrap, NAME, what, compute, decoders_graph(), inputs)
+            compute = self.compilations.packaged((kind, key), make)
         capture = None if backend is None else Capture(backend, device, self.costs, self._freshness)
         return Bucket({NAME: Program(what, compute)}, capture, make_kept=functools.partial(Kept, values=0))
 

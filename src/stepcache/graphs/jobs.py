@@ -65,9 +65,10 @@ class Jobs:
         except NotPackaged as error:
             self.reasons.append(f"{what}: {error}")
             return
-        tensors = without_contents(inputs), kept_without_contents(kept)
-        how = options, branch, reuse, joins
-        self.made[entry.key] = Job(entry, state, self._structures[model], str(device), *tensors, *how)
+        empty, empty_kept = without_contents(inputs), kept_without_contents(kept)
+        self.made[entry.key] = Job(
+            entry, state, self._structures[model], str(device), empty, empty_kept, options, branch, reuse, joins
+        )
 
 
 def _structure(model: nn.Module) -> nn.Module:

@@ -49,6 +49,11 @@ class GraphSettings:
             )
         if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
             raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
+        if self.packages is not None and isinstance(self.compile, dict) and captures_itself(self.compile):
+            raise InvalidSetting(
+                f"compiled= and compile={self.compile!r}: torch captures only what it compiles itself, so packages "
+                "would run uncaptured. Leave capturing to stepcache."
+            )
         if not (isinstance(self.kernels, (bool, Judge)) or self.kernels == "auto"):
             raise InvalidSetting(f'kernels must be "auto", True or False, got {self.kernels!r}.')
         if self.kernels is True and not HAS_TRITON:
@@ -97,9 +102,17 @@ class GraphSettings:
         found.pop("triton.cudagraphs", None)  # stepcache captures
         return found
 
-    def joins(self, wanted: frozenset[JoinShape]) -> frozenset[JoinShape] | None:
-        """The joins to run on the Triton ops, of which `wanted` were found to be faster; None: all."""
-        return None if self.kernels is True else wanted
+    def joins_ahead(self, device: torch.device, decided: frozenset[JoinShape]) -> frozenset[JoinShape] | None:
+        """The joins that run on the Triton ops in packages; None: all. decided: those of this pipe's own graphs.
+
+        A pipe that runs eager has decided nothing. Its packages run compiled and captured, by the verdicts there are.
+        """
+        if self.kernels is True:
+            return None
+        if self.kernels is False or self.judge(device) is not None:
+            return decided
+        judge = GraphSettings().judge(device)
+        return frozenset() if judge is None else judge.verdicts.for_triton
 
     def judge(self, device: torch.device) -> Judge | None:
         """Decides which joins on `device` run on the Triton ops; None if there is nothing to decide.

@@ -146,7 +146,7 @@ class UNetGraphs:
         jit = steps
         if settings.packages is not None and not self._is_written(inputs):
             source = Source(settings.packages, self.fallback.say_once, compiles=options is not None)
-            steps = self._packaged(source, steps, inputs, reuse_guidance)
+            steps = self._packaged(source, steps, (key, wanted), inputs, reuse_guidance)
         bucket.is_packaged = steps != jit
         if options is None and join is reference_join and backend is None and not bucket.is_packaged:
             bucket.programs, bucket.capture = bucket.eager, None
@@ -155,13 +155,16 @@ class UNetGraphs:
         bucket.capture = None if backend is None else Capture(backend, device, self.costs, Freshness(self.fallback))
 
     def _packaged(
-        self, source: Source, steps: tuple[Compute, Compute], inputs: dict[str, Any], reuse: bool
+        self, source: Source, steps: tuple[Compute, Compute], key: Hashable, inputs: dict[str, Any], reuse: bool
     ) -> tuple[Compute, Compute]:
         """Both steps from packages, where there are some that may fit."""
         graph, label = self.graph(reuse), _label(inputs["sample"])
-        full = source.wrap("full", f"full graph {label}", steps[0], graph, inputs)
-        partial = source.wrap("partial", f"partial graph {label}", steps[1], graph, inputs, self._deep)
-        return full, partial
+
+        def wrapped(name: str, compute: Compute, *left_out: Any) -> Compute:
+            make = functools.partial(source.wrap, name, f"{name} graph {label}", compute, graph, inputs, *left_out)
+            return self.compilations.packaged((name, key), make)
+
+        return wrapped("full", steps[0]), wrapped("partial", steps[1], self._deep)
 
     def graph(self, reuse: bool) -> dict[str, Any]:
         """The settings that packages are for, as in their manifest. reuse: of guidance."""
@@ -173,7 +176,7 @@ class UNetGraphs:
             kept = bucket.slots[0] if bucket.slots else None
             if kept is None or not kept.is_written:
                 continue
-            joins = self.settings.joins(self.compilations.joins[key])
+            joins = self.settings.joins_ahead(bucket.device, self.compilations.joins[key])
             options = self.settings.package_options(bucket.device)
             for inputs, reuse in bucket.examples.values():
                 label, graph = _label(inputs["sample"]), self.graph(reuse)

@@ -8,6 +8,7 @@ before or of after; what they may leave besides are files that it does not name,
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -16,8 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..errors import InvalidSetting
 from .manifest import NAME, Entry, Manifest, Unreadable, manifest_of
+
+logger = logging.getLogger("stepcache")
 
 _LOCK = ".lock"
 _PART = ".part"
@@ -45,21 +50,16 @@ def damage(folder: Path, entry: Entry) -> str:
     """What is wrong with the package's file, by its size and hash; "" if nothing."""
     path = folder / entry.file
     try:
-        size = path.stat().st_size
-        if size != entry.nbytes:
-            return f"{path} has {size} bytes instead of {entry.nbytes}"
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+        data = path.read_bytes()
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
-    return "" if found.hexdigest() == entry.sha256 else f"{path} was changed: its SHA-256 is not that of the manifest"
+    if len(data) != entry.nbytes:
+        return f"{path} has {len(data)} bytes instead of {entry.nbytes}"
+    return "" if _hash(data) == entry.sha256 else f"{path} was changed: its SHA-256 is not that of the manifest"
 
 
-def _digest(file: Any) -> Any:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Writer:
@@ -72,9 +72,11 @@ class Writer:
     def __init__(self, folder: Path, maker: dict[str, Any]) -> None:
         self.folder, self._maker = folder, maker
         with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not folder.is_dir():
-                raise NotADirectoryError(20, "Not a directory", str(folder))
+            folder.mkdir(parents=True, exist_ok=True)  # raises for a file
+        with suppress(Unreadable):
+            there = read_manifest(folder)
+            if there.packages and there.maker != maker:
+                logger.warning("The packages in %s were made elsewhere or by another torch: they are replaced.", folder)
 
     def read(self) -> Manifest:
         """What is there of this maker. A manifest that cannot be read counts as none: adding replaces it."""
@@ -99,18 +101,17 @@ class Writer:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def add(self, path: Path, describe: Callable[[str, str, int], Entry], model: dict[str, Any]) -> Entry:
+    def add(self, path: Path, described: Callable[[str, int], Entry], model: dict[str, Any]) -> Entry:
         """Take the package in the file `path` (of `place`) into the folder.
 
-        describe: (file name's ending, SHA-256, size) -> its entry. model: the `about` of its model's state.
+        described: (SHA-256, size) -> its entry. model: the `about` of its model's state.
         """
         with _writing(self.folder):
             data = path.read_bytes()
-            sha256 = hashlib.sha256(data).hexdigest()
-            entry = describe(f"{sha256[:12]}.pt2", sha256, len(data))
+            entry = described(_hash(data), len(data))
             _flush(path)
             path.replace(self.folder / entry.file)
-            with _locked(self.folder):
+            with FileLock(self.folder / _LOCK):
                 manifest = self.read().with_packages([entry], {entry.model: model})
                 _write(self.folder / NAME, manifest.written())
                 self._clean(manifest)
@@ -133,19 +134,6 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename2 or error.filename or folder
         raise InvalidSetting(f"Packages cannot be written to {str(folder)!r}: {name}: {error.strerror}.") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """While no other process that does the same is inside."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the last of two writers at the same instant wins
-        yield
-        return
-    with (folder / _LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Making one package, in a process of its own: `python -m stepcache.packages.job JOB PACKAGE`.
+"""Making one package, in a process of its own (__main__.py).
 
 The process gets the model's structure and inputs without their contents, and traces with fake tensors, so it needs no
 memory for weights. A compiler that crashes or is killed takes nobody with it.
@@ -6,8 +6,6 @@ memory for weights. A compiler that crashes or is killed takes nobody with it.
 
 from __future__ import annotations
 
-import pickle
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,14 +143,3 @@ def _own_options() -> dict[str, Any]:
 
 # Without them a package of SD's U-Net is a third smaller.
 _OPTIONS = {"aot_inductor.enable_line_tables": False}
-
-
-def main(argv: list[str]) -> None:
-    """Make the package of the pickled job argv[0] into argv[1]. build.py wrote the job to a folder of its own."""
-    with Path(argv[0]).open("rb") as file:
-        job: Job = pickle.load(file)
-    make(job, Path(argv[1]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

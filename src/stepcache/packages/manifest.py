@@ -64,7 +64,8 @@ class Manifest:
     def written(self) -> str:
         """As text."""
         packages = [asdict(entry) for entry in self.packages]
-        return json.dumps({"format": FORMAT, "maker": self.maker, "packages": packages, "models": self.models}, indent=1)
+        parts = {"format": FORMAT, "maker": self.maker, "packages": packages, "models": self.models}
+        return json.dumps(parts, indent=1)
 
 
 def manifest_of(text: str) -> Manifest:
@@ -96,7 +97,7 @@ def _part(data: dict[str, Any], name: str, kind: type) -> Any:
     return data[name]
 
 
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     "what": str,
     "program": str,
     "model": str,

@@ -27,7 +27,11 @@ _NEUTRAL = {
     *vars(nn.Module()),
     *("forward", "_hf_hook", "_old_forward", "_diffusers_hook"),
     *("peft_config", "_hf_peft_config_loaded", "gradient_checkpointing", "_gradient_checkpointing_func"),
+    "_internal_dict",  # the config
 }
+
+# Where a model comes from and what size it was trained at; no forward reads them.
+_IDLE = {"sample_size"}
 
 _DEPTH = 4  # of objects in objects
 
@@ -38,7 +42,7 @@ class NotPackaged(Exception):
 
 @dataclass(frozen=True)
 class ModelState:
-    """`about` is JSON: class, config, modules by name, weights by name. weights: their names, in the order of inputs."""
+    """about: class, config, modules by name and weights by name, as JSON. weights: their names, in order of inputs."""
 
     about: dict[str, Any]
     weights: tuple[str, ...]
@@ -52,8 +56,10 @@ def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
     """The state of `model`, except the modules `without`, which the program does not run.
 
     Raises NotPackaged if it cannot be told: foreign code, weights of another kind (quantised ones), tensors that are
-    neither parameters nor buffers.
+    neither parameters nor buffers; and in training mode.
     """
+    if model.training:
+        raise NotPackaged("it is in training mode")
     left_out = {module for root in without for module in root.modules()}
     modules = {name: module for name, module in model.named_modules() if module not in left_out}
     code = foreign_code(modules.values())
@@ -84,13 +90,14 @@ def weights_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
         module = modules[path]
         tensor = module._parameters.get(leaf)
         found.append(module._buffers[leaf] if tensor is None else tensor)
-    return found  # type: ignore[return-value]  # a state lists no weight that is None
+    return found
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
     """A diffusers model's config without what tells where it came from; {} for other modules."""
     config = getattr(model, "config", None)
-    return {} if config is None else {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+    items = {} if config is None else dict(config)
+    return {key: _plain(value) for key, value in items.items() if not key.startswith("_") and key not in _IDLE}
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any], path: str = "") -> str:
@@ -121,11 +128,9 @@ def _words(value: Any) -> str:
 
 
 def _module(path: str, module: nn.Module) -> dict[str, Any]:
-    about: dict[str, Any] = {"class": _name(type(module))}
-    if module.training:
-        about["training"] = True
+    about: dict[str, Any] = {"class": _name(type(module)), **({"training": True} if module.training else {})}
     for name, value in vars(module).items():
-        if name in _NEUTRAL or name == "_internal_dict" or hasattr(value, ORIGINAL):
+        if name in _NEUTRAL or name in _IDLE or hasattr(value, ORIGINAL):
             continue
         try:
             about[name] = _plain(value)

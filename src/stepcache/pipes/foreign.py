@@ -223,5 +223,6 @@ def _module_of(code: Callable[..., Any]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def is_known(module: str | None) -> bool:
+    """Whether a module of this name is of Python or a package whose code keeps no state beside its objects."""
     root = (module or "").partition(".")[0]
     return root in _KNOWN or (root in sys.stdlib_module_names and root != "__main__")

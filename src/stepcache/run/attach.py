@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -193,6 +194,7 @@ def attach(pipe: object, settings: Settings) -> None:
     reason = "" if packages is None else packages.unsuited(unet, engine.unet_graphs.graph(settings.reuse_guidance))
     if packages is not None and reason:
         unusable(f"{packages.folder}: {reason}", packages.only)
+        attachment = Attachment(replace(settings, graphs=replace(settings.graphs, packages=None)))
     # Before `detach`: weights that the old and the new settings want in channels_last are not re-laid twice.
     try:
         attachment.layout.hold(attachment.parts(pipe))

@@ -1,0 +1,62 @@
+"""A folder of packages as text: for `stepcache compile` and `stepcache inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import StepCacheError
+from ..packages.folder import damage, read_manifest
+from ..packages.manifest import Entry, Manifest, Unreadable
+
+
+def described(folder: Path) -> str:
+    """What is in the folder: what made it, and a line for each package. StepCacheError if it has no manifest."""
+    try:
+        manifest = read_manifest(folder)
+    except Unreadable as error:
+        raise StepCacheError(f"No packages: {error}.") from None
+    total = sum(entry.nbytes for entry in manifest.packages)
+    lines = [
+        f"{folder}: {len(manifest.packages)} packages, {total / 1e6:.1f} MB",
+        _made(manifest),
+        "",
+        f"{'graph':34}{'for':44}{'Triton joins':>13}{'MB':>8}{'compiled in':>13}  file",
+    ]
+    for entry in manifest.packages:
+        wrong = damage(folder, entry)
+        state = "sound" if not wrong else f"DAMAGED ({wrong})"
+        lines.append(
+            f"{entry.what:34}{_for(entry, manifest):44}{_joins(entry):>13}{entry.nbytes / 1e6:8.1f}"
+            f"{entry.seconds:11.0f} s  {state}"
+        )
+    return "\n".join(lines)
+
+
+def _made(manifest: Manifest) -> str:
+    maker = manifest.maker
+    names = ("stepcache", "torch", "diffusers", "triton", "python")
+    versions = ", ".join(f"{name} {maker[name]}" for name in names if maker.get(name))
+    device = maker.get("device")
+    on = [str(device[key]) for key in ("type", "name", "machine") if key in device] if isinstance(device, dict) else []
+    return f"Made with {versions} for {' '.join(on)}."
+
+
+def _for(entry: Entry, manifest: Manifest) -> str:
+    """The model and the settings."""
+    about = manifest.models[entry.model]
+    words = [str(about.get("class", "")).rpartition(".")[2]]
+    weights = about.get("weights")
+    words += sorted({weight[0] for weight in weights.values()}) if isinstance(weights, dict) else []
+    if "branch" in entry.graph:
+        words.append(f"branch {entry.graph['branch']}")
+    if entry.graph.get("guidance") == "reuse":
+        words.append("guidance reused")
+    kept = entry.kept[0] if entry.kept else None
+    if isinstance(kept, dict) and "blend" in kept:
+        words.append(f"blend of {len(kept['blend']) - 1}")
+    return ", ".join(words)
+
+
+def _joins(entry: Entry) -> str:
+    joins = entry.graph.get("joins")
+    return str(len(joins)) if isinstance(joins, list) else str(joins)
