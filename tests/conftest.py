@@ -14,3 +14,11 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory):
+    """A folder of packages (support/packages.py), which tests must not change."""
+    from support.packages import shared_folder
+
+    return shared_folder(tmp_path_factory)

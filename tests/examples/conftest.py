@@ -1,13 +1,14 @@
 import sys
 
 import pytest
-from support.batch_checks import RECIPES, command_line, images, prompts_file, run_here
+from support.batch_checks import RECIPES, SERVER, command_line, images, prompts_file, run_here
+from support.packages import shared_folder
 from support.small import ONE_LEVEL, tiny_pipe
 
 from stepcache import accelerate, save_compiled, warmup
 
 # Scripts that users copy, not a package: they import each other by file name.
-sys.path[:0] = [str(RECIPES), str(RECIPES.parent / "server")]
+sys.path[:0] = [str(RECIPES), str(SERVER)]
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +28,12 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory):
+def tiny_packages(tmp_path_factory):
     """The folder of packages for it, at 64 x 64. Takes the C++ compiler most of a minute."""
-    folder = tmp_path_factory.mktemp("packages")
-    pipe = accelerate(tiny_pipe(unet=ONE_LEVEL), compile=False)
-    warmup(pipe, 64, 64, progress=False)
-    save_compiled(pipe, folder, progress=False)
-    return folder
+
+    def make(folder):
+        pipe = accelerate(tiny_pipe(unet=ONE_LEVEL), compile=False)
+        warmup(pipe, 64, 64, progress=False)
+        save_compiled(pipe, folder, progress=False)
+
+    return shared_folder(tmp_path_factory, "tiny-packages", make)

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from support.batch_checks import HERE, RECIPES, command_line, images, prompts_file, run, run_here
+from support.batch_checks import HERE, NO_COMPILER, RECIPES, command_line, images, prompts_file, run, run_here
 
 pytest.importorskip("ray.data")
 
@@ -51,13 +51,13 @@ def test_killed_actors_lose_nothing_and_a_task_that_kills_them_is_given_up(singl
 
 
 @pytest.mark.slow
-def test_actors_load_what_is_compiled(tiny, packages, tmp_path):
+def test_actors_load_what_is_compiled(tiny, tiny_packages, tmp_path):
     """Where there is no compiler."""
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
-    shutil.copytree(packages, out / "compiled")
+    shutil.copytree(tiny_packages, out / "compiled")
     options = ["--workers", "2", "--cpu", "--compile", "on"]
-    nothing = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    output = run([RECIPES / "batch_ray.py", *command_line(prompts, out, *options, pipeline=tiny)], **nothing)
+    start = [RECIPES / "batch_ray.py", *command_line(prompts, out, *options, pipeline=tiny)]
+    output = run(start, **NO_COMPILER, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert "0 images are missing" in output
     assert "Not everything is compiled ahead" not in output
     assert "does not run from a package" not in output

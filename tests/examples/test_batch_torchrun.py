@@ -8,6 +8,7 @@ from support.batch_checks import (
     FORKED,
     HERE,
     NAMES,
+    NO_COMPILER,
     RECIPES,
     TORCHRUN,
     command_line,
@@ -62,6 +63,6 @@ def test_one_process_compiles_and_both_load(tiny, tmp_path):
 
     # A later start, where there is no compiler.
     (out / "000004.png").unlink()
-    nothing = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    run([RECIPES / "batch_torchrun.py", *arguments], **nothing)
+    cache = str(tmp_path / "cache")
+    run([RECIPES / "batch_torchrun.py", *arguments], **NO_COMPILER, TORCHINDUCTOR_CACHE_DIR=cache)
     assert images(out) == before

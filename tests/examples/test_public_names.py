@@ -22,4 +22,6 @@ def test_only_public_names_are_imported(path):
 
 
 def test_there_are_examples():
-    assert {"batch.py", "batch_ray.py", "batch_torchrun.py", "train_demo.py"} <= {path.name for path in EXAMPLES}
+    assert {"batch.py", "batch_ray.py", "batch_torchrun.py", "server.py", "train_demo.py"} <= {
+        path.name for path in EXAMPLES
+    }

@@ -1,4 +1,4 @@
-"""Batches of the demo pipeline in separate processes, as a user starts them."""
+"""The examples in separate processes, as a user starts them; batches are of the demo pipeline."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from support.small import DEMO
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "examples" / "batch"
+SERVER = RECIPES.parent / "server"
 TWO = ["--standalone", "--nproc-per-node", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", *TWO]
 FORKED = [HERE / "torchrun_forked.py", *TWO, "--start-method", "forkserver", "--run-path"]
 NAMES = ["fox face", "cherry blossom", "hamburger", "red apple", "tiger face", "pineapple", "mushroom"]
+NO_COMPILER = {"CXX": "/nowhere/g++"}
 SETTINGS = ["--dtype", "float32", "--steps", "4", "--guidance", "3"]
 
 
@@ -28,11 +30,11 @@ def prompts_file(folder: Path) -> Path:
     return path
 
 
-def run(command, timeout=240, status=0, **environment) -> str:
-    """What `python command...` prints. Its children end with it."""
-    paths = os.pathsep.join(map(str, [RECIPES, HERE, HERE.parent]))
+def begin(command, **environment) -> subprocess.Popen:
+    """`python command...`, in a session of its own. Its output is a pipe."""
+    paths = os.pathsep.join(map(str, [RECIPES, SERVER, HERE, HERE.parent]))
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *map(str, command)],
         env={**os.environ, **settings},
         stdout=subprocess.PIPE,
@@ -40,6 +42,11 @@ def run(command, timeout=240, status=0, **environment) -> str:
         text=True,
         start_new_session=True,
     )
+
+
+def run(command, timeout=240, status=0, **environment) -> str:
+    """What `python command...` prints. Its children end with it."""
+    process = begin(command, **environment)
     try:
         output, _ = process.communicate(timeout=timeout)
     except BaseException:

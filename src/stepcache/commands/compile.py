@@ -10,8 +10,8 @@ from ..errors import InvalidSetting
 from ..plans.presets import PRESETS
 from ..reuse.schedule import positive_int
 from .arguments import integers, sizes
+from .listing import described
 from .loading import add_loading, device_and_dtype
-from .packaged import described
 from .quiet import quiet
 
 

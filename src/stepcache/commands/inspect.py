@@ -16,7 +16,7 @@ from ..packages.manifest import NAME as MANIFEST
 from ..reuse.cut import Layout
 from ..reuse.schedule import Schedule, positive_int
 from .arguments import distinct, integers, pixels_of
-from .packaged import described
+from .listing import described
 from .quiet import quiet
 
 # Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.

@@ -13,7 +13,7 @@ from ..forwards.guidance import KeptValues
 from ..packages.job import Job, Joins
 from ..packages.manifest import Entry
 from ..packages.spec import kept_without_contents, spec_of, without_contents
-from ..packages.state import NotPackaged, state_of
+from ..packages.state import NotPackaged, state_of, without_adapter
 
 
 def graph_of(branch: int, reuse: bool, kernels: Any) -> dict[str, Any]:
@@ -72,12 +72,17 @@ class Jobs:
 
 
 def _structure(model: nn.Module) -> nn.Module:
-    """A copy of the model with its weights on the meta device. Raises NotPackaged if it cannot be copied."""
+    """A copy of the model without idle adapters, its weights on the meta device. NotPackaged if it cannot be copied."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:  # whatever the user keeps on it
         raise NotPackaged(f"a {type(model).__name__} like this cannot be copied: {error}") from error
+    for module in list(copied.modules()):
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = without_adapter(child)
+    return copied

@@ -18,7 +18,7 @@ Python values, branches and objects of the capture. As on a GPU:
   capture;
 - after a failed capture the allocator assumes that it goes on, until `abandon` is called.
 
-It sees the operations of eager and aot_eager graphs, but not Inductor's kernels.
+It sees the operations of eager and aot_eager graphs, and a package's run as one operation, but not Inductor's kernels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from ..forwards.nested import tensors_of
+from ..packages.loaded import watcher
 from .hosttensor import HostTensor
 
 SYNCING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
@@ -201,9 +202,17 @@ class _Recorder(TorchDispatchMode):
             return result
         if _is_gemm(func):
             self.workspaces.add(_process.workspace(self._pool))
+        return self._record(func, args, kwargs, self._note_writes(func, args, kwargs))
+
+    def native(self, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        """A package's run. Its results are new tensors, and it may use cuBLAS."""
+        self.workspaces.add(_process.workspace(self._pool))
+        with _pop_mode_temporarily():  # the operations inside are its own
+            return self._record(function, (tensors,), {}, writes=False)
+
+    def _record(self, func: Callable[..., Any], args: Any, kwargs: Any, writes: bool) -> Any:
         args_as_places, kwargs_as_places = _mapped(Tensor, self._place, (args, kwargs))
-        writes = self._note_writes(func, args, kwargs)
-        known = {_key(tensor) for tensor in tensors}
+        known = {_key(tensor) for tensor in tensors_of((args, kwargs))}
         result = func(*args, **kwargs)
         allocates = []
         for i, leaf in enumerate(tensors_of(result)):
@@ -267,10 +276,12 @@ class StandInGraph:
         self.replays = 0
         recorder = _Recorder(pool or StandInPool())
         _process.begin(recorder)
+        token = watcher.set(recorder.native)
         try:
             with recorder:
                 function()
         finally:
+            watcher.reset(token)
             _process.end(recorder)
         _process.allocating = False
         if recorder.finish():

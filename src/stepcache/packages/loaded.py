@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ALIGNED = 16  # bytes: what Inductor assumes of inputs on a GPU
+
+# (function, tensors) -> its results: how the stand-in for CUDA graphs records native code, which it cannot look into.
+watcher: ContextVar[Callable[[Callable[..., Any], list[Tensor]], list[Tensor]] | None] = ContextVar(
+    "stepcache_package_watcher", default=None
+)
 
 
 class Package:
@@ -32,8 +40,9 @@ class Package:
         """The program's outputs for weights, kept values and inputs, in this order. Threads take turns."""
         if self._aligned:
             tensors = [tensor if tensor.data_ptr() % ALIGNED == 0 else tensor.clone() for tensor in tensors]
+        watch = watcher.get()
         with self._lock:
-            return self._loader.run(tensors)
+            return self._loader.run(tensors) if watch is None else watch(self._loader.run, tensors)
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, torch.device], Package] = weakref.WeakValueDictionary()

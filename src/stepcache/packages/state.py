@@ -26,7 +26,8 @@ from ..pipes.seat import ORIGINAL
 _NEUTRAL = {
     *vars(nn.Module()),
     *("forward", "_hf_hook", "_old_forward", "_diffusers_hook"),
-    *("peft_config", "_hf_peft_config_loaded", "gradient_checkpointing", "_gradient_checkpointing_func"),
+    *("peft_config", "_hf_peft_config_loaded", "lora_scale", "_safe_fusing"),
+    *("gradient_checkpointing", "_gradient_checkpointing_func"),
     "_internal_dict",  # the config
 }
 
@@ -61,7 +62,7 @@ def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
     if model.training:
         raise NotPackaged("it is in training mode")
     left_out = {module for root in without for module in root.modules()}
-    modules = {name: module for name, module in model.named_modules() if module not in left_out}
+    modules = {path: module for path, module in modules_of(model).items() if module not in left_out}
     code = foreign_code(modules.values())
     if code:
         name = getattr(code[0], "__qualname__", type(code[0]).__qualname__)
@@ -83,7 +84,7 @@ def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
 
 def weights_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
     """The model's weights of these names."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     found = []
     for name in names:
         path, _, leaf = name.rpartition(".")
@@ -91,6 +92,27 @@ def weights_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
         tensor = module._parameters.get(leaf)
         found.append(module._buffers[leaf] if tensor is None else tensor)
     return found
+
+
+def modules_of(model: nn.Module, path: str = "") -> dict[str, nn.Module]:
+    """The modules that run, by name: the layer inside instead of an adapter that only calls it."""
+    found = {path: model}
+    for name, child in model._modules.items():
+        if child is not None:
+            found |= modules_of(without_adapter(child), f"{path}.{name}" if path else name)
+    return found
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The layer inside if `module` is an adapter of peft whose LoRA is fused, disabled or gone; else `module` itself."""
+    layer = module._modules.get("base_layer")
+    if layer is None or not type(module).__module__.startswith("peft."):
+        return module
+    adapters = [getattr(module, name, None) for name in getattr(module, "adapter_layer_names", ())]
+    merged, disabled = getattr(module, "merged_adapters", []), getattr(module, "_disable_adapters", False)
+    # Fused and disabled: it unfuses itself at its next call.
+    idle = not any(adapters) or bool(merged) != bool(disabled)
+    return layer if idle else module
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
@@ -130,7 +152,8 @@ def _words(value: Any) -> str:
 def _module(path: str, module: nn.Module) -> dict[str, Any]:
     about: dict[str, Any] = {"class": _name(type(module)), **({"training": True} if module.training else {})}
     for name, value in vars(module).items():
-        if name in _NEUTRAL or name in _IDLE or hasattr(value, ORIGINAL):
+        # None is the same as missing: FreeU leaves it behind.
+        if value is None or name in _NEUTRAL or name in _IDLE or hasattr(value, ORIGINAL):
             continue
         try:
             about[name] = _plain(value)
