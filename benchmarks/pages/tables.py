@@ -71,13 +71,23 @@ def cold_start_table(path: Path) -> str:
     """Seconds to the first image, and later ones."""
     lines = [
         (
-            row.variant, f"{row.first_image_s:.1f}", f"{row.compile_s:.1f}", f"{row.steady_s:.3f}",
-            f"{row.steady_speedup_over_eager:.2f}x",
+            f"{row.model}, {row.pixels} px", row.variant, f"{row.first_image_s:.1f}", f"{row.compile_s:.1f}",
+            f"{row.steady_s:.3f}", f"{row.steady_speedup_over_eager:.2f}x", f"{row.full_ms:.1f}",
+            f"{row.partial_ms:.1f}", _host(row),
         )
         for row in read(path, cold_start.Row)
     ]  # fmt: skip
-    header = ("graphs", "first image, s", "of it compiling, s", "later images, s", "over eager")
+    header = (
+        "model", "graphs", "first image, s", "compiling, s", "later images, s", "over eager", "full call, ms",
+        "partial call, ms", "of them host, ms",
+    )  # fmt: skip
     return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
+
+
+def _host(row: cold_start.Row) -> str:
+    if row.full_host_us is None or row.partial_host_us is None:
+        return ""
+    return f"{row.full_host_us / 1e3:.1f}, {row.partial_host_us / 1e3:.1f}"
 
 
 def gpu_code_table(path: Path) -> str:

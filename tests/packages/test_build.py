@@ -22,14 +22,14 @@ from stepcache.run.packaging import jobs_of
 
 # argv: job, package. Writes a line to the log beside the package's folder, then the package.
 COMPILER = """
-import json, os, pickle, sys, time
+import json, os, re, sys, time
 with open(sys.argv[1], "rb") as file:
-    job = pickle.load(file)
+    what = re.search(rb"(full|partial) graph [0-9x]+", file.read()).group().decode()  # unpickling imports torch
 with open({log!r}, "a") as log:
-    log.write(json.dumps([job.entry.what, time.time(), os.environ["TORCHINDUCTOR_COMPILE_THREADS"]]) + "\\n")
+    log.write(json.dumps([what, time.time(), os.environ["TORCHINDUCTOR_COMPILE_THREADS"]]) + "\\n")
 {work}
 with open(sys.argv[2], "wb") as file:
-    file.write(job.entry.what.encode())
+    file.write(what.encode())
 """
 
 
@@ -80,7 +80,7 @@ def test_each_is_made_once_and_kept(jobs, compiler, tmp_path):
     assert all("graph" in text and text.endswith(" s)") for text, _, _ in told.lines[1:])
     folder = tmp_path / "packages"
     assert all((folder / entry.file).read_bytes() == entry.what.encode() for entry in entries)
-    assert all(not damage(folder, entry) and entry.seconds > 0 for entry in entries)
+    assert all(not damage(folder, entry) and entry.seconds >= 0 for entry in entries)
     assert entries[0].file.startswith("full-2x4x16x16-")
     again = build(jobs, writer_of(tmp_path), told, side_by_side=2)
     assert [again[i] for i in range(3)] == entries and told.lines[-2] == ("compiling", 3, 4)
@@ -109,7 +109,7 @@ def test_side_by_side_they_share_the_cores(jobs, compiler, tmp_path, monkeypatch
 
 
 def test_a_compiler_that_fails_is_quoted_and_the_others_are_kept(jobs, compiler, tmp_path):
-    compiler("if 'partial' in job.entry.what: print('the reason'); sys.exit(3)")
+    compiler("if 'partial' in what: print('the reason'); sys.exit(3)")
     with pytest.raises(GraphCompileError, match=r"partial graph 2x4x16x16 .* status 3\.\nthe reason"):
         build(jobs[:2], writer_of(tmp_path), Told(), side_by_side=2)
     assert [entry.program for entry in read_manifest(tmp_path / "packages").packages] == ["full"]
@@ -127,7 +127,7 @@ def test_a_compiler_that_writes_nothing_has_failed(jobs, compiler, tmp_path):
 
 
 def test_interrupted_it_stops_at_once_and_keeps_what_is_done(jobs, compiler, tmp_path):
-    compiler("if 'full' not in job.entry.what: time.sleep(100)")
+    compiler("if 'full' not in what: time.sleep(100)")
 
     def interrupt():
         while not (tmp_path / "packages" / "manifest.json").exists():

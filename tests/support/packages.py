@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from filelock import FileLock
 
 from stepcache import accelerate, last_run, restore, save_compiled
@@ -50,3 +52,9 @@ def loop_packages(folder, **settings):
     made = accelerate(loop_pipe("least", **ATTENDED), 2, compile=False, **settings)
     made(2)
     save_compiled(made, folder, progress=False)
+
+
+def writes_package():
+    """A command in place of the compiler's: the package is a text."""
+    script = "import sys; open(sys.argv[2], 'w').write('a package')"
+    return sys.executable, "-c", script

@@ -112,8 +112,8 @@ def _filled_kept(like: KeptValues, tensors: list[Tensor]) -> KeptValues:
     )
 
 
-def make(job: Job, path: Path) -> None:
-    """Compile the job's program into the package `path`, whose name must end in ".pt2". Imports Inductor."""
+def exported(job: Job) -> torch.export.ExportedProgram:
+    """The job's program, traced: its inputs are the lists of weights, kept values and inputs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     named = {**dict(job.model.named_parameters()), **dict(job.model.named_buffers())}
@@ -125,12 +125,16 @@ def make(job: Job, path: Path) -> None:
 
     groups = [named[name] for name in job.state.weights], tensors_of(job.kept), tensors_of(job.inputs)
     arguments = tuple([faked(tensor) for tensor in group] for group in groups)
+    with torch.no_grad():
+        return torch.export.export(_Flat(job), arguments, strict=False)
+
+
+def make(job: Job, path: Path) -> None:
+    """Compile the job's program into the package `path`, whose name must end in ".pt2". Imports Inductor."""
     device = torch.device(job.device)
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        program = torch.export.export(_Flat(job), arguments, strict=False)
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={**_own_options(), **job.options}
-        )
+        options = {**_own_options(), **job.options}
+        torch._inductor.aoti_compile_and_package(exported(job), package_path=str(path), inductor_configs=options)
 
 
 def _own_options() -> dict[str, Any]:

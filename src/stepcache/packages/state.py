@@ -104,7 +104,7 @@ def modules_of(model: nn.Module, path: str = "") -> dict[str, nn.Module]:
 
 
 def without_adapter(module: nn.Module) -> nn.Module:
-    """The layer inside if `module` is an adapter of peft whose LoRA is fused, disabled or gone; else `module` itself."""
+    """The layer inside, if `module` is an adapter of peft with its LoRA fused, disabled or gone; else `module`."""
     layer = module._modules.get("base_layer")
     if layer is None or not type(module).__module__.startswith("peft."):
         return module

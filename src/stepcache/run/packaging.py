@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from .attach import Attachment
 
+logger = logging.getLogger("stepcache")
+
 
 def save(pipe: Any, attachment: Attachment, path: str | os.PathLike[str], tell: Told) -> list[Entry]:
     """Make packages of all graphs that the pipe has run, in the folder `path`; returns their entries.
@@ -33,6 +36,8 @@ def save(pipe: Any, attachment: Attachment, path: str | os.PathLike[str], tell: 
             "There is nothing to save: " + (f"no package can be made.{reasons}" if reasons else "the pipe has not run.")
             + " Run warmup(pipe, height, width), or the pipe, for each size first, in eval mode and without autocast."
         )  # fmt: skip
+    for reason in dict.fromkeys(jobs.reasons):
+        logger.warning("There is no package for the %s.", reason)
     made = list(jobs.made.values())
     devices = {job.device for job in made}
     if len(devices) > 1:
