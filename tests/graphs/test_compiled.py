@@ -303,7 +303,7 @@ def test_a_compile_error_names_the_graph_and_is_whole():
         ({"compile": {"mood": 1}}, r"\['mood'\]"),
         ({"compile": {"mode": "default", "options": {"max_autotune": True}}}, "both"),
         ({"cuda_graphs": "yes"}, "cuda_graphs must be .*got 'yes'"),
-        ({"compiled": "no/such/file"}, "no/such/file"),
+        ({"compiled": 1}, "compiled must be the path"),
     ],
 )
 def test_bad_settings(settings, message):

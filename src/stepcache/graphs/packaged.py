@@ -50,7 +50,7 @@ class Source:
                 raise NotPackaged("packages are made without autocast")
             entries = self.packages.of(program, graph, spec_of(inputs))
             if not entries:
-                raise NotPackaged("there is none for this size with these settings")
+                raise NotPackaged(f"there is none with these settings for {_shapes(inputs)}")
         except NotPackaged as error:
             self.miss(what, error)
             return compute
@@ -130,6 +130,13 @@ class _Bound:
 def inputs_device(inputs: dict[str, Any]) -> torch.device:
     """The device of a model's first input, its sample."""
     return tensors_of(inputs)[0].device
+
+
+def _shapes(inputs: dict[str, Any]) -> str:
+    """The shapes of inputs in words. Nested ones go by their outer name."""
+    found = {name: tensors_of(value) for name, value in inputs.items()}
+    shapes = {name: ", ".join("x".join(map(str, tensor.shape)) for tensor in value) for name, value in found.items()}
+    return ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())
 
 
 def _forms(kept: KeptValues) -> list[Any]:

@@ -55,7 +55,7 @@ class UNetGraphs:
         """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
         key, sample = self._key(inputs, reuse_guidance), inputs["sample"]
         bucket = self.buckets.get(key, functools.partial(self._make, key, inputs, reuse_guidance), sample.shape)
-        if not self._is_written(inputs):
+        if not written_by_processors(inputs.get("cross_attention_kwargs")):
             bucket.note(inputs, reuse_guidance)
         return bucket
 

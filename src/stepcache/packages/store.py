@@ -41,7 +41,7 @@ class Packages:
 
     def find(self, entries: Iterable[Entry], model: ModelState, kept: Any) -> Entry:
         """The one of `entries` for that state of the model and those kept values. Raises NotPackaged if none is."""
-        reason = "there is none for this size"
+        reason = "there is none"
         for entry in entries:
             if entry.model != model.digest:
                 reason = difference(self.manifest.models[entry.model], model.about)
