@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +151,28 @@ def test_a_folder_that_cannot_be_written(jobs, compiler, tmp_path):
     compiler("import shutil; shutil.rmtree(os.path.dirname(sys.argv[2]))")
     with pytest.raises((InvalidSetting, GraphCompileError)):
         build(jobs[:1], writer_of(tmp_path), Told())
+
+
+def test_compilers_end_with_the_process_that_started_them(tmp_path):
+    """Killed, it cannot stop them itself."""
+    child = "import sys; from stepcache.packages.__main__ import end_with; end_with(int(sys.argv[1]))"
+    parent = (
+        "import os, subprocess, sys\n"
+        f"command = [sys.executable, '-c', {child!r}, str(os.getpid())]\n"
+        "child = subprocess.Popen(command, start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    time.sleep(1)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    for _ in range(300):
+        status = Path(f"/proc/{pid}/status")
+        if not status.exists() or "zombie" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("it goes on")

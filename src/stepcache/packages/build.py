@@ -73,7 +73,7 @@ def _make(job: Job, writer: Writer, compilers: _Compilers) -> Entry:
         pickled, log = Path(folder, "job"), Path(folder, "log")
         with pickled.open("wb") as file:
             pickle.dump(job, file)
-        status = compilers.run([*COMMAND, str(pickled), str(path)], log)
+        status = compilers.run([*COMMAND, str(pickled), str(path), str(os.getpid())], log)
         if status != 0 or not path.exists():
             text = log.read_text(encoding="utf-8", errors="replace").strip()
             raise GraphCompileError(
