@@ -1,4 +1,4 @@
-"""Make one package: `python -m stepcache.packages JOB PACKAGE PARENT`. build.py starts it with a job that it pickled."""
+"""Make one package: `python -m stepcache.packages JOB PACKAGE PARENT`, which build.py runs for each job."""
 
 from __future__ import annotations
 
