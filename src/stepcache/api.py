@@ -103,8 +103,8 @@ def accelerate(
             of steps, with the plan's damped line instead of its fitted weights. A warning says so. Default False.
         compiled: a folder of packages from `stepcache compile` or `save_compiled`: graphs compiled ahead of time, which
             load in milliseconds. Sizes that the folder has run from it, captured as usual; others as `compile` says.
-            The weights are the U-Net's own at each call, so LoRA fused into them, `pipe.to` and another checkpoint of
-            the same architecture change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
+            The weights are the U-Net's own at each call, so LoRA fused into them and another checkpoint of the same
+            architecture and dtype change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
             processors, branch, guidance) must be as it was when the package was made. A warning says what does not fit,
             and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native code:
             load only what you would install. Calls under autocast and quantised weights never run from them.
@@ -207,7 +207,7 @@ def save_compiled(pipe: object, path: str | os.PathLike[str], *, progress: bool 
     not matter whether the pipe itself runs compiled or eager. progress: show a bar.
 
     Returns the bytes of all those packages. Price: as long as compiling them takes, in processes of their own, as many
-    side by side as cores and memory allow; on a CPU they call the C++ compiler. Raises NothingCompiled, with the
+    side by side as cores and memory allow. It needs a C++ compiler. Raises NothingCompiled, with the
     reason, if there is nothing to save, GraphCompileError if a compiler fails, InvalidSetting if the folder cannot be
     written, and NotAccelerated for a pipe that is not accelerated.
     """

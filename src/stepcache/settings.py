@@ -138,7 +138,7 @@ def unusable(reason: object, only: bool) -> None:
             f"compiled_only=True, and the packages cannot be used: {reason}. Make them with `stepcache compile` or "
             "save_compiled, or leave compiled_only out."
         )
-    logger.warning("Packages are not used, and everything compiles as usual: %s.", reason)
+    logger.warning("Packages are not used, and everything runs as without them: %s.", reason)
 
 
 # The arguments that a plan or a preset decides, with the defaults of `accelerate`, which mean "not given".

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate.hooks import remove_hook_from_module
 from support.small import ATTENDED, loop_pipe, tiny_pipe
 
 from stepcache import accelerate
@@ -11,6 +12,7 @@ from stepcache.errors import InvalidSetting
 from stepcache.forwards.join_shape import JoinShape
 from stepcache.graphs import settings as graph_settings
 from stepcache.graphs.settings import GraphSettings
+from stepcache.packages.switches import switches
 from stepcache.run.attach import attachment_of
 from stepcache.run.packaging import jobs_of
 
@@ -33,7 +35,7 @@ def test_a_job_is_small_and_holds_no_weights():
         layouts = {name: tensor.stride() for name, tensor in job.model.named_parameters()}
         assert layouts == {name: tensor.stride() for name, tensor in made.unet.named_parameters()}
         assert job.entry.graph == {
-            "branch": 0, "guidance": "both", "kernels": "auto", "deterministic": False, "joins": [],
+            "branch": 0, "guidance": "both", "kernels": "auto", "joins": [], "options": {}, "switches": switches(),
         }  # fmt: skip
 
 
@@ -76,10 +78,9 @@ def test_why_there_is_none():
     made.unet.conv_in.table = torch.ones(1)
     jobs = jobs_for(made)
     assert not jobs.made and "full graph 2x4x16x16: conv_in.table is a tensor" in jobs.reasons[0]
-    made.unet.other = lambda: None  # deepcopy takes a function as it is
     del made.unet.conv_in.table
     made.unet.lock = Uncopied()
-    assert not jobs_for(made).made
+    assert "cannot be copied: not me" in jobs_for(made).reasons[0]
 
 
 class Uncopied:
@@ -87,8 +88,53 @@ class Uncopied:
 
     __module__ = "diffusers.made_up"
 
+    def __init__(self):
+        self.value = 1
+
     def __deepcopy__(self, memo):
         raise TypeError("not me")
+
+
+def test_offloading_hooks_stay_behind():
+    """They refer to the pipe's other models."""
+    from accelerate import cpu_offload_with_hook
+
+    made = accelerate(tiny_pipe(unet=ATTENDED), 2, compile=False)
+    _, hook = cpu_offload_with_hook(made.text_encoder, "cpu")
+    cpu_offload_with_hook(made.unet, "cpu", prev_module_hook=hook)
+    try:
+        made("", num_inference_steps=2, output_type="latent", height=64, width=64)
+        jobs = jobs_for(made)
+        assert len(jobs.made) == 2 and not jobs.reasons
+        assert all(len(pickle.dumps(job)) < 1_000_000 for job in jobs.made.values())
+    finally:
+        for model in (made.unet, made.text_encoder):
+            remove_hook_from_module(model)
+
+
+def test_layers_with_hooks_run_eager_so_there_is_nothing_to_make():
+    made = accelerate(loop_pipe("least", **ATTENDED), 2, compile=False)
+    made(2)
+    made.unet.conv_in.register_forward_hook(torch.nn.Module.__repr__)
+    assert "hooks on its layers" in jobs_for(made).reasons[0]
+
+
+def test_buckets_of_another_dtype_are_not_of_this_unet():
+    made = accelerate(loop_pipe("least", **ATTENDED), 2, compile=False)
+    made(2)
+    made.unet.double()
+    assert not jobs_for(made).made and not jobs_for(made).reasons
+
+
+def test_other_options_are_other_packages():
+    found = []
+    for options in ({}, {"max_autotune": True}):
+        made = accelerate(loop_pipe("least", **ATTENDED), 2, compile={"options": options, "backend": "inductor"})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(GraphSettings, "compile_options", lambda self, device: None)  # runs eager
+            made(2)
+        found.append(list(jobs_for(made).made))
+    assert len({*found[0], *found[1]}) == 4
 
 
 def test_packages_are_inductors_with_the_pipes_options():

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -16,11 +18,19 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from support.changes import move_the_data, other_processor, replace_weight
 from support.packages import HOW, eager, pipe
 from support.small import engine_of, generate
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepcache import accelerate, last_run, restore
 from stepcache.errors import NotCompiled
+from stepcache.forwards import family_of
+from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
+from stepcache.graphs.unet import UNetGraphs
 from stepcache.packages import loaded
+from stepcache.packages.store import open_packages
+from stepcache.reuse.predict import Line
+from stepcache.run.attach import attachment_of
+from stepcache.run.packaging import jobs_of
 
 
 def close(got, want):
@@ -168,6 +178,69 @@ def test_a_size_without_a_package(packages, caplog):
     with pytest.raises(NotCompiled, match="2x4x8x16"):
         generate(made, height=32, sized=False, width=64)
     close(generate(made), eager(pipe()))
+
+
+def test_torchs_switches_are_noticed(packages):
+    made = pipe()
+    accelerate(made, **HOW, compiled=packages, compiled_only=True)
+    want = generate(made)
+    with sdpa_kernel(SDPBackend.MATH), pytest.raises(NotCompiled, match="switches"):
+        generate(made)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(NotCompiled, match="'deterministic': True"):
+            generate(made)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(generate(made), want)
+
+
+def test_a_layers_class_is_changed(packages):
+    made = pipe()
+    accelerate(made, **HOW, compiled=packages, compiled_only=True)
+    generate(made)
+    made.unet.conv_act.__class__ = torch.nn.ReLU
+    with pytest.raises(NotCompiled, match="ReLU"):
+        generate(made)
+
+
+def test_packages_for_another_device_are_not_run(packages):
+    """The U-Net was moved after `accelerate`. The meta device stands for a GPU."""
+    made = pipe()
+    accelerate(made, **HOW, compile=False)
+    generate(made)
+    inputs = next(iter(jobs_of(made, attachment_of(made)).made.values())).inputs
+    made.unet.to("meta")
+    family = family_of(made.unet)
+    settings = GraphSettings(packages=open_packages(packages, only=True))
+    graphs = UNetGraphs(family, family.layout(made.unet).cut(0), settings, 4, Line(1.0))
+    bucket = graphs.bucket(inputs, True)
+    with torch.no_grad(), pytest.raises(NotCompiled, match="the model is on meta"):
+        graphs.run("full", made.unet, bucket, inputs, bucket.kept(0), 0)
+
+
+def test_a_request_that_is_refused_costs_no_other_size_its_graphs(packages):
+    made = pipe()
+    settings = {"compiled": packages, "compiled_only": True, "cuda_graphs": StandInBackend, "max_buckets": 1}
+    accelerate(made, **HOW, **settings)
+    generate(made)
+    with pytest.raises(NotCompiled):
+        generate(made, height=32, sized=False, width=64)
+    generate(made)
+    assert last_run(made).captures == 0
+
+
+def test_interval_1_needs_no_partial_package(packages, tmp_path):
+    folder = shutil.copytree(packages, tmp_path / "packages")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["packages"] = [each for each in manifest["packages"] if each["program"] == "full"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    made = pipe()
+    accelerate(made, **{**HOW, "interval": 1}, compiled=folder, compiled_only=True)
+    close(generate(made), eager(pipe(), interval=1))
+    accelerate(made, **HOW, compiled=folder, compiled_only=True)
+    with pytest.raises(NotCompiled, match="partial graph"):
+        generate(made)
 
 
 def test_pipes_and_threads_share_one_package(packages):

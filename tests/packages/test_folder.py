@@ -5,7 +5,6 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -50,6 +49,12 @@ def test_packages_are_added_and_replaced(tmp_path):
     add(writer, 1, b"another")
     assert contents_of(writer.folder) == {0: b"zero", 1: b"another"}
     assert ".part" not in names(writer.folder)
+
+
+def test_another_python_is_the_same_maker(tmp_path, caplog):
+    add(Writer(tmp_path, {**MAKER, "python": "3.11.1"}), 0, b"zero")
+    add(Writer(tmp_path, {**MAKER, "python": "3.11.2"}), 1, b"one")
+    assert set(contents_of(tmp_path)) == {0, 1} and not caplog.records
 
 
 def test_other_makers_packages_are_replaced_with_a_word(tmp_path, caplog):
@@ -166,14 +171,18 @@ def test_a_kill_at_any_moment_leaves_whole_packages(tmp_path):
 
 def test_what_killed_writers_left_is_removed_after_a_while(tmp_path):
     writer = Writer(tmp_path, MAKER)
-    left = [tmp_path / "a.part.pt2", tmp_path / "manifest.json.a.part", tmp_path / "0-1.pt2"]
-    for path in left:
+    left = [
+        tmp_path / f"{'a' * 16}.part.pt2", tmp_path / f"{NAME}.{'a' * 16}.part",
+        tmp_path / f"full-2x4x16x16-{'0' * 12}.pt2",
+    ]  # fmt: skip
+    users = [tmp_path / "my_model.pt2", tmp_path / "notes.part", tmp_path / "full.pt2"]
+    for path in (*left, *users):
         path.touch()
     add(writer, 0, b"zero")
     assert all(path.exists() for path in left)  # their writers may still be at work
     before = time.time() - folders._FORSAKEN - 1
-    for path in left:
+    for path in (*left, *users):
         os.utime(path, (before, before))
     add(writer, 1, b"one")
-    assert not any(path.exists() for path in left)
-    assert isinstance(tmp_path, Path) and contents_of(tmp_path) == {0: b"zero", 1: b"one"}
+    assert not any(path.exists() for path in left) and all(path.exists() for path in users)
+    assert contents_of(tmp_path) == {0: b"zero", 1: b"one"}

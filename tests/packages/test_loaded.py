@@ -1,6 +1,7 @@
 """Loading: with the arguments that a capture needs, once for all pipes, and again after the last has gone."""
 
 import gc
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,27 @@ def loader(monkeypatch):
     StandInLoader.made.clear()
     monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", StandInLoader)
     monkeypatch.setattr(loaded, "_loaded", type(loaded._loaded)())
+    monkeypatch.setattr(torch.cuda, "device", on_device)
     return StandInLoader.made
 
 
+ENTERED = []
+
+
+@contextmanager
+def on_device(device):
+    """In place of torch.cuda.device."""
+    ENTERED.append(device.index)
+    yield
+
+
 def test_single_threaded_and_on_its_device(loader):
-    Package(Path("a.pt2"), CPU)
-    Package(Path("a.pt2"), torch.device("cuda", 1))
+    """Which may not be the current one, whose stream a package would take."""
+    ENTERED.clear()
+    Package(Path("a.pt2"), CPU).run([torch.ones(1)])
+    assert not ENTERED
+    Package(Path("a.pt2"), torch.device("cuda", 1)).run([torch.ones(1)])
+    assert ENTERED == [1, 1]
     assert [made.arguments for made in loader] == [("a.pt2", "model", True, 1, -1), ("a.pt2", "model", True, 1, 1)]
 
 

@@ -4,12 +4,15 @@ import copy
 import functools
 import json
 
+import numpy
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from support.changes import move_the_data, replace_weight
-from support.small import ATTENDED, make_unet
+from support.small import ATTENDED, loop_pipe, make_unet
 
+from stepcache import accelerate
 from stepcache.packages.state import NotPackaged, difference, state_of, weights_of
 
 
@@ -25,6 +28,19 @@ def lora(model, name="default"):
     model.requires_grad_(False)
 
 
+def put_on_again(model, name):
+    module = getattr(model, name)
+    delattr(model, name)
+    setattr(model, name, module)
+
+
+def reordered(module):
+    """As removing a parametrization leaves it."""
+    weight = module.weight
+    del module.weight
+    module.weight = weight
+
+
 def block_of(model):
     return model.up_blocks[0].attentions[0].transformer_blocks[0]
 
@@ -33,6 +49,10 @@ NEUTRAL = {
     "other weights": move_the_data,
     "a replaced weight": lambda model: replace_weight(model.conv_in),
     "gradient checkpointing": lambda model: model.enable_gradient_checkpointing(),
+    "a norm taken off and put on": lambda model: put_on_again(model, "conv_norm_out"),
+    "a weight that comes last": lambda model: reordered(model.conv_norm_out),
+    "a float for an int": lambda model: model.register_to_config(freq_shift=0.0, mid_block_scale_factor=1),
+    "a fine-tune's config": lambda model: model.register_to_config(decay=0.999, optimization_step=1000),
     "FreeU on and off": lambda model: (model.enable_freeu(1, 1, 1, 1), model.disable_freeu()),
     "where it came from": lambda model: model.register_to_config(_name_or_path="elsewhere", sample_size=8),
     "a LoRA fused": lambda model: (lora(model), model.fuse_lora(0.5)),
@@ -41,6 +61,8 @@ NEUTRAL = {
 }
 
 OTHER_GRAPHS = {
+    "FreeU by numpy": (lambda model: model.enable_freeu(*map(numpy.float32, (0.9, 0.2, 1.25, 1.4))), "s1"),
+    "another class": (lambda model: setattr(model.conv_act, "__class__", torch.nn.ReLU), "ReLU"),
     "processors": (lambda model: model.set_attn_processor(AttnProcessor()), "AttnProcessor"),
     "FreeU": (lambda model: model.enable_freeu(1, 1, 1, 1), "s1"),
     "dtype": (lambda model: model.half(), "float16"),
@@ -113,10 +135,14 @@ class Foreign:
         (with_hook, "with_hook"),
         (lambda model: setattr(model.conv_in, "mask", torch.ones(3)), "conv_in.mask is a tensor"),
         (lambda model: setattr(model.conv_in, "helper", Foreign()), "Foreign"),
+        (lambda model: setattr(model.conv_in, "scale", range(3)), "range"),
+        (lambda model: setattr(model.conv_in, "act", lambda x: x), "function that cannot be told"),
+        (lambda model: setattr(model.conv_in, "act", model.conv_in.double), "method that cannot be told"),
+        (lambda model: setattr(model.conv_out, "weight", model.conv_in.weight), "one tensor"),
         (lambda model: model.train(), "training"),
         (lambda model: setattr(model.conv_in, "weight", Quantised(model.conv_in.weight)), "Quantised"),
     ],
-    ids=["partial", "hook", "tensor", "object", "training", "quantised"],
+    ids=["partial", "hook", "tensor", "object", "range", "lambda", "method", "tied", "training", "quantised"],
 )
 def test_what_cannot_be_told_is_refused(change, word):
     model = unet()
@@ -126,6 +152,44 @@ def test_what_cannot_be_told_is_refused(change, word):
         return
     with pytest.raises(NotPackaged, match=word):
         state_of(model)
+
+
+def patched(monkeypatch, owner, name):
+    original = getattr(owner, name)
+
+    def patch(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, patch)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (BasicTransformerBlock, "forward"),
+        (AttnProcessor2_0, "__call__"),
+        (torch.nn.functional, "scaled_dot_product_attention"),
+    ],
+)
+def test_code_put_in_the_place_of_diffusers_or_torchs(monkeypatch, owner, name):
+    model = unet()
+    state_of(model)
+    patched(monkeypatch, owner, name)
+    with pytest.raises(NotPackaged, match="patch is code of "):
+        state_of(model)
+
+
+def test_channels_last_by_stepcache_and_by_torch_are_one_layout():
+    ours, theirs = loop_pipe("least", **ATTENDED), unet()
+    accelerate(ours, channels_last=True)
+    theirs.to(memory_format=torch.channels_last)
+    assert difference(state_of(ours.unet).about, state_of(theirs).about) == ""
+
+
+def test_saved_and_loaded(tmp_path):
+    model = unet()
+    model.save_pretrained(tmp_path)
+    assert state_of(type(model).from_pretrained(tmp_path)).digest == state_of(model).digest
 
 
 class Quantised(torch.nn.Parameter):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from stepcache import accelerate, last_run, restore
 from stepcache.errors import InvalidSetting, NotAccelerated, NotCompiled
 from stepcache.packages import loaded, store
 from stepcache.packages.manifest import NAME
+from stepcache.packages.state import NotPackaged
+from stepcache.packages.store import open_packages
 
 
 @pytest.fixture
@@ -140,6 +143,37 @@ def test_packages_for_another_pipe(folder, make, changes, reason, caplog):
         generate(made)
     said = [message for message in caplog.messages if "ackage" in message]
     assert len(said) == 1 and reason in said[0]  # once, at accelerate
+
+
+def test_without_a_decoders_package_vae_is_refused_at_once(packages):
+    with pytest.raises(NotCompiled, match="vae=True, and there are none for a decoder"):
+        accelerate(pipe(), **HOW, vae=True, compiled=packages, compiled_only=True)
+
+
+def test_offloaded_weights_are_on_a_cpu_until_they_are_needed(monkeypatch):
+    made = {"device": {"type": "cuda", "name": "A card", "capability": [9, 0]}}
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert store._device_of(made, cpu) == cpu  # there is no GPU here: they cannot run
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert store._device_of(made, cpu) == cuda and store._device_of(made, torch.device("cuda", 1)).index == 1
+    assert store._device_of({"device": {"type": "cpu"}}, cuda) == cuda and store._device_of({}, cpu) == cpu
+
+
+def test_joins_on_the_triton_ops_are_imported_before_loading(packages, monkeypatch):
+    imported, held = [], open_packages(packages)
+    monkeypatch.setattr(store, "fused_join", imported.append)
+    entry = held.manifest.packages[0]
+    held.load(entry, torch.device("cpu"))
+    assert not imported
+    held.load(replace(entry, graph={**entry.graph, "joins": "all"}), torch.device("cpu"))
+    assert len(imported) == 1
+
+    def fail(wanted):
+        raise ImportError("no Triton here")
+
+    monkeypatch.setattr(store, "fused_join", fail)
+    with pytest.raises(NotPackaged, match="no Triton here"):
+        held.load(replace(entry, graph={**entry.graph, "joins": "all"}), torch.device("cpu"))
 
 
 def test_another_prediction_fits_only_the_full_step(packages, caplog):

@@ -20,10 +20,10 @@ def pipe():
     return tiny_pipe(unet=ATTENDED)
 
 
-def eager(made, seed=0, **call):
+def eager(made, **changes):
     """What `generate` returns for the pipe `made` accelerated and eager; it is restored afterwards."""
-    accelerate(made, **HOW, compile=False)
-    found = generate(made, seed=seed, **call)
+    accelerate(made, **{**HOW, **changes}, compile=False)
+    found = generate(made)
     restore(made)
     return found
 

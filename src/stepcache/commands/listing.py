@@ -20,7 +20,7 @@ def described(folder: Path) -> str:
         f"{folder}: {len(manifest.packages)} packages, {total / 1e6:.1f} MB",
         _made(manifest),
         "",
-        f"{'graph':34}{'for':44}{'Triton joins':>13}{'MB':>8}{'compiled in':>13}  file",
+        f"{'graph':34}{'for':44}{'Triton joins':>13}{'MB':>8}{'compiled in':>13}  state",
     ]
     for entry in manifest.packages:
         wrong = damage(folder, entry)

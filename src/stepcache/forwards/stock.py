@@ -22,7 +22,7 @@ def check_stock(
     """
     known = tuple(known)
     forward: Any = type(module).forward
-    foreign = _foreign(forward)
+    foreign = foreign_in(forward)
     own = next((cls for cls in known if cls.forward is forward), None)
     if own is not None and not foreign:
         return own
@@ -48,8 +48,8 @@ def check_stock(
     )
 
 
-def _foreign(forward: Any) -> str:
-    """The module of the outermost function in `forward` that is not diffusers' own; "" if all are.
+def foreign_in(forward: Any) -> str:
+    """The name of the module of the outermost function in `forward` that is not diffusers' own; "" if all are.
 
     A decorator copies __module__ and __qualname__ of what it wraps, so the code of each function is looked at.
     """

@@ -28,7 +28,7 @@ class Bucket:
     """Programs by name, and their capture (None: not captured).
 
     eager: the same programs run eager, for calls that must (default: `programs`). make_kept: makes a slot's `Kept`.
-    is_packaged: whether the programs run from packages. For packages to be made: examples, inputs that ran, without
+    is_packaged: whether a program may run from a package. For packages to be made: examples, inputs that ran, without
     contents, and whether guidance was reused; device, theirs.
     """
 
@@ -110,8 +110,9 @@ class Buckets:
         bucket = self.held.get(key)
         if bucket is None:
             size = key if size is None else size
+            bucket = make()  # if it fails, nothing is dropped for it
             self._make_room(size)
-            bucket = self.held[key] = make()
+            self.held[key] = bucket
             self._sizes[key] = size
             if key in self._dropped:
                 del self._dropped[key]

@@ -24,7 +24,7 @@ from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .freshness import Freshness
-from .jobs import Jobs, decoders_graph
+from .jobs import DECODERS_GRAPH, Jobs, runs_on
 from .kept import Kept
 from .packaged import Source
 from .program import Program, compiled
@@ -94,17 +94,18 @@ class DecoderGraphs:
             compute = compiled(compute, what, options, self.costs, self.compilations, (kind, key))
         if self.settings.packages is not None:
             source = Source(self.settings.packages, self.fallback.say_once, compiles=options is not None)
-            make = functools.partial(source.wrap, NAME, what, compute, decoders_graph(), inputs)
-            compute = self.compilations.packaged((kind, key), make)
+            compute = source.wrap(NAME, what, compute, DECODERS_GRAPH, inputs)
         capture = None if backend is None else Capture(backend, device, self.costs, self._freshness)
         return Bucket({NAME: Program(what, compute)}, capture, make_kept=functools.partial(Kept, values=0))
 
     def add_jobs(self, decoder: nn.Module, jobs: Jobs) -> None:
         """Add what packages of the shapes that have run are made from."""
-        for bucket in self.buckets.held.values():
+        for bucket in list(self.buckets.held.values()):  # another thread may run
+            if not runs_on(decoder, bucket):
+                continue
             options = self.settings.package_options(bucket.device)
-            for inputs, _ in bucket.examples.values():
-                jobs.add(decoder, NAME, _label(inputs), bucket.device, options, decoders_graph(), inputs)
+            for inputs, _ in list(bucket.examples.values()):
+                jobs.add(decoder, NAME, _label(inputs), bucket.device, options, DECODERS_GRAPH, inputs)
 
     def clear(self) -> None:
         """Drop all graphs and free their memory."""

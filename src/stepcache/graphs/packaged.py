@@ -18,7 +18,9 @@ from ..packages.manifest import Entry
 from ..packages.spec import spec_of, strides_of
 from ..packages.state import NotPackaged, state_of, weights_of
 from ..packages.store import Packages
+from ..packages.switches import switches
 from .snapshot import Snapshot
+from .turns import exclusive, when_quiet
 
 
 class Source:
@@ -42,8 +44,8 @@ class Source:
     ) -> Compute:
         """`compute`, or a program that runs from a package where one fits.
 
-        graph: as in `Entry`, without joins. Raises NotCompiled if there is none for these settings and inputs, and only
-        packages may run.
+        graph: what `Entry.graph` says of the settings. If there is none for these and the inputs, and only packages may
+        run, NotCompiled is raised: now for a full step or a decoder, for a partial step when it is called.
         """
         try:
             if autocasts(next(tensor.device.type for tensor in tensors_of(inputs))):
@@ -52,9 +54,18 @@ class Source:
             if not entries:
                 raise NotPackaged(f"there is none with these settings for {_shapes(inputs)}")
         except NotPackaged as error:
+            if self.packages.only and program == "partial":  # interval=1 never calls it
+                return self._refused(what, str(error))
             self.miss(what, error)
             return compute
         return Packaged(self, what, entries, compute, left_out)
+
+    def _refused(self, what: str, reason: str) -> Compute:
+        def refused(module: nn.Module, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
+            self.miss(what, reason)
+            raise AssertionError("unreachable")
+
+        return refused
 
     def miss(self, what: str, reason: object) -> None:
         """Say, or raise, that a program is not run from a package."""
@@ -97,7 +108,10 @@ class Packaged:
             device = inputs_device(inputs)
             weights = weights_of(module, state.weights)
             _check(weights, device)
-            bound.give(self._source.packages.load(entry, device), entry, weights, device)
+            with exclusive():  # CUDA loads modules, which no capture allows
+                package = self._source.packages.load(entry, device)
+            unload_when_quiet(package, device)
+            bound.give(package, entry, weights, device)
         except NotPackaged as error:
             self._source.miss(self._what, error)
         return bound
@@ -108,7 +122,7 @@ class _Bound:
 
     def __init__(self, module: nn.Module, without: Iterable[nn.Module], kept: KeptValues) -> None:
         self._module, self._snapshot = weakref.ref(module), Snapshot(module, without)
-        self._kept = _forms(kept)
+        self._kept, self._switches = _forms(kept), switches()
         self.package: Package | None = None
 
     def give(self, package: Package, entry: Entry, weights: list[Tensor], device: torch.device) -> None:
@@ -116,8 +130,9 @@ class _Bound:
         self._strides = strides_of(entry.kept) + strides_of(entry.inputs)
 
     def holds(self, module: nn.Module, kept: KeptValues) -> bool:
-        """Whether module and kept values are as they were."""
-        return self._module() is module and self._kept == _forms(kept) and self._snapshot.holds()
+        """Whether module, kept values and torch's switches are as they were."""
+        same = self._module() is module and self._kept == _forms(kept) and self._switches == switches()
+        return same and self._snapshot.holds()
 
     def run(self, kept: KeptValues, inputs: dict[str, Any]) -> tuple[Tensor, Values]:
         assert self.package is not None
@@ -125,6 +140,27 @@ class _Bound:
         laid = [_laid(tensor, strides, self._device) for tensor, strides in zip(given, self._strides, strict=True)]
         output, *values = self.package.run([*self._weights, *laid])
         return output, tuple(values)
+
+
+_unloading: weakref.WeakSet[Package] = weakref.WeakSet()
+
+
+def unload_when_quiet(package: Package, device: torch.device) -> None:
+    """Have the package's code unloaded while no graph is captured, and none that calls it runs.
+
+    Unloading synchronises a GPU, and the garbage collector may do it at any moment.
+    """
+    if package in _unloading:
+        return
+    _unloading.add(package)
+    held = [package.loader]
+
+    def unload() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        held.clear()
+
+    weakref.finalize(package, when_quiet, unload).atexit = False
 
 
 def inputs_device(inputs: dict[str, Any]) -> torch.device:

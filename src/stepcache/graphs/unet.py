@@ -21,7 +21,7 @@ from .capture import Capture
 from .compiled import Compilations
 from .fallback import Fallback
 from .freshness import Freshness
-from .jobs import Jobs, graph_of
+from .jobs import Jobs, graph_of, runs_on
 from .kept import Kept
 from .packaged import Source
 from .program import Program, compiled
@@ -172,13 +172,13 @@ class UNetGraphs:
 
     def add_jobs(self, unet: nn.Module, jobs: Jobs) -> None:
         """Add what packages of the buckets that have run are made from."""
-        for key, bucket in self.buckets.held.items():
+        for key, bucket in list(self.buckets.held.items()):  # another thread may run
             kept = bucket.slots[0] if bucket.slots else None
-            if kept is None or not kept.is_written:
+            if kept is None or not kept.is_written or not runs_on(unet, bucket):
                 continue
             joins = self.settings.joins_ahead(bucket.device, self.compilations.joins[key])
             options = self.settings.package_options(bucket.device)
-            for inputs, reuse in bucket.examples.values():
+            for inputs, reuse in list(bucket.examples.values()):
                 label, graph = _label(inputs["sample"]), self.graph(reuse)
                 shared, how = (bucket.device, options, graph, inputs), (joins, self.cut.branch, reuse)
                 jobs.add(unet, "full", f"full graph {label}", *shared, (), (), *how)

@@ -71,8 +71,7 @@ def _make(job: Job, writer: Writer, compilers: _Compilers) -> Entry:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="stepcache-") as folder, writer.place() as path:
         pickled, log = Path(folder, "job"), Path(folder, "log")
-        with pickled.open("wb") as file:
-            pickle.dump(job, file)
+        pickled.write_bytes(pickle.dumps(job))
         status = compilers.run([*COMMAND, str(pickled), str(path), str(os.getpid())], log)
         if status != 0 or not path.exists():
             text = log.read_text(encoding="utf-8", errors="replace").strip()

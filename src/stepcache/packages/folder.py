@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ logger = logging.getLogger("stepcache")
 
 _LOCK = ".lock"
 _PART = ".part"
+_OURS = re.compile(
+    r"(full|partial|decoder)-[\w-]+-[0-9a-f]{12}\.pt2|([0-9a-f]{16}|manifest\.json\.[0-9a-f]{16})\.part(\.pt2)?"
+)
+"""Names of files that writers make: nobody else's are removed."""
 _FORSAKEN = 3600.0
 """Seconds after which a file that no manifest names is taken for that of a writer that is gone."""
 
@@ -75,7 +80,7 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)  # raises for a file
         with suppress(Unreadable):
             there = read_manifest(folder)
-            if there.packages and there.maker != maker:
+            if there.packages and _kind(there.maker) != _kind(maker):
                 logger.warning("The packages in %s were made elsewhere or by another torch: they are replaced.", folder)
 
     def read(self) -> Manifest:
@@ -84,7 +89,7 @@ class Writer:
             manifest = read_manifest(self.folder)
         except Unreadable:
             return Manifest(self._maker)
-        return manifest if manifest.maker == self._maker else Manifest(self._maker)
+        return manifest if _kind(manifest.maker) == _kind(self._maker) else Manifest(self._maker)
 
     def sound(self, key: str) -> Entry | None:
         """The package of this key, if its file is there and whole."""
@@ -120,10 +125,19 @@ class Writer:
     def _clean(self, manifest: Manifest) -> None:
         """Remove files of packages that no manifest names, unless another writer may be about to add them."""
         named = {entry.file for entry in manifest.packages}
-        for path in (*self.folder.glob("*.pt2"), *self.folder.glob(f"*{_PART}")):
+        for path in self.folder.iterdir():
             with suppress(OSError):
-                if path.name not in named and time.time() - path.stat().st_mtime > _FORSAKEN:
+                if (
+                    path.name not in named
+                    and _OURS.fullmatch(path.name)
+                    and time.time() - path.stat().st_mtime > _FORSAKEN
+                ):
                     path.unlink()
+
+
+def _kind(maker: dict[str, Any]) -> dict[str, Any]:
+    """A maker without Python's version, which no package depends on."""
+    return {name: value for name, value in maker.items() if name != "python"}
 
 
 @contextmanager

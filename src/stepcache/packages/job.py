@@ -22,9 +22,10 @@ from ..forwards.join_shape import JoinShape
 from ..forwards.nested import map_tensors, tensors_of
 from .manifest import Entry
 from .state import ModelState
+from .switches import set_switches
 
 Joins = frozenset[JoinShape] | None
-"""The joins that run on the Triton ops; None: all."""
+"""The joins that run on the Triton ops; None: all that can."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def exported(job: Job) -> torch.export.ExportedProgram:
 def make(job: Job, path: Path) -> None:
     """Compile the job's program into the package `path`, whose name must end in ".pt2". Imports Inductor."""
     device = torch.device(job.device)
+    set_switches(job.entry.graph["switches"])
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         options = {**_own_options(), **job.options}
         torch._inductor.aoti_compile_and_package(exported(job), package_path=str(path), inductor_configs=options)
@@ -145,5 +147,9 @@ def _own_options() -> dict[str, Any]:
     return {name: value for name, value in _OPTIONS.items() if name in known}
 
 
-# Without them a package of SD's U-Net is a third smaller.
-_OPTIONS = {"aot_inductor.enable_line_tables": False}
+_OPTIONS = {
+    "aot_inductor.enable_line_tables": False,  # they make a package larger by a third
+    # Otherwise code for a CPU has the compiling process's number of threads baked in, and reductions write past their
+    # arrays in a process with more.
+    "cpp.dynamic_threads": True,
+}

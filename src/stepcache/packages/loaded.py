@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -21,28 +22,37 @@ watcher: ContextVar[Callable[[Callable[..., Any], list[Tensor]], list[Tensor]] |
 
 
 class Package:
-    """A package's native code in this process, for one device. Holds no weights and keeps nothing between calls."""
+    """A package's native code in this process, for one device. Holds no weights and keeps nothing between calls.
+
+    Torch holds Python's global lock while it runs. On a CPU that is the whole time, on a GPU only that of launching.
+    """
 
     def __init__(self, path: Path, device: torch.device) -> None:
+        self._device, self._lock = device, threading.Lock()
         index = -1 if device.index is None else device.index
-        # Single-threaded: without the container's own events and waits, which a CUDA graph's capture does not allow.
-        try:
-            # What torch._inductor.aoti_load_package wraps. That imports Inductor, which takes seconds, and parses the
-            # nesting of inputs at each call, which takes milliseconds.
-            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
-        except (AttributeError, TypeError):  # another torch
-            options = {"run_single_threaded": True, "device_index": index}
-            self._loader = torch._inductor.aoti_load_package(str(path), **options).loader
-        self._aligned = device.type == "cuda"
-        self._lock = threading.Lock()
+        with self._on_device():
+            self.loader = _loader(path, index)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The program's outputs for weights, kept values and inputs, in this order. Threads take turns."""
-        if self._aligned:
+        if self._device.type == "cuda":
             tensors = [tensor if tensor.data_ptr() % ALIGNED == 0 else tensor.clone() for tensor in tensors]
         watch = watcher.get()
-        with self._lock:
-            return self._loader.run(tensors) if watch is None else watch(self._loader.run, tensors)
+        with self._lock, self._on_device():
+            return self.loader.run(tensors) if watch is None else watch(self.loader.run, tensors)
+
+
+def _loader(path: Path, index: int) -> Any:
+    # Single-threaded: without the container's own events and waits, which a CUDA graph's capture does not allow.
+    try:
+        # What torch._inductor.aoti_load_package wraps. That imports Inductor, which takes seconds, and parses the
+        # nesting of inputs at each call, which takes milliseconds.
+        return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
+    except (AttributeError, TypeError):  # another torch
+        return torch._inductor.aoti_load_package(str(path), run_single_threaded=True, device_index=index).loader
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, torch.device], Package] = weakref.WeakValueDictionary()

@@ -9,15 +9,19 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import math
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
+from ..forwards.stock import foreign_in
 from ..pipes.foreign import foreign_code, is_known
 from ..pipes.seat import ORIGINAL
 
@@ -31,7 +35,7 @@ _NEUTRAL = {
     "_internal_dict",  # the config
 }
 
-# Where a model comes from and what size it was trained at; no forward reads them.
+# What size it was trained at; no forward reads it.
 _IDLE = {"sample_size"}
 
 _DEPTH = 4  # of objects in objects
@@ -63,10 +67,7 @@ def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
         raise NotPackaged("it is in training mode")
     left_out = {module for root in without for module in root.modules()}
     modules = {path: module for path, module in modules_of(model).items() if module not in left_out}
-    code = foreign_code(modules.values())
-    if code:
-        name = getattr(code[0], "__qualname__", type(code[0]).__qualname__)
-        raise NotPackaged(f"{name} on the {type(model).__name__} is not code of diffusers or torch")
+    _check_code(model, modules.values())
     weights = {
         f"{path}.{name}" if path else name: tensor
         for path, module in modules.items()
@@ -79,7 +80,26 @@ def state_of(model: nn.Module, without: Iterable[nn.Module] = ()) -> ModelState:
         "modules": {path: _module(path, module) for path, module in modules.items()},
         "weights": {name: _weight(name, tensor) for name, tensor in weights.items()},
     }
-    return ModelState(about, tuple(weights))
+    if len({id(tensor) for tensor in weights.values()}) < len(weights):
+        raise NotPackaged("two of its weights are one tensor")
+    # Sorted: a weight that was put on again comes last in its module.
+    return ModelState(about, tuple(sorted(weights)))
+
+
+def _check_code(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Raise NotPackaged for code that is not a known package's: on modules, on their classes, or in torch's place."""
+    modules = list(modules)
+    code = foreign_code(modules)
+    if code:
+        name = getattr(code[0], "__qualname__", type(code[0]).__qualname__)
+        raise NotPackaged(f"{name} on the {type(model).__name__} is not code of diffusers or torch")
+    processors = (getattr(module, "processor", None) for module in modules)
+    functions = {type(module).forward for module in modules}
+    functions |= {type(each).__call__ for each in processors if each is not None and not isinstance(each, nn.Module)}
+    for function in (*functions, torch.nn.functional.scaled_dot_product_attention):
+        owner = foreign_in(function)
+        if owner and owner != "builtin_function_or_method" and not is_known(owner):
+            raise NotPackaged(f"{getattr(function, '__qualname__', function)} is code of {owner}")
 
 
 def weights_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
@@ -116,10 +136,11 @@ def without_adapter(module: nn.Module) -> nn.Module:
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """A diffusers model's config without what tells where it came from; {} for other modules."""
+    """The arguments in a diffusers model's config; {} for other modules."""
     config = getattr(model, "config", None)
-    items = {} if config is None else dict(config)
-    return {key: _plain(value) for key, value in items.items() if not key.startswith("_") and key not in _IDLE}
+    # Fine-tunes keep more in it (decay, optimization_step).
+    known = inspect.signature(type(model).__init__).parameters.keys() - _IDLE
+    return {} if config is None else {key: _plain(value) for key, value in config.items() if key in known}
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any], path: str = "") -> str:
@@ -142,7 +163,7 @@ def difference(saved: dict[str, Any], here: dict[str, Any], path: str = "") -> s
 def _short(place: str) -> str:
     for prefix in ("modules.", "weights.", "config."):
         place = place.removeprefix(prefix)
-    return place
+    return place.strip(".")
 
 
 def _words(value: Any) -> str:
@@ -165,17 +186,23 @@ def _module(path: str, module: nn.Module) -> dict[str, Any]:
 def _weight(name: str, tensor: Tensor) -> list[Any]:
     if type(tensor) not in (nn.Parameter, Tensor, nn.Buffer):
         raise NotPackaged(f"the weight {name} is a {type(tensor).__name__}")
-    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), list(tensor.stride())]
+    # One-pixel kernels are in several layouts at once: the stride of one element means nothing.
+    strides = [1 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), strides]
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """The value as JSON."""
     if isinstance(value, enum.Enum):
         return str(value)
+    if isinstance(value, numpy.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        if not math.isfinite(value):
+            return str(value)
+        return int(value) if value.is_integer() else value  # 1.0 is 1 to every forward
     if isinstance(value, (torch.dtype, torch.device, torch.memory_format)):
         return str(value)
     if isinstance(value, Tensor):
@@ -190,13 +217,17 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return sorted(map(str, value))
     if isinstance(value, functools.partial):
         return [_name(value.func), _plain(value.args, depth + 1), _plain(value.keywords, depth + 1)]
+    if isinstance(value, types.MethodType) or "<lambda>" in getattr(value, "__qualname__", ""):
+        raise NotPackaged(f"is a {type(value).__name__} that cannot be told from others")
     if hasattr(value, "__qualname__"):  # a class or function
         return _name(value)
     if isinstance(value, nn.Module):
         return _name(type(value))
     if not is_known(type(value).__module__):
         raise NotPackaged(f"is a {type(value).__qualname__}, which is not of diffusers or torch")
-    return {"class": _name(type(value)), **_plain(getattr(value, "__dict__", {}), depth + 1)}
+    if not hasattr(value, "__dict__"):
+        raise NotPackaged(f"is a {type(value).__qualname__}")
+    return {"class": _name(type(value)), **_plain(vars(value), depth + 1)}
 
 
 def _name(item: Any) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..forwards.join import fused_join
 from .folder import damage, read_manifest
 from .loaded import Package, load
 from .maker import unusable
 from .manifest import Entry, Manifest, Unreadable
 from .spec import shapes
 from .state import ModelState, NotPackaged, config_of, difference
+from .switches import switches
 
 logger = logging.getLogger("stepcache")
 
@@ -35,7 +37,7 @@ class Packages:
         wanted = repr(shapes(inputs))
         return [
             entry
-            for entry in self.manifest.packages
+            for entry in reversed(self.manifest.packages)  # the last made first
             if entry.program == program and _fits(entry.graph, graph) and repr(shapes(entry.inputs)) == wanted
         ]
 
@@ -45,6 +47,8 @@ class Packages:
         for entry in entries:
             if entry.model != model.digest:
                 reason = difference(self.manifest.models[entry.model], model.about)
+            elif entry.graph.get("switches") != switches():
+                reason = f"they are for torch's switches {entry.graph.get('switches')}, which are {switches()} here"
             elif repr(shapes(entry.kept)) != repr(shapes(kept)):
                 reason = "they are for another prediction of the feature (predict=...)"
             else:
@@ -52,26 +56,38 @@ class Packages:
         raise NotPackaged(reason)
 
     def load(self, entry: Entry, device: torch.device) -> Package:
-        """The package of this entry. Its file is checked again, because it may have changed since."""
-        wrong = damage(self.folder, entry)
+        """The package of this entry. Its file is checked again, because it may have changed since.
+
+        Raises NotPackaged for a package that cannot be loaded, or not for this device.
+        """
+        wrong = unusable(self.manifest.maker, device) or damage(self.folder, entry)
         if wrong:
             raise NotPackaged(wrong)
         try:
+            if entry.graph.get("joins"):
+                fused_join(lambda shape: True)  # imports the Triton ops, which the package asks torch for
             return load(self.folder / entry.file, entry.sha256, device)
-        except RuntimeError as error:
+        except (RuntimeError, ImportError) as error:
             reason = (str(error).splitlines() or ["RuntimeError"])[0]
             raise NotPackaged(f"{self.folder / entry.file} cannot be loaded: {reason}") from None
 
-    def unsuited(self, unet: nn.Module, graph: dict[str, Any]) -> str:
+    def unsuited(self, unet: nn.Module, graph: dict[str, Any], vae: bool) -> str:
         """Why none of the packages is for this U-Net with these settings, as far as both show; "" if some may be.
 
-        Its weights' layout and its adapters may change before the first call, and are compared then.
+        vae: whether a decoder is wanted too. Where the weights are, their layout, and adapters may change before the
+        first call, and are compared then.
         """
         tensor = next(unet.parameters())
-        reason = unusable(self.manifest.maker, tensor.device)
+        try:
+            config = config_of(unet)
+        except NotPackaged as error:
+            return f"the U-Net's config {error}"
+        reason = unusable(self.manifest.maker, _device_of(self.manifest.maker, tensor.device))
+        if not reason and vae and not any(entry.program == "decoder" for entry in self.manifest.packages):
+            reason = "vae=True, and there are none for a decoder"
         if reason:
             return reason
-        about = {"class": f"{type(unet).__module__}.{type(unet).__qualname__}", "config": config_of(unet)}
+        about = {"class": f"{type(unet).__module__}.{type(unet).__qualname__}", "config": config}
         reason = "there are none for a U-Net"
         for entry in self.manifest.packages:
             saved = self.manifest.models[entry.model]
@@ -94,6 +110,13 @@ def _fits(made: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return same and (kernels == "auto" or made.get("joins") == ("all" if kernels else []))
 
 
+def _device_of(maker: dict[str, Any], device: torch.device) -> torch.device:
+    """Where packages of this maker would run. Offloaded weights, and those that are yet to be moved, are on a CPU."""
+    there = maker.get("device")
+    wanted = there.get("type") if isinstance(there, dict) else None
+    return torch.device("cuda") if wanted == "cuda" != device.type and torch.cuda.is_available() else device
+
+
 def _dtypes(about: dict[str, Any]) -> list[str]:
     weights = about.get("weights")
     return sorted({weight[0] for weight in weights.values()}) if isinstance(weights, dict) else []
@@ -106,13 +129,11 @@ def open_packages(path: str | os.PathLike[str], only: bool = False) -> Packages:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    sound = []
-    for entry in manifest.packages:
-        wrong = damage(folder, entry)
-        if wrong and only:
-            raise Unreadable(wrong)
-        if wrong:
-            logger.warning("The package of the %s is not used: %s.", entry.what, wrong)
-        else:
-            sound.append(entry)
-    return Packages(folder, Manifest(manifest.maker, manifest.models, tuple(sound)), only)
+    found = [(entry, damage(folder, entry)) for entry in manifest.packages]
+    sound = tuple(entry for entry, wrong in found if not wrong)
+    wrongs = [(entry, wrong) for entry, wrong in found if wrong]
+    if wrongs and (only or not sound):
+        raise Unreadable(wrongs[0][1])
+    for entry, wrong in wrongs:
+        logger.warning("The package of the %s is not used: %s.", entry.what, wrong)
+    return Packages(folder, Manifest(manifest.maker, manifest.models, sound), only)

@@ -24,6 +24,7 @@ from ..graphs.compiled import Compilations
 from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
+from ..packages.store import Packages
 from ..pipes.batches import guided
 from ..pipes.loops import check_no_loops
 from ..pipes.modular import is_modular
@@ -191,7 +192,7 @@ def attach(pipe: object, settings: Settings) -> None:
     attachment.park(pool, unet, engine)
     check_no_loops(pipe)
     packages = settings.graphs.packages
-    reason = "" if packages is None else packages.unsuited(unet, engine.unet_graphs.graph(settings.reuse_guidance))
+    reason = "" if packages is None else _unsuited(packages, unet, engine, settings)
     if packages is not None and reason:
         unusable(f"{packages.folder}: {reason}", packages.only)
         attachment = Attachment(replace(settings, graphs=replace(settings.graphs, packages=None)))
@@ -203,6 +204,10 @@ def attach(pipe: object, settings: Settings) -> None:
         raise
     detach(pipe)
     _enter(pipe, attachment)
+
+
+def _unsuited(packages: Packages, unet: nn.Module, engine: Engine, settings: Settings) -> str:
+    return packages.unsuited(unet, engine.unet_graphs.graph(settings.reuse_guidance), settings.vae)
 
 
 def detach(pipe: object) -> None:
