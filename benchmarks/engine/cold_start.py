@@ -221,8 +221,10 @@ def main() -> None:
         model, variant, folder = args.child
         print(json.dumps(measure_here(model, variant, Path(folder))))
         return
-    rows = [row for model in args.models.split(",") for row in measure(model)]
-    write(args.out, rows)
+    rows: list[Row] = []
+    for model in args.models.split(","):
+        rows += (found := measure(model))
+        write(args.out, found, append=len(rows) > len(found))
     header = ("seconds", "first image", "compiling", "later images", "over eager", "full ms", "partial ms", "host us")
     lines = [
         (
