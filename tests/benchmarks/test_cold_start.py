@@ -1,5 +1,6 @@
 """The measurement of calls and of their host cost, on packages."""
 
+import pytest
 import torch
 from support.packages import HOW, pipe
 from support.small import generate
@@ -10,6 +11,7 @@ from stepcache.graphs.unet import UNetGraphs
 from stepcache.packages.loaded import Package
 
 
+@pytest.mark.slow
 def test_calls_and_their_host_cost(packages, monkeypatch):
     made = pipe()
     accelerate(made, **HOW, compiled=packages, compiled_only=True)

@@ -27,6 +27,7 @@ def gate(*options):
     return subprocess.run(command, capture_output=True, text=True, env=hidden)
 
 
+@pytest.mark.slow
 def test_the_dry_run_does_everything_in_small_and_red_tests_hold_up_no_figures(tmp_path, capsys):
     red, green, out = tmp_path / "test_red.py", tmp_path / "test_fine.py", tmp_path / "out"
     green.write_text("def test_fine(): pass\n")

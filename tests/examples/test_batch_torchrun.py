@@ -19,6 +19,7 @@ from support.batch_checks import (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_and_nothing_is_done_twice(single, tmp_path, monkeypatch, capsys):
     out, prompts = tmp_path / "out", prompts_file(tmp_path)
     start = [*FORKED, "--max-restarts", 1, HERE / "batch_killed.py", *command_line(prompts, out)]

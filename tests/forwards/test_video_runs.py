@@ -30,7 +30,7 @@ LEAST_OF = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "svd")) for name in ONE_EACH])
 def test_one_graph_without_a_break(name):
     """Full with attention in the mid block, and partial with attention in the up block, which runs it in both."""
     plain_down, (plain_up, up) = UNETS[name][1]["down_block_types"][1:], UNETS[name][1]["up_block_types"]

@@ -372,8 +372,9 @@ COMMON = {
 }
 
 
-def test_any_sequence():
-    run_state_machine_as_test(AnySequence, settings=settings(max_examples=200, derandomize=True, **COMMON))
+@pytest.mark.parametrize("sequences", [80, pytest.param(200, marks=pytest.mark.slow)])
+def test_any_sequence(sequences):
+    run_state_machine_as_test(AnySequence, settings=settings(max_examples=sequences, derandomize=True, **COMMON))
 
 
 @pytest.mark.fuzz

@@ -8,6 +8,7 @@ not see a weight that is replaced (LoRA loaded or unloaded, `pipe.to`, a reload)
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,7 +47,9 @@ class Snapshot:
             self._keep(vars(module))
             if hasattr(processor := vars(module).get("processor"), "__dict__"):
                 self._keep(vars(processor))
-        self._modules, self._classes = modules, list(map(type, modules))
+        # Its own attributes hold all modules but the model itself, which must not live as long as this.
+        self._model, self._modules = weakref.ref(model), [module for module in modules if module is not model]
+        self._classes = [type(model), *map(type, self._modules)]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         # A weight that is re-laid (channels_last) and moved may return to an old address in another layout. 1 x 1
         # kernels are in both layouts at once.
@@ -69,7 +72,7 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether the model is unchanged. Costs the host a third of a microsecond per module."""
-        if any(self._empty) or list(map(type, self._modules)) != self._classes:
+        if any(self._empty) or [type(self._model()), *map(type, self._modules)] != self._classes:
             return False
         if self._outside is not None and not self._outside.holds(self._outside_then):
             return False
