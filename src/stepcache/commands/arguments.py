@@ -70,6 +70,26 @@ def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
     )
 
 
+def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
+    """PIPELINE, --size, --batch and --no-guidance of commands that make graphs. random: what of random weights."""
+    parser.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        help="demo (the small pipeline that comes with the package), a local pipeline's directory, or sd15, sd21, "
+        f"sdxl: the real architectures with random weights, {random}. Nothing is downloaded",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        type=sizes,
+        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: the model's own)",
+    )
+    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images in one call (default 1)")
+    parser.add_argument(
+        "--no-guidance", action="store_true", help="for calls without classifier-free guidance, with half the batch"
+    )
+
+
 def distinct(values: list[int] | None, default: tuple[int, ...]) -> list[int]:
     """`values` in their order without repetitions; `default` if there are none."""
     return list(dict.fromkeys(values or default))

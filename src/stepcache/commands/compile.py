@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidSetting
 from ..plans.presets import PRESETS
 from ..reuse.schedule import positive_int
-from .arguments import integers, sizes
+from .arguments import add_shapes
 from .listing import described
 from .loading import add_loading, device_and_dtype
 from .quiet import quiet
@@ -17,25 +17,10 @@ from .quiet import quiet
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `stepcache compile`."""
-    parser.add_argument(
-        "pipeline",
-        metavar="PIPELINE",
-        help="demo (the small pipeline that comes with the package), a local pipeline's directory, or sd15, sd21, "
-        "sdxl: the real architectures with random weights, which packages do not hold. Nothing is downloaded",
-    )
+    add_shapes(parser, "which packages do not hold")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the packages")
-    parser.add_argument(
-        "--size",
-        metavar="PIXELS",
-        type=sizes,
-        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: the model's own)",
-    )
-    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images in one call (default 1)")
     parser.add_argument("--branch", type=int, help="how much of the U-Net a partial step runs (default 0)")
     parser.add_argument("--guidance", choices=("both", "reuse"), help="accelerate's guidance (default both)")
-    parser.add_argument(
-        "--no-guidance", action="store_true", help="for calls without classifier-free guidance, with half the batch"
-    )
     parser.add_argument(
         "--predict", metavar="HOW", help="accelerate's predict: hold (default), linear, or a number from 0 to 1"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
 from ..images.pipelines import DTYPES
-from .arguments import integers, sizes
+from .arguments import add_shapes
 from .loading import usable_device
 from .quiet import quiet
 
@@ -20,23 +20,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `stepcache tune`."""
-    parser.add_argument(
-        "pipeline",
-        metavar="PIPELINE",
-        help="demo (the small pipeline that comes with the package), a local pipeline's directory, or sd15, sd21, "
-        "sdxl: the real architectures with random weights, which are as fast. Nothing is downloaded",
-    )
-    parser.add_argument(
-        "--size",
-        metavar="PIXELS",
-        type=sizes,
-        help="image sizes, each one number or HEIGHTxWIDTH, several with commas (default: the model's own)",
-    )
-    parser.add_argument("--batch", metavar="N,N", type=integers, default=[1], help="images in one call (default 1)")
+    add_shapes(parser, "which are as fast")
     parser.add_argument("--branch", type=int, default=0, help="how much of the U-Net a partial step runs (default 0)")
-    parser.add_argument(
-        "--no-guidance", action="store_true", help="for calls without classifier-free guidance, with half the batch"
-    )
     parser.add_argument(
         "--reuse-guidance",
         action="store_true",
