@@ -107,6 +107,8 @@ def test_offloading_hooks_stay_behind():
         jobs = jobs_for(made)
         assert len(jobs.made) == 2 and not jobs.reasons
         assert all(len(pickle.dumps(job)) < 1_000_000 for job in jobs.made.values())
+        left = {"forward", "_hf_hook", "_old_forward"}
+        assert not any(left & vars(module).keys() for job in jobs.made.values() for module in job.model.modules())
     finally:
         for model in (made.unet, made.text_encoder):
             remove_hook_from_module(model)

@@ -211,9 +211,7 @@ def test_packages_for_another_device_are_not_run(packages):
     generate(made)
     inputs = next(iter(jobs_of(made, attachment_of(made)).made.values())).inputs
     made.unet.to("meta")
-    family = family_of(made.unet)
-    settings = GraphSettings(packages=open_packages(packages, only=True))
-    graphs = UNetGraphs(family, family.layout(made.unet).cut(0), settings, 4, Line(1.0))
+    graphs = graphs_of(made, packages)
     bucket = graphs.bucket(inputs, True)
     with torch.no_grad(), pytest.raises(NotCompiled, match="the model is on meta"):
         graphs.run("full", made.unet, bucket, inputs, bucket.kept(0), 0)
@@ -279,17 +277,35 @@ def test_nothing_holds_weights_of_a_pipe_that_is_gone(packages):
     generate(other)
 
 
-def test_kept_values_in_another_layout_are_copied(packages):
-    """An eager full step, while a hook was on a layer, has written the feature in its own layout."""
+def test_inputs_and_kept_values_in_another_layout_are_copied(packages):
+    """A package checks no strides."""
     made = pipe()
-    accelerate(made, **HOW, compiled=packages, compiled_only=True)
-    want = generate(made)
-    made.unet.to(memory_format=torch.channels_last)
     accelerate(made, **HOW, compile=False)
     generate(made)
-    made.unet.to(memory_format=torch.contiguous_format)
-    accelerate(made, **HOW, compiled=packages, compiled_only=True)
-    close(generate(made), want)
+    full, partial = jobs_of(made, attachment_of(made)).made.values()
+    graphs, results = graphs_of(made, packages), []
+    torch.manual_seed(0)
+    inputs = {name: torch.rand(tensor.shape) for name, tensor in full.inputs.items()}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = {**inputs, "sample": inputs["sample"].contiguous(memory_format=layout)}
+        bucket = graphs.bucket(given, True)
+        kept = bucket.kept(0)
+        kept.begin(None)
+        with torch.no_grad():
+            output = graphs.run("full", made.unet, bucket, given, kept, 0)
+            for value in kept.values:
+                value.tensors = tuple(tensor.contiguous(memory_format=layout) for tensor in value.tensors)
+            kept.mark(None, 0)
+            results.append((output, graphs.run("partial", made.unet, bucket, given, kept, 0)))
+    assert partial.entry.program == "partial" and len(graphs.buckets.held) == 2
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def graphs_of(made, packages):
+    """Graphs of the pipe's U-Net with these packages only, outside of a run."""
+    family = family_of(made.unet)
+    settings = GraphSettings(packages=open_packages(packages, only=True))
+    return UNetGraphs(family, family.layout(made.unet).cut(0), settings, 4, Line(1.0))
 
 
 def test_not_under_autocast(packages, caplog):
