@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stepcache import accelerate, last_run, restore
 from stepcache.errors import NotCompiled
 from stepcache.forwards import family_of
+from stepcache.graphs.compiled import Compilations
 from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.unet import UNetGraphs
@@ -306,6 +307,22 @@ def graphs_of(made, packages):
     family = family_of(made.unet)
     settings = GraphSettings(packages=open_packages(packages, only=True))
     return UNetGraphs(family, family.layout(made.unet).cut(0), settings, 4, Line(1.0))
+
+
+def test_each_run_at_a_time_has_its_own(packages):
+    """Which compile for themselves, and count it, where there is no package."""
+    made = pipe()
+    accelerate(made, **HOW, compile=False)
+    generate(made)
+    inputs = next(iter(jobs_of(made, attachment_of(made)).made.values())).inputs
+    small = {**inputs, "sample": inputs["sample"][:, :, :8]}
+    family, compilations = family_of(made.unet), Compilations()
+    settings = GraphSettings(packages=open_packages(packages))
+    for _ in range(2):
+        graphs = UNetGraphs(family, family.layout(made.unet).cut(0), settings, 4, Line(1.0), compilations)
+        packaged, other = graphs.bucket(inputs, True), graphs.bucket(small, True)
+        assert packaged.is_packaged and not packaged.is_plain
+        assert other.is_plain and not other.is_packaged
 
 
 def test_not_under_autocast(packages, caplog):

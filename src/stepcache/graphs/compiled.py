@@ -97,11 +97,10 @@ def _dynamo_errors() -> type[Exception]:
 
 
 class Compilations:
-    """The compiled functions of one pipe, and those that run from packages, shared by all its runs and threads."""
+    """The compiled functions of one pipe, shared by all its runs and threads."""
 
     def __init__(self) -> None:
         self._held: dict[Hashable, CompiledFunction] = {}
-        self._packaged: dict[Hashable, Callable[..., Any]] = {}
         # By bucket key: the joins that run on the Triton ops in what was compiled. A bucket that is dropped and made
         # again asks for the same ones, and so finds its compilations, even if there are new verdicts.
         self.joins: dict[Hashable, frozenset[JoinShape]] = {}
@@ -110,11 +109,6 @@ class Compilations:
         """The compiled function of `key`; if there is none, `function`, which compiles at its first call."""
         held = self._held.get(key)
         return held if held is not None else self._held.setdefault(key, CompiledFunction(function, options, what))
-
-    def packaged(self, key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """The function of `key` that runs from a package, made if missing."""
-        held = self._packaged.get(key)
-        return held if held is not None else self._packaged.setdefault(key, make())
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

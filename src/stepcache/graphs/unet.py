@@ -23,7 +23,7 @@ from .fallback import Fallback
 from .freshness import Freshness
 from .jobs import Jobs, graph_of, runs_on
 from .kept import Kept
-from .packaged import Source
+from .packaged import Packaged, Source
 from .program import Program, compiled
 from .progress import Costs
 from .regional import regional, repeated_blocks
@@ -50,6 +50,7 @@ class UNetGraphs:
         self.compilations = Compilations() if compilations is None else compilations
         self.fallback, self.costs = Fallback("the U-Net", "pipe.unet"), Costs()
         self.buckets = Buckets(max_buckets, self.fallback.say_once)
+        self._packaged_steps: dict[Hashable, Compute] = {}
 
     def bucket(self, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
         """The bucket of these inputs. reuse_guidance: their batch is [unconditional, conditional]."""
@@ -143,11 +144,10 @@ class UNetGraphs:
             run = regional if settings.compile == "regional" else compiled
             shared = options, self.costs, self.compilations, (key, wanted)
             steps = run(full, f"full graph {label}", *shared), run(partial, f"partial graph {label}", *shared)
-        jit = steps
         if settings.packages is not None and not self._is_written(inputs):
             source = Source(settings.packages, self.fallback.say_once, compiles=options is not None)
             steps = self._packaged(source, steps, (key, wanted), inputs, reuse_guidance)
-        bucket.is_packaged = steps != jit
+        bucket.is_packaged = any(isinstance(step, Packaged) for step in steps)
         if options is None and join is reference_join and backend is None and not bucket.is_packaged:
             bucket.programs, bucket.capture = bucket.eager, None
             return
@@ -161,8 +161,11 @@ class UNetGraphs:
         graph, label = self.graph(reuse), _label(inputs["sample"])
 
         def wrapped(name: str, compute: Compute, *left_out: Any) -> Compute:
-            make = functools.partial(source.wrap, name, f"{name} graph {label}", compute, graph, inputs, *left_out)
-            return self.compilations.packaged((name, key), make)
+            # It outlives its bucket: to compare a whole model again takes longer than most else about a new bucket.
+            if (name, key) not in self._packaged_steps:
+                found = source.wrap(name, f"{name} graph {label}", compute, graph, inputs, *left_out)
+                self._packaged_steps[name, key] = found
+            return self._packaged_steps[name, key]
 
         return wrapped("full", steps[0]), wrapped("partial", steps[1], self._deep)
 
