@@ -161,7 +161,7 @@ class UNetGraphs:
         graph, label = self.graph(reuse), _label(inputs["sample"])
 
         def wrapped(name: str, compute: Compute, *left_out: Any) -> Compute:
-            # It outlives its bucket: to compare a whole model again takes longer than most else about a new bucket.
+            # Kept when its bucket is dropped: when that comes back, the model need not be looked at again.
             if (name, key) not in self._packaged_steps:
                 found = source.wrap(name, f"{name} graph {label}", compute, graph, inputs, *left_out)
                 self._packaged_steps[name, key] = found
