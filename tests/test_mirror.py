@@ -22,6 +22,7 @@ ELSEWHERE = {
     "graphs/test_compiled.py": "graphs/options graphs/regional graphs/settings graphs/unet",
     "graphs/test_hazards.py": "graphs/backends graphs/replays graphs/turns",
     "graphs/test_standin.py": "graphs/hosttensor",
+    "files/test_lines.py": "files/locks",
     "graphs/test_tuning.py": "forwards/join_shape",
     "graphs/test_verdicts.py": "graphs/verdict_file",
     "pipes/test_unet.py": "pipes/seat",

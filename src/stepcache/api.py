@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .plans.plan import Plan
-from .reuse.schedule import Schedule, positive_int
+from .reuse.schedule import Schedule
 from .run.attach import attach, detach, require, scheduled_steps
 from .run.current import generator_of_caller
 from .run.record import RunRecord
 from .run.session import Session
 from .settings import Settings
+from .values import positive_int
 
 Pipe = TypeVar("Pipe")
 

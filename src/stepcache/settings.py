@@ -15,7 +15,8 @@ from .packages.store import Packages, open_packages
 from .plans.plan import Plan, plan_of
 from .plans.presets import preset_of
 from .reuse.predict import HOLD, Line, Predictor, predictor_of
-from .reuse.schedule import Schedule, positive_int
+from .reuse.schedule import Schedule
+from .values import positive_int
 
 logger = logging.getLogger("stepcache")
 

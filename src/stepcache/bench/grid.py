@@ -19,7 +19,8 @@ from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
 from stepcache.images.make import Request
 from stepcache.images.pipelines import DTYPES, default_device
 from stepcache.images.schedulers import SCHEDULERS, swap_scheduler
-from stepcache.reuse.schedule import Schedule, positive_int
+from stepcache.reuse.schedule import Schedule
+from stepcache.values import positive_int
 
 from .cell import RUNS, Cell
 from .cell_rows import rows_of

@@ -19,7 +19,7 @@ from ..api import restore
 from ..errors import InvalidSetting
 from ..images.make import check_text_to_image
 from ..plans.plan import MadeFor, Plan
-from ..reuse.schedule import positive_int
+from ..values import positive_int
 from .candidates import Candidate
 from .images import HEATS, HELD_OUT, NEEDED, PromptSet, split
 from .journal import Journal

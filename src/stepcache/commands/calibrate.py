@@ -20,7 +20,7 @@ from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
 from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
-from ..reuse.schedule import positive_int
+from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, image_size
 from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet

@@ -28,7 +28,8 @@ from ..images.pipelines import DEMO
 from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
-from ..reuse.schedule import Schedule, positive_int
+from ..reuse.schedule import Schedule
+from ..values import positive_int
 from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
 from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet

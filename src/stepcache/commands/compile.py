@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InvalidSetting
 from ..plans.presets import PRESETS
-from ..reuse.schedule import positive_int
+from ..values import positive_int
 from .arguments import add_shapes
 from .listing import described
 from .loading import add_loading, device_and_dtype

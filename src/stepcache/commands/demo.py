@@ -27,7 +27,7 @@ from ..images.progress import image_bar
 from ..images.prompts import cut_off
 from ..images.schedulers import SCHEDULERS, swap_scheduler
 from ..images.sheet import SheetRow, contact_sheet
-from ..reuse.schedule import positive_int
+from ..values import positive_int
 from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
 from .quiet import quiet
 from .threads import one_thread

@@ -14,7 +14,8 @@ from ..errors import InvalidSetting
 from ..images.unet_configs import BUNDLED, read_config
 from ..packages.manifest import NAME as MANIFEST
 from ..reuse.cut import Layout
-from ..reuse.schedule import Schedule, positive_int
+from ..reuse.schedule import Schedule
+from ..values import positive_int
 from .arguments import distinct, integers, pixels_of
 from .listing import described
 from .quiet import quiet

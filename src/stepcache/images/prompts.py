@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidSetting
-from ..reuse.schedule import as_int
+from ..values import as_int
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import InvalidSetting
 from ..reuse.predict import Fitted, Line, Predictor, Weights
-from ..reuse.schedule import Schedule, as_int
+from ..reuse.schedule import Schedule
+from ..values import as_int
 from .fingerprints import config_hash, same_weights, sampling, sampling_differs, weight_sample
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BranchOutOfRange, InvalidSetting
-from .schedule import as_int
+from ..values import as_int
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,11 @@ partial one. Nothing here depends on timesteps, schedulers or U-Nets.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import InvalidSetting
-
-
-def as_int(value: object) -> int | None:
-    """`value` as an int, or None if it is not one. True and 2.5 are not ints, nor are tensors of them."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is an answer
-    except TypeError:
-        return None
-
-
-def positive_int(name: str, value: object, at_least: int = 1, hint: str = "") -> int:
-    """`value` as an int of at least `at_least`. Raises InvalidSetting otherwise; True and 2.5 are not ints."""
-    number = as_int(value)
-    if number is not None and number >= at_least:
-        return number
-    raise InvalidSetting(
-        f"{name} must be an integer of at least {at_least}, got {value!r}.{' ' + hint if hint else ''}"
-    )
+from ..values import positive_int
 
 
 @dataclass(frozen=True)

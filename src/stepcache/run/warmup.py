@@ -10,7 +10,8 @@ from ..errors import InvalidSetting
 from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
 from ..pipes.modular import inputs_of, is_modular
-from ..reuse.schedule import Schedule, positive_int
+from ..reuse.schedule import Schedule
+from ..values import positive_int
 from .attach import Attachment, warm_up_schedule
 from .bars import hidden_bars
 from .guiders import kept_guider
