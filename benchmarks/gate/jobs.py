@@ -7,6 +7,7 @@ starting; one that was cut short, or had no time to start, does not.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -179,10 +180,13 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Write the outcomes as a CSV. Those of other commits in the file stay."""
     commits = {outcome.commit for outcome in outcomes}
     others = [outcome for outcome in read_outcomes(path) if outcome.commit not in commits]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([column.name for column in fields(Outcome)])
-        writer.writerows(astuple(outcome) for outcome in [*others, *outcomes])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in fields(Outcome)])
+    writer.writerows(astuple(outcome) for outcome in [*others, *outcomes])
+    part = path.with_name(f"{path.name}.part")  # replaced as a whole, without stepcache, which needs torch
+    part.write_text(text.getvalue())
+    part.replace(path)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import ROOT
 from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+from stepcache.files.replacing import write_text
 
 SOURCE = ROOT / "src" / "stepcache"
 KERNELS = ROOT / "csrc_triton"
@@ -143,7 +144,7 @@ FIGURE = Figure(
 def main() -> None:
     """Write both pictures to docs/."""
     for name, text in FIGURE.files().items():
-        (ROOT / "docs" / name).write_text(text)
+        write_text(ROOT / "docs" / name, text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.support_matrix import support_table
 from stepcache.bench.rows import Rig, read
+from stepcache.files.replacing import write_text
 from stepcache.graphs.options import CUDA_OPTIONS
 
 Made = TypeVar("Made")
@@ -203,9 +204,9 @@ def figure_files(results: Path = RESULTS) -> dict[str, str]:
 def main() -> None:
     """Write the figures and fill the pages."""
     for name, text in figure_files().items():
-        (RESULTS / name).write_text(text)
+        write_text(RESULTS / name, text)
     for page in PAGES:
-        page.write_text(fill(page.read_text(), page=page.parent))
+        write_text(page, fill(page.read_text(), page=page.parent))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_headline_prefers_a_gpus_csv(results):
 def test_headline_says_why_there_is_no_figure(results):
     rows = [row("eager", 10.0), row("deepcache", None, (3, 0), status="out of memory: a | b\nmore")]
     header, _, line = tables.TABLES["bench_headline"](results("bench_sd21_cpu.csv", rows)).splitlines()[:3]
-    assert "| out of memory: a \\| b |" in line
+    assert "| out of memory: a \\| b more |" in line
     assert "**not measured**" in line
     assert "PSNR" not in header
 

@@ -135,9 +135,7 @@ def test_kills_at_random_moments_tear_no_line_that_stays(path):
 
 def test_a_second_process_is_told_who_has_it(path):
     with Lines(path, "a,b") as file:
-        code = (
-            "import sys, pathlib, stepcache.files.lines as lines; lines.Lines(pathlib.Path(sys.argv[1]), 'a,b', False)"
-        )
+        code = "import sys, pathlib, stepcache.files.lines as x; x.Lines(pathlib.Path(sys.argv[1]), 'a,b', False)"
         second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
         assert f"Held: {path} is in use by process {os.getpid()} (" in second.stderr
         with pytest.raises(Held):
@@ -151,7 +149,7 @@ def test_a_second_process_is_told_who_has_it(path):
 def test_who_has_it_may_be_unknown(path, monkeypatch):
     with Lines(path, "a,b") as file:
         monkeypatch.setattr("builtins.open", lambda *args, **kwargs: (_ for _ in ()).throw(OSError))
-        assert locks.holder(file._descriptor) == "another process"
+        assert locks.holder(file._file.fileno()) == "another process"
 
 
 def test_a_file_that_was_removed_while_waiting_is_not_written_to(path, monkeypatch):

@@ -85,6 +85,12 @@ def test_json():
     assert parsed("[" * 100 + "]" * 100)
 
 
+def test_infinite_numbers_for_who_asks():
+    assert parsed("[Infinity, -Infinity]", infinite=True) == [float("inf"), -float("inf")]
+    with pytest.raises(NotJson, match="NaN is not a number"):
+        parsed("NaN", infinite=True)
+
+
 def test_changed_json_raises_only_that():
     text, draw = json.dumps({"a": [1, 2.5, "x\u00e9"], "b": {"c": None}}), random.Random(0)
     for _ in range(2000):

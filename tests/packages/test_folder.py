@@ -93,7 +93,7 @@ def test_damage_is_named(tmp_path):
         (lambda path: None, "is missing"),
         (lambda path: path.write_text("a file of before 0.2"), "is not a folder"),
         (lambda path: path.mkdir(), "manifest.json cannot be read: No such file"),
-        (lambda path: (path.mkdir(), (path / NAME).write_bytes(b"\xff")), "cannot be read"),
+        (lambda path: (path.mkdir(), (path / NAME).write_bytes(b"\xff")), "line 1: not UTF-8"),
         (lambda path: (path.mkdir(), (path / NAME).write_text("{")), "manifest.json: it is not JSON"),
     ],
     ids=["missing", "file", "empty", "not UTF-8", "not JSON"],
@@ -108,6 +108,27 @@ def test_a_path_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSetting, match="file"):
         Writer(tmp_path / "file", MAKER)
+
+
+def test_nobody_else_may_write_what_a_writer_makes(tmp_path):
+    """Under a umask that lets groups write."""
+    before = os.umask(0o002)
+    try:
+        writer = Writer(tmp_path / "new", MAKER)
+        add(writer, 0, b"zero")
+    finally:
+        os.umask(before)
+    paths = [writer.folder, *(path for path in writer.folder.iterdir() if path.name != ".lock")]
+    assert len(paths) == 3 and not any(path.stat().st_mode & 0o022 for path in paths)
+
+
+@pytest.mark.parametrize("name", [".", NAME])
+def test_a_folder_that_others_may_write_is_refused_before_anything_is_compiled(tmp_path, name):
+    add(Writer(tmp_path, MAKER), 0, b"zero")
+    (tmp_path / name).chmod(0o775)
+    with pytest.raises(InvalidSetting, match=r"would be refused: .* may be written by its group: run `chmod g-w"):
+        Writer(tmp_path, MAKER)
+    assert contents_of(tmp_path) == {0: b"zero"}
 
 
 def forked(work):
@@ -172,7 +193,7 @@ def test_a_kill_at_any_moment_leaves_whole_packages(tmp_path):
 def test_what_killed_writers_left_is_removed_after_a_while(tmp_path):
     writer = Writer(tmp_path, MAKER)
     left = [
-        tmp_path / f"{'a' * 16}.part.pt2", tmp_path / f"{NAME}.{'a' * 16}.part",
+        tmp_path / f"{'a' * 16}.part.pt2", tmp_path / f".{NAME}.{'a' * 16}.part",
         tmp_path / f"full-2x4x16x16-{'0' * 12}.pt2",
     ]  # fmt: skip
     users = [tmp_path / "my_model.pt2", tmp_path / "notes.part", tmp_path / "full.pt2"]

@@ -56,6 +56,9 @@ DAMAGES = {
     "a cut package": (lambda folder: cut(of(folder, "full*.pt2")), "full-2x4x16x16-.*bytes instead of"),
     "a changed package": (lambda folder: flip(of(folder, "partial*.pt2")), "partial-2x4x16x16-.*SHA-256"),
     "a missing package": (lambda folder: of(folder, "full*.pt2").unlink(), "full-2x4x16x16-.*No such file"),
+    "a folder for its group": (lambda folder: folder.chmod(0o775), "may be written by its group: run `chmod g-w"),
+    "a manifest for all": (lambda folder: (folder / NAME).chmod(0o666), f"{NAME} may be written by everybody"),
+    "a package for all": (lambda folder: of(folder, "full*.pt2").chmod(0o646), "full-2x4x16x16-.*written by everybody"),
     "another torch": (
         lambda folder: edit(folder, lambda data: data["maker"].update(torch="1.0")),
         "made with torch 1.0",

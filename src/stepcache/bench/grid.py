@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from .cell import RUNS, Cell
 from .cell_rows import rows_of
 from .heap import keep_heap
 from .models import Model, load
-from .rows import Rig, write
+from .rows import check_out, write
 from .schema import BenchRow
 from .variants import LADDER, MODES, Variant, ladder
 
@@ -121,7 +120,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     StepCacheError before measuring for a file with other columns, a branch that the U-Net does not have, or a
     directory without a pipeline.
     """
-    check_out(out)
+    check_out(out, BenchRow)
     if spec.where == "cpu":
         keep_heap()
         torch.set_flush_denormal(True)
@@ -159,19 +158,6 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
                 cell.close()
         progress.set_description_str("done")
     return rows
-
-
-def check_out(out: Path) -> None:
-    """InvalidSetting if `out` has other columns, OSError if it cannot be written."""
-    columns = [field.name for kind in (BenchRow, Rig) for field in fields(kind)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+", newline="") as file:
-        file.seek(0)
-        there = next(csv.reader(file), [])
-    if not there:
-        out.unlink()
-    elif there != columns:
-        raise InvalidSetting(f"{out} has other columns than these rows: move it away, or name another file.")
 
 
 def _known(name: str, values: Sequence[str], known: Any) -> None:

@@ -51,8 +51,8 @@ def calibrate(
     fewer MACs the U-Net is to take, over 1; a plan saves that or a bit more. trials: candidates to try for a budget.
     branches: how many to look at, from the cheapest on. negatives: a negative prompt for each prompt. size: (height,
     width) in pixels; default: the pipeline's. batch: images in a pipeline call, at most. journal: a file for
-    measurements, from which an interrupted search goes on. command: for the plan's record. progress: show a bar with
-    the remaining time.
+    measurements, from which an interrupted search goes on; one calibration at a time may use it. command: for the
+    plan's record. progress: show a bar with the remaining time.
 
     Price: the original once over all prompts, and for each budget at most `trials` runs at its cost over half of them
     (candidates that are clearly worse on a quarter stop there); all features of `batch` images in main memory for a
@@ -72,8 +72,8 @@ def calibrate(
         call["height"], call["width"] = size
     sets = split(prompts, negatives, seed, steps, call, batch)
     made_for = MadeFor.of(pipe, guidance)
-    notes = Journal(journal, _header(made_for, sets, steps, size, branches))
-    with _bar(len(budgets) * trials, progress) as tell:
+    header = _header(made_for, sets, steps, size, branches)
+    with Journal(journal, header) as notes, _bar(len(budgets) * trials, progress) as tell:
         tell(0, "the original")
         laboratory = Laboratory.open(pipe, sets, branches, notes)
         found = []

@@ -4,49 +4,86 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from ..errors import InvalidSetting
+from ..files.lines import Held, Lines, OtherHeader
+from ..files.reading import NotJson, parsed
 
 
 class Journal:
-    """Measurements by name, appended to a file (None: in memory only).
+    """Measurements by name, appended to a file (None: in memory only) that no other process may use until `close`.
 
-    header: all that they depend on. InvalidSetting, with what differs, for a file with another header.
+    header: all that they depend on. Raises InvalidSetting for a file with another header (with what differs), one that
+    another process has (with which), and one with a damaged line (with its number); a line that was not written to its
+    end is dropped with a warning. OSError if the file cannot be read or written.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
-        self.path = path
         self.known: dict[str, list[float]] = {}
-        header = json.loads(json.dumps(header))
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
-        if lines and path is not None:
-            self._read(path, lines, header)
-        elif path is not None:
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-
-    def _read(self, path: Path, lines: list[str], header: dict[str, Any]) -> None:
-        try:
-            found = json.loads(lines[0])
-            entries = [json.loads(line) for line in lines[1:-1]]
-        except ValueError as error:
-            raise InvalidSetting(f"{path} is not a file of trials ({error}). Move it away to start afresh.") from error
-        if found != header:
-            other = [name for name in header if not isinstance(found, dict) or found.get(name) != header[name]]
-            raise InvalidSetting(
-                f"{path} is from another calibration (not the same: {', '.join(other) or 'its form'}). Move it away to "
-                "start afresh, or use the same arguments to go on with it."
-            )
-        if len(lines) > 1:
+        self._file = None if path is None else _opened(path, header)
+        if self._file is not None:
             try:
-                entries.append(json.loads(lines[-1]))
-            except ValueError:  # cut off by an interruption: measured again
-                path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-        self.known = {entry["of"]: entry["is"] for entry in entries}
+                self.known = dict(_entry(line, self._file.path, i) for i, line in enumerate(self._file.lines, 2))
+            except InvalidSetting:
+                self.close()
+                raise
 
     def add(self, name: str, values: list[float]) -> None:
         """Add a measurement."""
+        if self._file is not None:
+            self._file.add([json.dumps({"of": name, "is": values})])
         self.known[name] = values
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"of": name, "is": values}) + "\n")
+
+    def close(self) -> None:
+        """Let other processes use the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _opened(path: Path, header: dict[str, Any]) -> Lines:
+    try:
+        return Lines(path, json.dumps(header), wait=False)
+    except Held as error:
+        raise InvalidSetting(f"{error}: let it finish, or write to another file.") from None
+    except OtherHeader as error:
+        differs = _difference(error.found, json.loads(json.dumps(header)))
+    raise InvalidSetting(
+        f"{path} is not of this calibration ({differs}). Move it away to start afresh, or use the same arguments to go "
+        "on with it."
+    )
+
+
+def _difference(found: str, header: dict[str, Any]) -> str:
+    try:
+        other = parsed(found)
+    except NotJson as error:
+        return f"line 1: {error}"
+    if not isinstance(other, dict):
+        return "line 1: not an object"
+    names = [name for name in {**header, **other} if name not in header or other.get(name) != header[name]]
+    return f"not the same: {', '.join(names) or 'its form'}"
+
+
+def _entry(line: str, path: Path, number: int) -> tuple[str, list[float]]:
+    try:
+        entry = parsed(line, infinite=True)  # of two equal images, the PSNR is infinite
+    except NotJson as error:
+        raise _damaged(path, number, str(error)) from None
+    if not isinstance(entry, dict) or set(entry) != {"of", "is"} or not isinstance(entry["of"], str):
+        raise _damaged(path, number, 'it is not {"of": NAME, "is": [NUMBERS]}')
+    values = entry["is"]
+    if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
+        raise _damaged(path, number, f'"is" must be numbers, got {values!r:.60}')
+    return entry["of"], [float(value) for value in values]
+
+
+def _damaged(path: Path, number: int, reason: str) -> InvalidSetting:
+    return InvalidSetting(f"{path}, line {number} is damaged: {reason}. Remove the line to measure it again.")

@@ -61,7 +61,7 @@ class Laboratory:
     def measure(self, candidate: Candidate, name: str) -> Closeness:
         """Closeness on one of the sets; from the notes, if known."""
         key = f"{name}: {candidate.key}"
-        if key not in self.notes.known:
+        if len(self.notes.known.get(key, ())) != 1 + len(self.sets[name].prompts):
             images = self.sets[name].under(self.pipe, candidate, self.collector.grams[candidate.branch])
             close = Closeness.of(images, self.originals[name])
             self.notes.add(key, [close.ssim, *close.psnr])

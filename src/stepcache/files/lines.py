@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -42,7 +43,7 @@ class Lines:
     def __init__(self, path: Path, header: str, wait: bool = True) -> None:
         self.path = path
         with named(path):
-            self._descriptor = _opened(path, wait)
+            self._file = _opened(path, wait)
             try:
                 self.lines = self._read(f"{header}\n")
             except BaseException:
@@ -50,15 +51,13 @@ class Lines:
                 raise
 
     def _read(self, header: str) -> list[str]:
-        with open(self._descriptor, "rb", closefd=False) as file:
-            data = file.read()
-        start = header.encode()
+        data, start = self._file.read(), header.encode()
         if len(data) < len(start) and start.startswith(data):  # new, or cut off in its first line
             self._cut(data, 0)
             self._append(start)
             return []
         if not data.startswith(start):
-            raise OtherHeader(decoded(data[: data.find(b"\n") if b"\n" in data else None], self.path))
+            raise OtherHeader(decoded(data.partition(b"\n")[0], self.path))
         end = data.rfind(b"\n") + 1
         lines = decoded(data[:end], self.path).split("\n")[1:-1]
         self._cut(data, end)
@@ -70,7 +69,7 @@ class Lines:
         if torn:
             line = data.count(b"\n") + 1
             logger.warning("%s, line %d: dropped, it was not written to its end: %.60r", self.path, line, torn)
-            os.ftruncate(self._descriptor, end)
+            os.ftruncate(self._file.fileno(), end)
 
     def add(self, lines: Iterable[str]) -> None:
         """Add lines, all of them or none. Each is without its end, and has no line break."""
@@ -81,21 +80,19 @@ class Lines:
             self._append("".join(f"{line}\n" for line in lines).encode())
 
     def _append(self, data: bytes) -> None:
-        before = os.fstat(self._descriptor).st_size
+        before = os.fstat(self._file.fileno()).st_size
         try:
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            os.fsync(self._descriptor)
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
         except BaseException:
-            os.ftruncate(self._descriptor, before)
+            os.ftruncate(self._file.fileno(), before)
             raise
 
     def close(self) -> None:
         """Let other processes in. Does nothing the second time."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
     def __enter__(self) -> Lines:
         return self
@@ -104,19 +101,19 @@ class Lines:
         self.close()
 
 
-def _opened(path: Path, wait: bool) -> int:
-    """A descriptor of the file, locked. Raises Held if another process has it and `wait` is false."""
+def _opened(path: Path, wait: bool) -> FileIO:
+    """The file, locked. Raises Held if another process has it and `wait` is false."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), "r+")
         try:
-            if not lock(descriptor, path, wait):
-                raise Held(f"{path} is in use by {holder(descriptor)}")
-            if _is(descriptor, path):
-                return descriptor
+            if not lock(file.fileno(), path, wait):
+                raise Held(f"{path} is in use by {holder(file.fileno())}")
+            if _is(file.fileno(), path):
+                return file
         except BaseException:
-            os.close(descriptor)
+            file.close()
             raise
-        os.close(descriptor)  # the file was removed or replaced while this process waited
+        file.close()  # it was removed or replaced while this process waited
 
 
 def _is(descriptor: int, path: Path) -> bool:

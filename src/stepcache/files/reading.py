@@ -60,14 +60,16 @@ class NotJson(ValueError):
     """Why a text is not JSON."""
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str, infinite: bool = False) -> Any:
     """The value of a JSON text. Raises NotJson, with the reason, for all else.
 
-    NaN and infinite numbers are no JSON, nor is what Python cannot hold: values nested by the thousand, integers of
+    NaN and infinite numbers are no JSON, nor is what Python cannot hold: values nested by the hundred, integers of
     thousands of digits, numbers that overflow to infinity, and halves of surrogate pairs, which no file can hold.
+    infinite: take Infinity, as json writes it.
     """
     try:
-        value = json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once)
+        constants = _infinity if infinite else _refused
+        value = json.loads(text, parse_constant=constants, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:
         raise NotJson(_DEEP) from None
     except NotJson:
@@ -99,6 +101,10 @@ def _check(value: Any) -> None:
 
 def _refused(constant: str) -> NoReturn:
     raise NotJson(f"{constant} is not a number in JSON")
+
+
+def _infinity(constant: str) -> float:
+    return _refused(constant) if constant == "NaN" else float(constant)
 
 
 def _finite(text: str) -> float:

@@ -19,23 +19,24 @@ PART = ".part"
 """The end of the names of files that are being written."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Write a UTF-8 file, or replace it, as in `replacing`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), mode)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file, or replace it, as in `replacing`."""
-    with replacing(path) as file:
+    with replacing(path, mode) as file:
         file.write(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` once the block has ended; if it raises, `path` is as it was.
 
-    A symlink is followed, and the permissions of a file that is replaced stay. What is no regular file (a pipe, a
-    terminal) is written to as it is. OSError, with `path` and the reason, if that cannot be done.
+    mode: the permissions of a new file, less the umask; those of a file that is replaced stay. A symlink is followed.
+    What is no regular file (a pipe, a terminal) is written to as it is. OSError, with `path` and the reason, if that
+    cannot be done.
     """
     with named(path):
         target = _target(path)
@@ -45,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             return
         part = part_of(target)
         try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 yield file
                 file.flush()
                 with suppress(FileNotFoundError):

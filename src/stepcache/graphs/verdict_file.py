@@ -10,12 +10,14 @@ import csv
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
+from ..errors import InvalidSetting
+from ..files.reading import read_text
+from ..files.replacing import write_text
 from ..forwards.join_shape import JoinShape
 
 logger = logging.getLogger("stepcache")
@@ -75,10 +77,13 @@ def to_csv(verdicts: Iterable[Verdict]) -> str:
 def from_csv(text: str) -> list[Verdict]:
     """The verdicts in a table. Raises NotATable, naming the line, for anything else."""
     lines = csv.reader(io.StringIO(text))
-    header = next(lines, [])
-    if tuple(header) != COLUMNS:
-        raise NotATable(f"its first line is {','.join(header)[:80]!r}")
-    return [_verdict(cells, number) for number, cells in enumerate(lines, 2)]
+    try:
+        header = next(lines, [])
+        if tuple(header) != COLUMNS:
+            raise NotATable(f"its first line is {','.join(header)[:80]!r}")
+        return [_verdict(cells, number) for number, cells in enumerate(lines, 2)]
+    except csv.Error as error:
+        raise NotATable(f"line {lines.line_num}: {error}") from error
 
 
 def _verdict(cells: list[str], number: int) -> Verdict:
@@ -113,31 +118,19 @@ def add_to_file(path: Path, verdicts: Iterable[Verdict]) -> None:
     try:
         with FileLock(f"{path}.lock", timeout=60):
             held = {(v.setup, v.shape): v for v in (*read(path), *verdicts)}
-            _replace(path, to_csv(held.values()))
+            write_text(path, to_csv(held.values()))
     except Timeout as error:
         raise OSError(f"{path}.lock is held by another process") from error
 
 
 def read(path: Path) -> list[Verdict]:
     """The verdicts in a file; none, with a warning, if it cannot be read. A missing file is no reason for a warning."""
-    try:
-        return from_csv(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError) as error:  # ValueError: NotATable, or a file that is not UTF-8
-        reason = error.strerror if isinstance(error, OSError) else error
-        logger.warning("%s is not read (%s); its verdicts are ignored.", path, reason)
-        return []
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        return from_csv(read_text(path))
+    except InvalidSetting as error:
+        logger.warning("%s Its verdicts are ignored.", error)
+    except NotATable as error:
+        logger.warning("%s is not read (%s); its verdicts are ignored.", path, error)
+    return []

@@ -21,6 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import InvalidSetting
+from ..files.owners import others_may_write
+from ..files.reading import read_text
+from ..files.replacing import write_text
 from .manifest import NAME, Entry, Manifest, Unreadable, manifest_of
 
 logger = logging.getLogger("stepcache")
@@ -28,7 +31,7 @@ logger = logging.getLogger("stepcache")
 _LOCK = ".lock"
 _PART = ".part"
 _OURS = re.compile(
-    r"(full|partial|decoder)-[\w-]+-[0-9a-f]{12}\.pt2|([0-9a-f]{16}|manifest\.json\.[0-9a-f]{16})\.part(\.pt2)?"
+    r"(full|partial|decoder)-[\w-]+-[0-9a-f]{12}\.pt2|([0-9a-f]{16}|\.manifest\.json\.[0-9a-f]{16})\.part(\.pt2)?"
 )
 """Names of files that writers make: nobody else's are removed."""
 _FORSAKEN = 3600.0
@@ -41,14 +44,24 @@ def read_manifest(folder: Path) -> Manifest:
         raise Unreadable(f"{folder} is {'not a folder' if folder.exists() else 'missing'}")
     path = folder / NAME
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise Unreadable(f"{path} cannot be read: {reason}") from None
+        text = read_text(path)
+    except InvalidSetting as error:
+        raise Unreadable(str(error).removesuffix(".")) from None
     try:
         return manifest_of(text)
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from None
+
+
+def not_yours(folder: Path, file: str) -> str:
+    """Why a file of the folder cannot be trusted to be what this user put there, and the way out; "" if it can.
+
+    Packages are native code. A hash only shows that package and manifest belong together.
+    """
+    try:
+        return others_may_write(folder) or others_may_write(folder / file)
+    except OSError as error:
+        return f"{folder / file} cannot be read: {error.strerror}"
 
 
 def damage(folder: Path, entry: Entry) -> str:
@@ -71,13 +84,17 @@ class Writer:
     """Adds packages to a folder, which it makes if it is missing.
 
     maker: of the packages to be added. Packages of another maker are dropped when the first one is added. Raises
-    InvalidSetting, with file and reason, for a path that is no folder, and for what cannot be written.
+    InvalidSetting, with file and reason, for a path that is no folder, for what cannot be written, and for a folder
+    that other users may write, whose packages `accelerate` would refuse.
     """
 
     def __init__(self, folder: Path, maker: dict[str, Any]) -> None:
         self.folder, self._maker = folder, maker
         with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)  # raises for a file
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)  # raises for a file
+        unsafe = not_yours(folder, NAME) if (folder / NAME).exists() else others_may_write(folder)
+        if unsafe:
+            raise InvalidSetting(f"Packages in {str(folder)!r} would be refused: {unsafe}.")
         with suppress(Unreadable):
             there = read_manifest(folder)
             if there.packages and _kind(there.maker) != _kind(maker):
@@ -114,11 +131,12 @@ class Writer:
         with _writing(self.folder):
             data = path.read_bytes()
             entry = described(_hash(data), len(data))
+            path.chmod(0o644)  # whatever the umask: not_yours
             _flush(path)
             path.replace(self.folder / entry.file)
             with FileLock(self.folder / _LOCK):
                 manifest = self.read().with_packages([entry], {entry.model: model})
-                _write(self.folder / NAME, manifest.written())
+                write_text(self.folder / NAME, manifest.written(), 0o644)
                 self._clean(manifest)
         return entry
 
@@ -148,18 +166,6 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename2 or error.filename or folder
         raise InvalidSetting(f"Packages cannot be written to {str(folder)!r}: {name}: {error.strerror}.") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file `path`, whole or not at all."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PART}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        _flush(part)
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..files.reading import NotJson, parsed
+
 FORMAT = 1
 NAME = "manifest.json"
 
@@ -71,8 +73,8 @@ class Manifest:
 def manifest_of(text: str) -> Manifest:
     """The manifest in `text`. Raises Unreadable, with the reason."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parsed(text, infinite=True)  # a model's config may hold one
+    except NotJson as error:
         raise Unreadable(f"it is not JSON ({error})") from None
     if not isinstance(data, dict) or "format" not in data:
         raise Unreadable("stepcache did not write it")

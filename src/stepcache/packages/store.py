@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ..forwards.join import fused_join
-from .folder import damage, read_manifest
+from .folder import damage, not_yours, read_manifest
 from .loaded import Package, load
 from .maker import unusable
-from .manifest import Entry, Manifest, Unreadable
+from .manifest import NAME, Entry, Manifest, Unreadable
 from .spec import shapes
 from .state import ModelState, NotPackaged, config_of, difference
 from .switches import switches
@@ -60,7 +60,7 @@ class Packages:
 
         Raises NotPackaged for a package that cannot be loaded, or not for this device.
         """
-        wrong = unusable(self.manifest.maker, device) or damage(self.folder, entry)
+        wrong = unusable(self.manifest.maker, device) or _unsound(self.folder, entry)
         if wrong:
             raise NotPackaged(wrong)
         try:
@@ -122,14 +122,21 @@ def _dtypes(about: dict[str, Any]) -> list[str]:
     return sorted({weight[0] for weight in weights.values()}) if isinstance(weights, dict) else []
 
 
+def _unsound(folder: Path, entry: Entry) -> str:
+    return not_yours(folder, entry.file) or damage(folder, entry)
+
+
 def open_packages(path: str | os.PathLike[str], only: bool = False) -> Packages:
     """The packages in the folder `path`. Raises Unreadable, with file and reason, if none can be used.
 
-    A package whose file is damaged is left out with a warning. only: it raises then, too.
+    A package whose file is damaged, or which another user may write, is left out with a warning. only: it raises then,
+    too.
     """
     folder = Path(path)
+    if (folder / NAME).exists() and (unsafe := not_yours(folder, NAME)):
+        raise Unreadable(unsafe)
     manifest = read_manifest(folder)
-    found = [(entry, damage(folder, entry)) for entry in manifest.packages]
+    found = [(entry, _unsound(folder, entry)) for entry in manifest.packages]
     sound = tuple(entry for entry, wrong in found if not wrong)
     wrongs = [(entry, wrong) for entry, wrong in found if wrong]
     if wrongs and (only or not sound):
