@@ -13,7 +13,7 @@ from stepcache.files import reading
 from stepcache.files.reading import NotJson, parsed, path_of, read_text
 
 
-@pytest.mark.parametrize("value", [None, 3, True, b"x", "", "a\0b", [], object(), Path, float("nan")])
+@pytest.mark.parametrize("value", [None, 3, True, b"x", "", "a\0b", "\ud800", [], object(), Path, float("nan")])
 def test_what_is_no_path(value):
     with pytest.raises(InvalidSetting, match="plan must be a path"):
         path_of(value, "plan")
@@ -24,6 +24,18 @@ def test_paths(tmp_path):
         def __fspath__(self):
             return "a/b"
 
+    class Bytes(Own):
+        def __fspath__(self):
+            return b"a"
+
+    class Fails(Own):
+        def __fspath__(self):
+            raise RuntimeError
+
+    for own in (Bytes(), Fails()):
+        with pytest.raises(InvalidSetting, match=f"got a {type(own).__name__}"):
+            path_of(own, "plan")
+    assert path_of(os.fsdecode(b"caf\xe9"), "plan") == Path(os.fsdecode(b"caf\xe9"))  # a name that is not UTF-8
     assert path_of("a/b", "plan") == path_of(Own(), "plan") == Path("a/b") and path_of(tmp_path, "plan") == tmp_path
 
 
@@ -39,6 +51,7 @@ def test_text(tmp_path):
         (lambda path: None, "No such file or directory"),
         (Path.mkdir, "Is a directory"),
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (os.mkfifo, "it is no regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
         (lambda path: path.touch() or os.truncate(path, reading.LARGEST + 1), "more than 64 MiB"),
     ],
@@ -77,6 +90,10 @@ def test_latin_1_is_named_with_its_line(tmp_path):
 def test_what_is_no_json(text, reason):
     with pytest.raises(NotJson, match=reason):
         parsed(text)
+
+
+def test_files_that_have_numbers_that_json_lacks():
+    assert parsed("[NaN, Infinity, -Infinity, 1]", constant=str) == ["NaN", "Infinity", "-Infinity", 1]
 
 
 def test_json():
