@@ -29,6 +29,10 @@ class HostileDict(dict):
     items = keys = __iter__ = __len__ = __repr__ = Hostile.__repr__
 
 
+class HostileFloat(float):
+    __float__ = __le__ = __ge__ = __eq__ = __hash__ = Hostile.__repr__
+
+
 class Closed:
     """No attribute can be read."""
 
@@ -73,12 +77,12 @@ def test_words():
     assert type(as_word(HostileWord("both"))) is str and as_word(b"both") is None
 
 
-@pytest.mark.parametrize("value", [3, 3.0, np.float64(3), np.int8(3), torch.tensor(3)])
+@pytest.mark.parametrize("value", [3, 3.0, np.float64(3), np.float32(3), np.int8(3), torch.tensor(3)])
 def test_numbers(value):
     assert as_number(value) == 3.0 and type(as_number(value)) is float
 
 
-@pytest.mark.parametrize("value", [True, "3", None, float("nan"), 10**400, np.zeros(1), torch.tensor(3.0), Hostile()])
+@pytest.mark.parametrize("value", [True, "3", None, float("nan"), 10**400, np.zeros(1), torch.tensor(3.0), HostileFloat(3)])
 def test_what_is_no_number(value):
     assert as_number(value) is None
 

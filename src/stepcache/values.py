@@ -7,6 +7,7 @@ import operator
 import reprlib
 from collections.abc import Iterable
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 from .errors import InvalidSetting
@@ -34,13 +35,13 @@ def as_int(value: object) -> int | None:
 
 def as_number(value: object) -> float | None:
     """`value` as a float that is not NaN, or None if it is not one. Words and True are no numbers, nor are tensors."""
-    number = as_int(value)
-    try:
-        if number is None and is_a(value, float):
-            number = float.__float__(value)  # type: ignore[arg-type]
-        return None if number is None or math.isnan(number) else float(number)
-    except OverflowError:  # an integer of hundreds of digits
+    if as_int(value) is None and (type(value) is bool or not is_a(value, Real)):
         return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except Exception:  # an integer of hundreds of digits, or an object of someone else's
+        return None
+    return None if math.isnan(number) else number
 
 
 def as_word(value: object) -> str | None:
