@@ -5,40 +5,21 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.junk import Closed, Hostile, HostileDict, HostileFloat, HostileWord
 
 from stepcache.errors import InvalidSetting
-from stepcache.values import as_int, as_items, as_number, as_word, is_a, is_one_of, positive_int, reason_of, shown, true_or_false
-
-
-class Hostile:
-    """Every question raises."""
-
-    def __repr__(self):
-        raise RuntimeError("no repr")
-
-    __eq__ = __bool__ = __index__ = __str__ = __hash__ = __len__ = __iter__ = __float__ = __repr__
-
-
-class HostileWord(str):
-    """A str that does not want to be compared."""
-
-    __eq__ = __hash__ = __str__ = __repr__ = Hostile.__repr__
-
-
-class HostileDict(dict):
-    items = keys = __iter__ = __len__ = __repr__ = Hostile.__repr__
-
-
-class HostileFloat(float):
-    __float__ = __le__ = __ge__ = __eq__ = __hash__ = Hostile.__repr__
-
-
-class Closed:
-    """No attribute can be read."""
-
-    def __getattribute__(self, name):
-        raise RuntimeError(name)
-
+from stepcache.values import (
+    as_int,
+    as_items,
+    as_number,
+    as_word,
+    is_a,
+    is_one_of,
+    positive_int,
+    reason_of,
+    shown,
+    true_or_false,
+)
 
 JUNK = [None, True, 2.5, "3", b"3", [3], (), {}, Hostile(), Hostile, np.zeros(3), torch.zeros(2, 2), np.bool_(True)]
 JUNK += [torch.tensor(True), torch.tensor([3]), float("nan"), lambda: 3, "x" * 10**7, 10**6 * [0]]
@@ -82,7 +63,9 @@ def test_numbers(value):
     assert as_number(value) == 3.0 and type(as_number(value)) is float
 
 
-@pytest.mark.parametrize("value", [True, "3", None, float("nan"), 10**400, np.zeros(1), torch.tensor(3.0), HostileFloat(3)])
+@pytest.mark.parametrize(
+    "value", [True, "3", None, float("nan"), 10**400, np.zeros(1), torch.tensor(3.0), HostileFloat(3)]
+)
 def test_what_is_no_number(value):
     assert as_number(value) is None
 
@@ -109,9 +92,11 @@ def test_messages_of_errors_that_are_not_ours():
     [
         (None, "None"), (True, "True"), (2.5, "2.5"),
         ("a'b", '"a\'b"'), (b"x", "b'x'"), (b"x" * 50, f"{b'x' * 40!r}..."),
-        ({"mode": "x"}, "{'mode': 'x'}"), ({}, "{}"), ({3: 1, "x": 2, 1: 3, 2: 4, 4: 5}, "{3: 1, 'x': 2, 1: 3, 2: 4, ...}"),
+        ({"mode": "x"}, "{'mode': 'x'}"), ({}, "{}"),
+        ({3: 1, "x": 2, 1: 3, 2: 4, 4: 5}, "{3: 1, 'x': 2, 1: 3, 2: 4, ...}"),
         (np.zeros(()), "a ndarray"), (np.array(Hostile()), "a ndarray"), (HostileWord("x"), "a HostileWord"),
-        (HostileDict(a=1), "a HostileDict"), ({1: {2: {3: 4}}}, "{1: {2: {...}}}"), ([1, [2, [3]]], "[1, [2, [...]]]"), ((1,), "(1,)"),
+        (HostileDict(a=1), "a HostileDict"), ({1: {2: {3: 4}}}, "{1: {2: {...}}}"),
+        ([1, [2, [3]]], "[1, [2, [...]]]"), ((1,), "(1,)"),
         (np.float64(2.5), "np.float64(2.5)"), (np.zeros((2, 3)), "a ndarray of shape (2, 3)"),
         (torch.zeros(2), "a Tensor of shape (2,)"), (torch.zeros(()), "a Tensor"), (Hostile(), "a Hostile"),
         ([Hostile()], "[a Hostile]"), (int, "a type"),

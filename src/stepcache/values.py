@@ -46,7 +46,7 @@ def as_number(value: object) -> float | None:
 
 def as_word(value: object) -> str | None:
     """`value` as a plain str, or None if it is not one. Unlike the value, it has no methods of somebody else's."""
-    return str.__str__(value) if is_a(value, str) else None  # type: ignore[arg-type]
+    return str.__str__(value) if is_a(value, str) else None
 
 
 def as_items(value: object) -> list[tuple[Any, Any]] | None:
@@ -72,7 +72,8 @@ def true_or_false(name: str, value: object, hint: str = "") -> bool:
 
 def is_one_of(value: object, words: Iterable[str]) -> bool:
     """Whether `value` is one of some strings. Unlike `in`, it does not ask arrays and tensors if they are equal."""
-    return as_word(value) in words
+    word = as_word(value)
+    return word is not None and word in words
 
 
 def shown(value: object) -> str:

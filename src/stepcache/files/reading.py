@@ -25,7 +25,7 @@ def path_of(value: object, what: str) -> Path:
         except Exception:  # of an object of someone else's
             found = None
     if issubclass(type(found), str):
-        text = str.__str__(found)  # type: ignore[arg-type]  # without the methods of a subclass
+        text = str.__str__(found)  # without the methods of a subclass
         if text and "\0" not in text and _is_name(text):
             return Path(text)
     got = f"{value!r:.80}" if type(value) in (str, bytes) else f"a {type(value).__name__}"

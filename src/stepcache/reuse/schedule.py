@@ -6,7 +6,6 @@ partial one. Nothing here depends on timesteps, schedulers or U-Nets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
