@@ -70,6 +70,15 @@ def true_or_false(name: str, value: object, hint: str = "") -> bool:
     raise InvalidSetting(f"{name} must be True or False, got {shown(value)}.{' ' + hint if hint else ''}")
 
 
+def auto_or_bool(name: str, value: object) -> bool | str:
+    """`value` if it is True, False or "auto". Raises InvalidSetting otherwise."""
+    if type(value) is bool:
+        return value
+    if as_word(value) == "auto":
+        return "auto"
+    raise InvalidSetting(f'{name} must be "auto", True or False, got {shown(value)}.')
+
+
 def is_one_of(value: object, words: Iterable[str]) -> bool:
     """Whether `value` is one of some strings. Unlike `in`, it does not ask arrays and tensors if they are equal."""
     word = as_word(value)
