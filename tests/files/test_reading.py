@@ -13,7 +13,9 @@ from stepcache.files import reading
 from stepcache.files.reading import NotJson, parsed, path_of, read_text
 
 
-@pytest.mark.parametrize("value", [None, 3, True, b"x", "", "a\0b", "\ud800", [], object(), Path, float("nan")])
+@pytest.mark.parametrize(
+    "value", [None, 3, True, b"x", "", "a\0b", "\ud800", "x" * 4097, [], object(), Path, float("nan")]
+)
 def test_what_is_no_path(value):
     with pytest.raises(InvalidSetting, match="plan must be a path"):
         path_of(value, "plan")

@@ -16,6 +16,10 @@ LARGEST = 64 * 2**20
 """Bytes of the largest file that is read: far beyond any of stepcache's, and /dev/zero has no end."""
 
 
+LONGEST = 4096
+"""Characters of the longest path: no system takes a longer one, and messages show it."""
+
+
 def path_of(value: object, what: str) -> Path:
     """`value`, an argument of the name `what`, as a path. Raises InvalidSetting for anything that cannot be one."""
     found: object = value
@@ -26,7 +30,7 @@ def path_of(value: object, what: str) -> Path:
             found = None
     if issubclass(type(found), str):
         text = str.__str__(found)  # without the methods of a subclass
-        if text and "\0" not in text and _is_name(text):
+        if 0 < len(text) <= LONGEST and "\0" not in text and _is_name(text):
             return Path(text)
     got = f"{value!r:.80}" if type(value) in (str, bytes) else f"a {type(value).__name__}"
     raise InvalidSetting(f"{what} must be a path (a str or Path, not empty, without NUL), got {got}.")

@@ -113,7 +113,7 @@ def _checked(pipe: object, name: str, unet: Any, scheduler: str) -> nn.Module:
                 f"that. {f'Call {ways}' if ways else 'Run this pipeline without stepcache'}."
             )
         if ways:
-            raise UnsupportedPipeline(f"{name} has no .{scheduler}, but {', '.join(others)}: call {ways}.")
+            raise UnsupportedPipeline(f"{name} has no .{scheduler:.80}, but {', '.join(others)}: call {ways}.")
     if unet is not None and stepper is not None and not callable(pipe):
         way_out = "Give its class a __call__ that runs the loop."
         if hasattr(pipe, "components"):
@@ -125,7 +125,7 @@ def _checked(pipe: object, name: str, unet: Any, scheduler: str) -> nn.Module:
     if unet is None or stepper is None:
         hint = " That is the U-Net itself; pass the pipeline that holds it." if hasattr(pipe, "up_blocks") else ""
         raise UnsupportedPipeline(
-            f"accelerate() takes a diffusers pipeline with .unet and .{scheduler}, got {name}: {shown(pipe)}.{hint}"
+            f"accelerate() takes a diffusers pipeline with .unet and .{scheduler:.80}, got {name}: {shown(pipe)}.{hint}"
         )
     if not is_a(unet, nn.Module):
         raise UnsupportedUNet(
