@@ -26,6 +26,7 @@ ELSEWHERE = {
     "graphs/test_tuning.py": "forwards/join_shape",
     "graphs/test_verdicts.py": "graphs/verdict_file",
     "pipes/test_unet.py": "pipes/seat",
+    "plans/test_plans_reading.py": "plans/weights",
     "reuse/test_predict.py": "forwards/blend",
     "run/test_current.py": "run/later",
     "run/test_decoder.py": "graphs/decoder",

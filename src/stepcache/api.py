@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from .files.reading import path_of
 from .plans.plan import Plan
 from .reuse.schedule import Schedule
 from .run.attach import attach, detach, require, scheduled_steps
@@ -15,7 +16,7 @@ from .run.current import generator_of_caller
 from .run.record import RunRecord
 from .run.session import Session
 from .settings import Settings
-from .values import positive_int
+from .values import positive_int, true_or_false
 
 Pipe = TypeVar("Pipe")
 
@@ -117,9 +118,10 @@ def accelerate(
     fp16), held until `restore(pipe)`. Images change, because reused features are not exact.
 
     Calling it again replaces the settings. Raises StepCacheError, and leaves the pipe as it was, for a setting no
-    pipeline can take (InvalidSetting), a branch that this U-Net does not have (BranchOutOfRange), an object that is not
-    a pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose forward is not known (UnsupportedUNet), and
-    a U-Net that another cache or torch.compile already wraps, or a pipe with a loop of another cache (AlreadyCached).
+    pipeline can take and a plan that cannot be read (InvalidSetting), a branch that this U-Net does not have
+    (BranchOutOfRange), an object that is not a pipeline or has no U-Net (UnsupportedPipeline), a U-Net or block whose
+    forward is not known (UnsupportedUNet), and a U-Net that another cache or torch.compile already wraps, or a pipe
+    with a loop of another cache (AlreadyCached).
 
     Source: DeepCache (Ma, Fang, Wang; CVPR 2024, arXiv 2312.00858), section 3.
     """
@@ -191,8 +193,9 @@ def warmup(
     torch.inference_mode() or autocast.
 
     Warm up each size once; max_buckets of `accelerate` must be at least the number of sizes. Raises InvalidSetting for
-    a size that the pipeline cannot make, an argument that it does not take or an input that its blocks lack, and
-    NotAccelerated for a pipe that is not accelerated.
+    a size that the pipeline cannot make or that is over 65,536, an argument that it does not take or an input that its
+    blocks lack, and NotAccelerated for a pipe that is not accelerated. Errors of the pipeline's own call come as they
+    are.
     """
     from .run.warmup import warm_up
 
@@ -209,14 +212,15 @@ def save_compiled(pipe: object, path: str | os.PathLike[str], *, progress: bool 
 
     Returns the bytes of all those packages. Price: as long as compiling them takes, in processes of their own, as many
     side by side as cores and memory allow. It needs a C++ compiler. Raises NothingCompiled, with the
-    reason, if there is nothing to save, GraphCompileError if a compiler fails, InvalidSetting if the folder cannot be
-    written, and NotAccelerated for a pipe that is not accelerated.
+    reason, if there is nothing to save, GraphCompileError if a compiler fails, InvalidSetting if `path` is no path or
+    the folder cannot be written, and NotAccelerated for a pipe that is not accelerated.
     """
     from .run.packaging import save, shown
 
     attachment = require(pipe, "save_compiled()")
-    with shown(progress) as tell:
-        return sum(entry.nbytes for entry in save(pipe, attachment, path, tell))
+    folder = path_of(path, "path")
+    with shown(true_or_false("progress", progress)) as tell:
+        return sum(entry.nbytes for entry in save(pipe, attachment, folder, tell))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from typing import Any
 from .api import accelerate, restore
 from .errors import InvalidSetting, UnsupportedPipeline
 from .settings import Settings
+from .values import is_one_of, shown
 
 
 class DeepCacheSDHelper:
@@ -37,9 +38,9 @@ class DeepCacheSDHelper:
 
     def set_params(self, cache_interval: int = 1, cache_branch_id: int = 0, skip_mode: str = "uniform") -> None:
         """Set interval (default 1: no reuse) and branch (default 0), at once if enabled. skip_mode: "uniform" only."""
-        if skip_mode != "uniform":
+        if not is_one_of(skip_mode, ("uniform",)):
             raise InvalidSetting(
-                f'skip_mode={skip_mode!r}: DeepCache knows only "uniform". For other schedules call '
+                f'skip_mode={shown(skip_mode)}: DeepCache knows only "uniform". For other schedules call '
                 "stepcache.accelerate(pipe, schedule=...)."
             )
         Settings.check(cache_interval, cache_branch_id)

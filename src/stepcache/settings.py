@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .errors import InvalidSetting, NotCompiled
+from .files.reading import path_of
 from .graphs.settings import GraphSettings
 from .packages.manifest import Unreadable
 from .packages.store import Packages, open_packages
@@ -16,7 +17,7 @@ from .plans.plan import Plan, plan_of
 from .plans.presets import preset_of
 from .reuse.predict import HOLD, Line, Predictor, predictor_of
 from .reuse.schedule import Schedule
-from .values import positive_int
+from .values import as_int, as_word, auto_or_bool, is_a, is_one_of, positive_int, shown, true_or_false
 
 logger = logging.getLogger("stepcache")
 
@@ -72,63 +73,62 @@ class Settings:
         compiled_only: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
-        asked = schedule
-        uniform = Schedule.uniform(interval)  # type: ignore[arg-type]  # it checks that this is an int
-        if schedule is None:
-            schedule = uniform
-        elif not isinstance(schedule, Schedule):
+        chosen: Any = Schedule.uniform(interval)  # type: ignore[arg-type]  # it checks that this is an int
+        if is_a(schedule, Schedule):
+            chosen = schedule
+        elif schedule is not None:
             raise InvalidSetting(
-                f"schedule must be a stepcache.Schedule, got {schedule!r}. "
+                f"schedule must be a stepcache.Schedule, got {shown(schedule)}. "
                 "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
             )
         buckets = positive_int("max_buckets", max_buckets, hint="Each bucket is one image size.")
-        if guidance not in ("both", "reuse"):
-            raise InvalidSetting(f'guidance must be "both" or "reuse", got {guidance!r}.')
-        if not isinstance(vae, bool):
-            raise InvalidSetting(f"vae must be True or False, got {vae!r}.")
-        if not isinstance(channels_last, (bool, str)) or channels_last not in (True, False, "auto"):
-            raise InvalidSetting(f'channels_last must be "auto", True or False, got {channels_last!r}.')
-        if not isinstance(adapt, bool):
-            raise InvalidSetting(f"adapt must be True or False, got {adapt!r}.")
-        if not isinstance(scheduler, str) or not scheduler.isidentifier():
+        if not is_one_of(guidance, ("both", "reuse")):
+            raise InvalidSetting(f'guidance must be "both" or "reuse", got {shown(guidance)}.')
+        decode = true_or_false("vae", vae)
+        layout = auto_or_bool("channels_last", channels_last)
+        stretch = true_or_false("adapt", adapt)
+        attribute = as_word(scheduler)
+        if attribute is None or not attribute.isidentifier():
             raise InvalidSetting(
                 "scheduler must be the name of the pipe's attribute that holds its scheduler, such as "
-                f'"noise_scheduler", got {scheduler!r:.80}. To change the scheduler itself, set that attribute.'
+                f'"noise_scheduler", got {shown(scheduler)}. To change the scheduler itself, set that attribute.'
             )
         graphs = GraphSettings(compile, cuda_graphs, kernels, _packages(compiled, compiled_only))
-        given = {"interval": interval, "branch": branch, "schedule": asked, "predict": predict, "guidance": guidance}
+        given = {"interval": interval, "branch": branch, "schedule": schedule, "predict": predict, "guidance": guidance}
         if plan is not None:
             _check_defaults("plan", **given, preset=preset)
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
-            fit = functools.partial(found.for_steps, adapt=adapt)
+            fit = functools.partial(found.for_steps, adapt=stretch)
             own = (found.schedule, found.branch, graphs, buckets, found.predictor, reuse)
-            return cls(*own, vae, channels_last, found, adapt, fit, scheduler)
-        if adapt:
+            return cls(*own, decode, layout, found, stretch, fit, attribute)
+        if stretch:
             raise InvalidSetting("adapt=True is for plan=, which is not given.")
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
-            settled = cls(named.schedule, 0, graphs, buckets, Line(1.0), named.guidance == "reuse", vae, channels_last)
-            return replace(settled, fit=named.for_steps, scheduler=scheduler)
-        settled = cls(schedule, branch, graphs, buckets, predictor_of(predict), guidance == "reuse", vae, channels_last)
-        return replace(settled, scheduler=scheduler)
+            settled = cls(named.schedule, 0, graphs, buckets, Line(1.0), named.guidance == "reuse", decode, layout)
+            return replace(settled, fit=named.for_steps, scheduler=attribute)
+        reuse = as_word(guidance) == "reuse"
+        settled = cls(chosen, branch, graphs, buckets, predictor_of(predict), reuse, decode, layout)
+        return replace(settled, scheduler=attribute)
 
 
 def _packages(compiled: object, only: object) -> Packages | None:
     """The packages in the folder `compiled`; None, with a warning, if none can be used."""
-    if not isinstance(only, bool):
-        raise InvalidSetting(f"compiled_only must be True or False, got {only!r}.")
+    wanted = true_or_false("compiled_only", only)
     if compiled is None:
-        if only:
+        if wanted:
             raise InvalidSetting("compiled_only=True is for compiled=, the folder of packages, which is not given.")
         return None
-    if not isinstance(compiled, (str, os.PathLike)) or not str(compiled):
-        raise InvalidSetting(f"compiled must be the path of a folder of packages, got {compiled!r}.")
     try:
-        return open_packages(compiled, only)
-    except Unreadable as error:
-        unusable(error, only)
+        path = path_of(compiled, "compiled")
+    except InvalidSetting:
+        raise InvalidSetting(f"compiled must be the path of a folder of packages, got {shown(compiled)}.") from None
+    try:
+        return open_packages(path, wanted)
+    except (Unreadable, OSError) as error:  # a name that is too long, for one
+        unusable(error, wanted)
         return None
 
 
@@ -147,9 +147,16 @@ _SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "gu
 
 
 def _check_defaults(what: str, **given: object) -> None:
-    others = [f"{name}={value!r}" for name, value in given.items() if value != _SETTLED[name]]
+    others = [f"{name}={shown(value)}" for name, value in given.items() if not _is(value, _SETTLED[name])]
     if others:
         raise InvalidSetting(
             f"{what}= and {', '.join(others)}: a {what} has its own full steps, branch, prediction and guidance. "
             "Give one or the other."
         )
+
+
+def _is(value: object, default: int | str | None) -> bool:
+    """Whether an argument that may be anything is its default: arrays, for one, answer `==` with arrays."""
+    if default is None:
+        return value is None
+    return (as_int(value) if isinstance(default, int) else as_word(value)) == default

@@ -2,43 +2,101 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import reprlib
 from collections.abc import Iterable
+from itertools import islice
+from numbers import Real
+from typing import Any
 
 from .errors import InvalidSetting
+
+LARGEST = 2**63 - 1
+"""The largest integer that is taken: no count of anything is larger, and Python refuses to print far larger ones."""
+
+
+def is_a(value: object, *kinds: type) -> bool:
+    """Whether `value` is an instance of one of these classes. Unlike `isinstance`, it does not ask the object."""
+    return issubclass(type(value), kinds)
 
 
 def as_int(value: object) -> int | None:
     """`value` as an int, or None if it is not one. True and 2.5 are not ints, nor are tensors of them."""
-    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
+    if type(value) is bool:
         return None
-    if str(getattr(value, "dtype", "")).endswith("bool"):
+    try:  # of an object of someone else's, anything may raise anything
+        if getattr(value, "shape", ()) != () or str(getattr(value, "dtype", "")).endswith("bool"):
+            return None
+        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is an answer
+    except Exception:
+        return None
+
+
+def as_number(value: object) -> float | None:
+    """`value` as a float that is not NaN, or None if it is not one. Words and True are no numbers, nor are tensors."""
+    if as_int(value) is None and (type(value) is bool or not is_a(value, Real)):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is an answer
-    except Exception:  # of an object of someone else's
+        number = float(value)  # type: ignore[arg-type]
+    except Exception:  # an integer of hundreds of digits, or an object of someone else's
         return None
+    return None if math.isnan(number) else number
 
 
-def positive_int(name: str, value: object, at_least: int = 1, hint: str = "") -> int:
-    """`value` as an int of at least `at_least`. Raises InvalidSetting otherwise; True and 2.5 are not ints."""
+def as_word(value: object) -> str | None:
+    """`value` as a plain str, or None if it is not one. Unlike the value, it has no methods of somebody else's."""
+    return str.__str__(value) if is_a(value, str) else None
+
+
+def as_items(value: object) -> list[tuple[Any, Any]] | None:
+    """The items of a dict, or None if `value` is not one. A subclass of somebody else's is not asked."""
+    return list(dict.items(value)) if is_a(value, dict) else None  # type: ignore[arg-type]
+
+
+def positive_int(name: str, value: object, at_least: int = 1, hint: str = "", at_most: int = LARGEST) -> int:
+    """`value` as an int from `at_least` to `at_most`. Raises InvalidSetting otherwise; True and 2.5 are not ints."""
     number = as_int(value)
-    if number is not None and number >= at_least:
+    if number is not None and at_least <= number <= at_most:
         return number
-    raise InvalidSetting(
-        f"{name} must be an integer of at least {at_least}, got {shown(value)}.{' ' + hint if hint else ''}"
-    )
+    bounds = f"of at least {at_least}" if number is None or number < at_least else f"from {at_least} to {at_most}"
+    raise InvalidSetting(f"{name} must be an integer {bounds}, got {shown(value)}.{' ' + hint if hint else ''}")
+
+
+def true_or_false(name: str, value: object, hint: str = "") -> bool:
+    """`value` if it is True or False. Raises InvalidSetting otherwise."""
+    if type(value) is bool:
+        return value
+    raise InvalidSetting(f"{name} must be True or False, got {shown(value)}.{' ' + hint if hint else ''}")
+
+
+def auto_or_bool(name: str, value: object) -> bool | str:
+    """`value` if it is True, False or "auto". Raises InvalidSetting otherwise."""
+    if type(value) is bool:
+        return value
+    if as_word(value) == "auto":
+        return "auto"
+    raise InvalidSetting(f'{name} must be "auto", True or False, got {shown(value)}.')
 
 
 def is_one_of(value: object, words: Iterable[str]) -> bool:
     """Whether `value` is one of some strings. Unlike `in`, it does not ask arrays and tensors if they are equal."""
-    return isinstance(value, str) and value in words
+    word = as_word(value)
+    return word is not None and word in words
 
 
 def shown(value: object) -> str:
     """`value` in a message: short, soon done, and without running code of an unknown class."""
     return _SHOWN.repr(value)
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an error that is not stepcache's, cut where it has no end."""
+    try:
+        text = str(error)
+    except Exception:  # it shows objects of someone else's
+        text = ""
+    return (text if len(text) <= 1000 else f"{text[:1000]}...") or type(error).__name__
 
 
 class _Shown(reprlib.Repr):
@@ -53,13 +111,23 @@ class _Shown(reprlib.Repr):
             return repr(x)
         if type(x) in (bytes, bytearray):
             return f"{x[:40]!r}{'...' if len(x) > 40 else ''}"  # type: ignore[index,arg-type]
-        shape = getattr(x, "shape", None)
-        if type(x).__module__ == "numpy" and shape == ():
-            return repr(x)
-        return f"a {type(x).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else "")
+        name = f"a {type(x).__name__}"
+        if type(x).__module__ not in ("numpy", "torch"):
+            return name
+        shape = getattr(x, "shape", ())
+        if type(x).__module__ == "numpy" and shape == () and type(x).__name__ != "ndarray":  # which may hold an object
+            return f"{x!r:.{self.maxstring}}"
+        return f"{name} of shape {tuple(shape)}" if shape else name
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if not x or level <= 0:
+            return "{...}" if x else "{}"
+        # In their order: to sort keys is to compare them.
+        items = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
+        return "{" + ", ".join([*items, "..."] if len(x) > self.maxdict else items) + "}"
 
 
 _SHOWN = _Shown()

@@ -10,10 +10,12 @@ import pytest
 
 from stepcache.errors import InvalidSetting
 from stepcache.files import reading
-from stepcache.files.reading import NotJson, parsed, path_of, read_text
+from stepcache.files.reading import NotJson, infinity, parsed, path_of, read_text
 
 
-@pytest.mark.parametrize("value", [None, 3, True, b"x", "", "a\0b", [], object(), Path, float("nan")])
+@pytest.mark.parametrize(
+    "value", [None, 3, True, b"x", "", "a\0b", "\ud800", "x" * 4097, [], object(), Path, float("nan")]
+)
 def test_what_is_no_path(value):
     with pytest.raises(InvalidSetting, match="plan must be a path"):
         path_of(value, "plan")
@@ -24,6 +26,18 @@ def test_paths(tmp_path):
         def __fspath__(self):
             return "a/b"
 
+    class Bytes(Own):
+        def __fspath__(self):
+            return b"a"
+
+    class Fails(Own):
+        def __fspath__(self):
+            raise RuntimeError
+
+    for own in (Bytes(), Fails()):
+        with pytest.raises(InvalidSetting, match=f"got a {type(own).__name__}"):
+            path_of(own, "plan")
+    assert path_of(os.fsdecode(b"caf\xe9"), "plan") == Path(os.fsdecode(b"caf\xe9"))  # a name that is not UTF-8
     assert path_of("a/b", "plan") == path_of(Own(), "plan") == Path("a/b") and path_of(tmp_path, "plan") == tmp_path
 
 
@@ -39,6 +53,7 @@ def test_text(tmp_path):
         (lambda path: None, "No such file or directory"),
         (Path.mkdir, "Is a directory"),
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (os.mkfifo, "it is no regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
         (lambda path: path.touch() or os.truncate(path, reading.LARGEST + 1), "more than 64 MiB"),
     ],
@@ -79,6 +94,10 @@ def test_what_is_no_json(text, reason):
         parsed(text)
 
 
+def test_files_that_have_numbers_that_json_lacks():
+    assert parsed("[NaN, Infinity, -Infinity, 1]", constant=str) == ["NaN", "Infinity", "-Infinity", 1]
+
+
 def test_json():
     value = {"a": [1, 2.5, True, None, "\U0001f600"], "b": {}}
     assert parsed(json.dumps(value)) == value
@@ -86,9 +105,9 @@ def test_json():
 
 
 def test_infinite_numbers_for_who_asks():
-    assert parsed("[Infinity, -Infinity]", infinite=True) == [float("inf"), -float("inf")]
+    assert parsed("[Infinity, -Infinity]", constant=infinity) == [float("inf"), -float("inf")]
     with pytest.raises(NotJson, match="NaN is not a number"):
-        parsed("NaN", infinite=True)
+        parsed("NaN", constant=infinity)
 
 
 def test_changed_json_raises_only_that():

@@ -3,6 +3,9 @@
 import copy
 import json
 import logging
+import math
+import resource
+import signal
 
 import pytest
 import torch
@@ -208,8 +211,8 @@ def test_another_guidance_scale_is_said(caplog):
         ({"order": 1}, "damping"),
         ({"damping": 1.5}, "damping of 0 to 1"),
         ({"table": [{"value": 0, "step": 1, "full": [0], "weights": [1, 2]}]}, "step 1 do not fit"),
-        ({"figures": None}, "no plan"),
-        ({"mask": None}, "no plan"),
+        ({"figures": None}, "figures must be a list, got None"),
+        ({"mask": None}, "mask must be a string, got None"),
     ],
 )
 def test_files_that_are_none(tmp_path, change, reason):
@@ -229,8 +232,57 @@ def test_text_that_is_no_plan(tmp_path):
             Plan.read(path)
     with pytest.raises(InvalidSetting, match="plan must be a file"):
         accelerate(tiny_pipe(), plan=3)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InvalidSetting, match=r"none.json cannot be read: No such file"):
         accelerate(tiny_pipe(), plan=tmp_path / "none.json")
+
+
+def test_a_scheduler_with_an_infinite_setting_and_images_that_are_identical(tmp_path):
+    """DPM++ clips lambda at -inf, which JSON lacks; so it does a PSNR of identical images."""
+    pipe = tiny_pipe(scheduler=DPMSolverMultistepScheduler.from_config(tiny_pipe().scheduler.config))
+    plan = make_plan(pipe, figures=(Figures("plan", 1.5, math.inf, 1.0),), made_with={"calibration_psnr": math.inf})
+    plan.write(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    body = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert body["figures"][0]["psnr"] == body["made_with"]["calibration_psnr"] == "Infinity"
+    assert body["made_for"]["scheduler"]["lambda_min_clipped"] == "-Infinity"
+    assert Plan.read(tmp_path / "plan.json") == plan and plan.figures[0].psnr == math.inf
+    accelerate(pipe, plan=tmp_path / "plan.json")
+    # As files were written before.
+    (tmp_path / "old.json").write_text(text.replace('"Infinity"', "Infinity").replace('"-Infinity"', "-Infinity"))
+    assert Plan.read(tmp_path / "old.json") == plan
+    accelerate(pipe, plan=tmp_path / "old.json")
+
+
+def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "plan.json"
+    old = make_plan(tiny_pipe())
+    old.write(path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"plan\.json"):
+            make_plan(tiny_pipe(), mask="FFFFFF").write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert Plan.read(path) == old and [each.name for each in tmp_path.iterdir()] == ["plan.json"]
+    for junk in (None, 3, b"plan.json", "", "a\0b"):
+        with pytest.raises(InvalidSetting, match="path must be a path"):
+            old.write(junk)
+
+
+def test_nan_in_a_plans_weights_never_reaches_an_image(tmp_path):
+    body = json.loads(make_plan(tiny_pipe()).to_json())
+    body["table"][1]["weights"] = [float("nan")]
+    (tmp_path / "plan.json").write_text(json.dumps(body))
+    with pytest.raises(InvalidSetting, match=r"plan\.json is no plan.*table\[1\]\.weights\[0\] must be a finite"):
+        accelerate(tiny_pipe(), plan=tmp_path / "plan.json")
+
+
+def test_an_absurd_number_of_steps_is_not_stretched_to():
+    with pytest.raises(InvalidSetting, match="of 1000000000000 steps"):
+        make_plan(tiny_pipe()).for_steps(10**12, adapt=True)
 
 
 def test_a_branch_that_the_unet_does_not_have():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidSetting
 from ..files.lines import Held, Lines, OtherHeader
-from ..files.reading import NotJson, parsed
+from ..files.reading import NotJson, infinity, parsed
 
 
 class Journal:
@@ -74,7 +74,7 @@ def _difference(found: str, header: dict[str, Any]) -> str:
 
 def _entry(line: str, path: Path, number: int) -> tuple[str, list[float]]:
     try:
-        entry = parsed(line, infinite=True)  # of two equal images, the PSNR is infinite
+        entry = parsed(line, constant=infinity)  # of two equal images, the PSNR is infinite
     except NotJson as error:
         raise _damaged(path, number, str(error)) from None
     if not isinstance(entry, dict) or set(entry) != {"of", "is"} or not isinstance(entry["of"], str):

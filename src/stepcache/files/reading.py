@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,20 +16,39 @@ LARGEST = 64 * 2**20
 """Bytes of the largest file that is read: far beyond any of stepcache's, and /dev/zero has no end."""
 
 
+LONGEST = 4096
+"""Characters of the longest path: no system takes a longer one, and messages show it."""
+
+
 def path_of(value: object, what: str) -> Path:
     """`value`, an argument of the name `what`, as a path. Raises InvalidSetting for anything that cannot be one."""
-    if isinstance(value, (str, os.PathLike)):
-        text = os.fspath(value)
-        if isinstance(text, str) and text and "\0" not in text:
+    found: object = value
+    if issubclass(type(value), os.PathLike):
+        try:
+            found = os.fspath(value)  # type: ignore[call-overload]
+        except Exception:  # of an object of someone else's
+            found = None
+    if issubclass(type(found), str):
+        text = str.__str__(found)  # without the methods of a subclass
+        if 0 < len(text) <= LONGEST and "\0" not in text and _is_name(text):
             return Path(text)
-    got = f"{value!r:.80}" if isinstance(value, (str, bytes)) else f"a {type(value).__name__}"
+    got = f"{value!r:.80}" if type(value) in (str, bytes) else f"a {type(value).__name__}"
     raise InvalidSetting(f"{what} must be a path (a str or Path, not empty, without NUL), got {got}.")
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system can have a file of that name: half of a surrogate pair has no bytes."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file. Raises InvalidSetting, with file and reason, if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InvalidSetting(f"{path} cannot be read: it is no regular file.")
             data = file.read(LARGEST + 1)
@@ -37,6 +57,10 @@ def read_text(path: Path) -> str:
     if len(data) > LARGEST:
         raise InvalidSetting(f"{path} cannot be read: it has more than {LARGEST >> 20} MiB.")
     return decoded(data, path)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
 
 
 def decoded(data: bytes, path: Path) -> str:
@@ -60,16 +84,15 @@ class NotJson(ValueError):
     """Why a text is not JSON."""
 
 
-def parsed(text: str, infinite: bool = False) -> Any:
+def parsed(text: str, constant: Callable[[str], Any] | None = None) -> Any:
     """The value of a JSON text. Raises NotJson, with the reason, for all else.
 
     NaN and infinite numbers are no JSON, nor is what Python cannot hold: values nested by the hundred, integers of
     thousands of digits, numbers that overflow to infinity, and halves of surrogate pairs, which no file can hold.
-    infinite: take Infinity, as json writes it.
+    constant: makes the value of "NaN", "Infinity" or "-Infinity", for files that have them (`infinity`, for those of json with infinite numbers).
     """
     try:
-        constants = _infinity if infinite else _refused
-        value = json.loads(text, parse_constant=constants, parse_float=_finite, object_pairs_hook=_once)
+        value = json.loads(text, parse_constant=constant or _refused, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:
         raise NotJson(_DEEP) from None
     except NotJson:
@@ -103,7 +126,8 @@ def _refused(constant: str) -> NoReturn:
     raise NotJson(f"{constant} is not a number in JSON")
 
 
-def _infinity(constant: str) -> float:
+def infinity(constant: str) -> float:
+    """An infinite number. Raises NotJson for NaN."""
     return _refused(constant) if constant == "NaN" else float(constant)
 
 

@@ -12,8 +12,9 @@ from ..errors import InvalidSetting
 from ..forwards.join import JoinFunction, fused_join, reference_join
 from ..forwards.join_shape import JoinShape
 from ..packages.store import Packages
+from ..values import as_items, as_word, auto_or_bool, is_a, is_one_of, shown
 from .backends import CaptureBackend, CudaBackend
-from .options import captures_itself, check_options, cuda_options, own_copy
+from .options import by_inductor, captures_itself, check_options, cuda_options, options_of, own_copy
 from .tuning import Judge, judge_of
 
 HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
@@ -37,25 +38,28 @@ class GraphSettings:
     _plain: dict[torch.device, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.compile, dict):
-            object.__setattr__(self, "compile", own_copy(self.compile))
+        compile = as_items(self.compile)
+        if compile is not None:
+            object.__setattr__(self, "compile", options_of(compile))
             check_options(own_copy(self.compile))
-        elif self.compile is True or self.compile == "regional":
+        elif self.compile is True or is_one_of(self.compile, ("regional",)):
             check_options({})
-        elif self.compile is not False and self.compile != "auto":
+        elif self.compile is not False and not is_one_of(self.compile, ("auto",)):
             raise InvalidSetting(
                 'compile must be "auto", True, False, "regional" or a dict of torch.compile arguments, '
-                f"got {self.compile!r}."
+                f"got {shown(self.compile)}."
             )
-        if not (isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto" or callable(self.cuda_graphs)):
-            raise InvalidSetting(f'cuda_graphs must be "auto", True or False, got {self.cuda_graphs!r}.')
-        if self.packages is not None and isinstance(self.compile, dict) and captures_itself(self.compile):
+        if compile is None and type(self.compile) is not bool:
+            object.__setattr__(self, "compile", as_word(self.compile))
+        if not callable(self.cuda_graphs):
+            object.__setattr__(self, "cuda_graphs", auto_or_bool("cuda_graphs", self.cuda_graphs))
+        if self.packages is not None and compile is not None and captures_itself(self.compile):
             raise InvalidSetting(
-                f"compiled= and compile={self.compile!r}: torch captures only what it compiles itself, so packages "
-                "would run uncaptured. Leave capturing to stepcache."
+                f"compiled= and compile={shown(self.compile)}: torch captures only what it compiles itself, so "
+                "packages would run uncaptured. Leave capturing to stepcache."
             )
-        if not (isinstance(self.kernels, (bool, Judge)) or self.kernels == "auto"):
-            raise InvalidSetting(f'kernels must be "auto", True or False, got {self.kernels!r}.')
+        if not is_a(self.kernels, Judge):
+            object.__setattr__(self, "kernels", auto_or_bool("kernels", self.kernels))
         if self.kernels is True and not HAS_TRITON:
             raise InvalidSetting('kernels=True needs Triton, which is not installed here. Leave it at "auto".')
         if self.cuda_graphs is True and not torch.cuda.is_available():
@@ -75,7 +79,7 @@ class GraphSettings:
         if self.compile == "auto" and not HAS_TRITON:
             return None  # Inductor generates Triton for GPUs
         options = own_copy(self.compile) if isinstance(self.compile, dict) else {}
-        inductor = options.get("backend", "inductor") == "inductor"
+        inductor = by_inductor(options)
         if device.type == "cuda" and inductor and not {"mode", "options"} & set(options):
             options["options"] = cuda_options()
         if options.get("mode") == "max-autotune" and inductor:
@@ -89,10 +93,10 @@ class GraphSettings:
         """
         defaults = GraphSettings(compile=True).compile_options(device) or {}
         options = self.compile_options(device) or defaults
-        if options.get("backend", "inductor") != "inductor":
+        if not by_inductor(options):
             raise InvalidSetting(
-                f"Packages are compiled by Inductor, and this pipe's graphs by {options['backend']!r}. Accelerate it "
-                "without a backend in `compile`."
+                f"Packages are compiled by Inductor, and this pipe's graphs by {shown(options['backend'])}. Accelerate "
+                "it without a backend in `compile`."
             )
         found = dict(options.get("options") or {})
         if "mode" in options:
@@ -128,7 +132,7 @@ class GraphSettings:
         if options is None or self.compile == "regional":
             return None
         captured = self.backend(device) is not None or captures_itself(options)
-        return judge_of(device) if captured and options.get("backend", "inductor") == "inductor" else None
+        return judge_of(device) if captured and by_inductor(options) else None
 
     def join(self, wanted: frozenset[JoinShape]) -> JoinFunction:
         """How graphs join. wanted: the joins to run on the Triton ops."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..files.reading import NotJson, parsed
+from ..files.reading import NotJson, infinity, parsed
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -73,7 +73,7 @@ class Manifest:
 def manifest_of(text: str) -> Manifest:
     """The manifest in `text`. Raises Unreadable, with the reason."""
     try:
-        data = parsed(text, infinite=True)  # a model's config may hold one
+        data = parsed(text, constant=infinity)  # a model's config may hold one
     except NotJson as error:
         raise Unreadable(f"it is not JSON ({error})") from None
     if not isinstance(data, dict) or "format" not in data:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import AlreadyCached, UnsupportedPipeline
+from ..errors import AlreadyCached, StepCacheError, UnsupportedPipeline, UnsupportedUNet
+from ..values import is_a, reason_of, shown
 from .seat import ORIGINAL, seat
 
 
@@ -42,7 +43,7 @@ def _check_unwrapped(unet: nn.Module) -> None:
                 "is back. It computes in the dtype of the weights (pipe.to(torch.bfloat16)), or in that of a "
                 "torch.autocast around the pipeline's call."
             )
-        who = getattr(forward, "__qualname__", repr(forward))
+        who = getattr(forward, "__qualname__", shown(forward))
         raise AlreadyCached(
             f"The U-Net's forward is replaced by {who}: another cache or wrapper is on it. Two of them give wrong "
             "images, so remove the other one first (DeepCache: helper.disable())."
@@ -79,7 +80,24 @@ def _check_no_cache_hooks(unet: nn.Module) -> None:
 def _unet_of(pipe: object, scheduler: str) -> nn.Module:
     """The pipe's U-Net. Raises UnsupportedPipeline, with the type and what to do, if the pipe is unsuitable."""
     name = type(pipe).__name__
-    unet = getattr(pipe, "unet", None)
+    if is_a(pipe, type):
+        raise UnsupportedPipeline(
+            f"accelerate() takes a pipeline, got the class {pipe.__name__} itself. Make one first, as with "  # type: ignore[attr-defined]
+            f"{pipe.__name__}.from_pretrained(...)."  # type: ignore[attr-defined]
+        )
+    try:
+        getattr(pipe, "_stepcache_nothing", None)
+        return _checked(pipe, name, getattr(pipe, "unet", None), scheduler)
+    except StepCacheError:
+        raise
+    except Exception as error:
+        raise UnsupportedPipeline(
+            f"{name} cannot be looked at: reading an attribute of it raises {type(error).__name__}: "
+            f"{reason_of(error)}. One that is missing must raise AttributeError."
+        ) from error
+
+
+def _checked(pipe: object, name: str, unet: Any, scheduler: str) -> nn.Module:
     if unet is None and getattr(pipe, "transformer", None) is not None:
         raise UnsupportedPipeline(
             f"{name} denoises with a transformer ({type(pipe.transformer).__name__}). stepcache is for U-Nets; "  # type: ignore[attr-defined]
@@ -95,7 +113,7 @@ def _unet_of(pipe: object, scheduler: str) -> nn.Module:
                 f"that. {f'Call {ways}' if ways else 'Run this pipeline without stepcache'}."
             )
         if ways:
-            raise UnsupportedPipeline(f"{name} has no .{scheduler}, but {', '.join(others)}: call {ways}.")
+            raise UnsupportedPipeline(f"{name} has no .{scheduler:.80}, but {', '.join(others)}: call {ways}.")
     if unet is not None and stepper is not None and not callable(pipe):
         way_out = "Give its class a __call__ that runs the loop."
         if hasattr(pipe, "components"):
@@ -107,10 +125,18 @@ def _unet_of(pipe: object, scheduler: str) -> nn.Module:
     if unet is None or stepper is None:
         hint = " That is the U-Net itself; pass the pipeline that holds it." if hasattr(pipe, "up_blocks") else ""
         raise UnsupportedPipeline(
-            f"accelerate() takes a diffusers pipeline with .unet and .{scheduler}, got {name}: {pipe!r:.80}.{hint}"
+            f"accelerate() takes a diffusers pipeline with .unet and .{scheduler:.80}, got {name}: {shown(pipe)}.{hint}"
+        )
+    if not is_a(unet, nn.Module):
+        raise UnsupportedUNet(
+            f"The .unet of this {name} is {shown(unet)}, which is no torch.nn.Module: stepcache runs the layers of a "
+            "diffusers U-Net itself. Run this pipeline without stepcache."
         )
     return unet
 
 
 def _steps(value: object) -> bool:
-    return hasattr(value, "step") and hasattr(value, "set_timesteps")
+    try:
+        return hasattr(value, "step") and hasattr(value, "set_timesteps")
+    except Exception:  # of an object of someone else's
+        return False

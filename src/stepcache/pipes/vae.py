@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import AlreadyCached, UnsupportedVAE
+from ..values import is_a
 
 # The attributes that hold a pipeline's VAE (Kandinsky: movq).
 NAMES = ("vae", "movq", "vqvae")
@@ -27,20 +28,20 @@ def vae_of(pipe: object) -> tuple[nn.Module, nn.Module]:
     vae = next((vae for name in NAMES if (vae := getattr(pipe, name, None)) is not None), None)
     if vae is None:
         raise UnsupportedVAE(f"vae=True, but {type(pipe).__name__} has no VAE ({', '.join(NAMES)}). Leave it False.")
-    decoder = getattr(vae, "decoder", None)
-    if not isinstance(vae, nn.Module):
+    if not is_a(vae, nn.Module):
         raise UnsupportedVAE(
             f"vae=True, but the pipe's VAE is a {_named(vae)}, which is no torch.nn.Module: a wrapper, perhaps, whose "
             "decode() stepcache does not know. Put the VAE itself into the pipe, or use vae=False to accelerate only "
             "the U-Net."
         )
+    decoder = getattr(vae, "decoder", None)
     compiled = type(decoder).__name__ == "OptimizedModule" or getattr(decoder, "_compiled_call_impl", None) is not None
     if compiled or hasattr(vars(vae).get("decode"), "_torchdynamo_orig_callable"):
         raise AlreadyCached(
             f"vae=True, but this {type(vae).__name__}'s decoding is compiled already. Undo that (del vae.decode, or "
             "vae.decoder = vae.decoder._orig_mod), or leave vae=False."
         )
-    if _named(decoder) not in DECODERS or not isinstance(decoder, nn.Module):
+    if _named(decoder) not in DECODERS or not is_a(decoder, nn.Module):
         raise UnsupportedVAE(
             f"vae=True, but the decoder of {type(vae).__name__}, a {_named(decoder)}, is not known. Known are those of "
             f"{', '.join(DECODERS.values())}. Use vae=False to accelerate only the U-Net."

@@ -66,11 +66,16 @@ def same_weights(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def sampling(scheduler: Any) -> dict[str, Any]:
-    """A diffusers scheduler's class and the settings that its own constructor takes, as JSON stores them."""
+    """A diffusers scheduler's class and the settings that its own constructor takes, as JSON stores them.
+
+    Infinite numbers (the `lambda_min_clipped` of DPM++) are strings, because JSON lacks them.
+    """
     takes = inspect.signature(type(scheduler).__init__).parameters
-    config = dict(getattr(scheduler, "config", {}))
+    config = getattr(scheduler, "config", None)
+    config = dict(config) if isinstance(config, Mapping) else {}  # not every scheduler is diffusers'
     settings = {name: config[name] for name in takes if name in config}
-    return {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}
+    stored = json.loads(json.dumps(settings, default=str), parse_constant=str)
+    return {"class": type(scheduler).__name__, **stored}
 
 
 def sampling_differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -7,21 +7,23 @@ guidance. It also records what it was made for, and the figures that were measur
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidSetting
-from ..reuse.predict import Fitted, Line, Predictor, Weights
-from ..reuse.schedule import Schedule
-from ..values import as_int
+from ..files.reading import NotJson, parsed, path_of, read_text
+from ..files.replacing import write_text
+from ..reuse.predict import Fitted, Line, Predictor
+from ..reuse.schedule import MOST_STEPS, Schedule
+from ..values import LARGEST, as_int, as_number, as_word, is_a, is_one_of, shown
 from .fingerprints import config_hash, same_weights, sampling, sampling_differs, weight_sample
+from .reading import entries, infinite, integer, number, plain, sequence, word
+from .weights import Table, checked_table
 
 FORMAT = 1
-
-Table = Mapping[tuple[int, int, tuple[int, ...]], Weights]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,19 @@ class MadeFor:
     weights: tuple[float, ...] = field(repr=False)
     scheduler: dict[str, Any]
     guidance: float
+
+    def __post_init__(self) -> None:
+        found = plain(self.scheduler, "made_for.scheduler")
+        word(found.get("class") if type(found) is dict else None, "made_for.scheduler.class")
+        sample = enumerate(sequence(self.weights, "made_for.weights"))
+        _set(
+            self,
+            unet=word(self.unet, "made_for.unet"),
+            config=word(self.config, "made_for.config"),
+            weights=tuple(number(value, f"made_for.weights[{i}]") for i, value in sample),
+            scheduler=found,
+            guidance=number(self.guidance, "made_for.guidance"),
+        )
 
     @classmethod
     def of(cls, pipe: Any, guidance: float) -> MadeFor:
@@ -59,12 +74,25 @@ class MadeFor:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured on images: mean PSNR (dB) and mean SSIM against the original's, and the speed-up in MACs."""
+    """What was measured on images: mean PSNR (dB) and mean SSIM against the original's, and the speed-up in MACs.
+
+    psnr: infinite if all images are identical to the original's.
+    """
 
     what: str
     speedup: float
     psnr: float
     ssim: float
+
+    def __post_init__(self) -> None:
+        alike = as_number(self.psnr) == math.inf
+        _set(
+            self,
+            what=word(self.what, "what"),
+            speedup=number(self.speedup, "speedup", 0),
+            psnr=math.inf if alike else number(self.psnr, "psnr"),
+            ssim=number(self.ssim, "ssim"),
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +104,9 @@ class Plan:
     lacks. speedup: the original's MACs over the plan's, in the U-Net. figures: on held-out prompts, first this plan's,
     then those of DeepCache's algorithm at the same or lower cost, then (if any) at the next higher cost. made_with:
     versions, date, prompts, seeds, command.
+
+    Raises InvalidSetting, with the key and the value, for what no run could use: another type, a number that is not
+    finite, a weight over 1,000 (weights.HEAVIEST), or one for a step outside of the mask or for full steps after it.
     """
 
     made_for: MadeFor
@@ -90,20 +121,36 @@ class Plan:
     made_with: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        Schedule.explicit(self.mask)
-        if as_int(self.branch) is None or self.branch < 0 or self.guidance not in ("both", "reuse"):
+        mask = _mask(self.mask)
+        if not is_a(self.made_for, MadeFor):
+            raise InvalidSetting(f"made_for must be a MadeFor, got {shown(self.made_for)}.")
+        branch, order, damping = as_int(self.branch), as_int(self.order), as_number(self.damping)
+        if branch is None or branch < 0 or not is_one_of(self.guidance, ("both", "reuse")):
             raise InvalidSetting(
-                f'A plan has a branch of at least 0 and guidance "both" or "reuse", got {self.branch!r} and '
-                f"{self.guidance!r}."
+                f'A plan has a branch of at least 0 and guidance "both" or "reuse", got {shown(self.branch)} and '
+                f"{shown(self.guidance)}."
             )
-        if self.order not in (1, 2, 3) or not 0 <= self.damping <= 1 or (self.damping and self.order == 1):
+        if order not in (1, 2, 3) or damping is None or not 0 <= damping <= 1 or (damping and order == 1):
             raise InvalidSetting(
-                f"A plan has an order of 1 to 3 and a damping of 0 to 1 (0 at order 1), got {self.order!r} and "
-                f"{self.damping!r}."
+                f"A plan has an order of 1 to 3 and a damping of 0 to 1 (0 at order 1), got {shown(self.order)} and "
+                f"{shown(self.damping)}."
             )
-        for (value, step, full_steps), weights in self.table.items():
-            if value not in (0, 1) or len(weights) != len(full_steps) or not 1 <= len(full_steps) <= self.order:
-                raise InvalidSetting(f"A plan's weights at step {step} do not fit: {weights} of steps {full_steps}.")
+        figures = sequence(self.figures, "figures")
+        for i, each in enumerate(figures):
+            if not is_a(each, Figures):
+                raise InvalidSetting(f"figures[{i}] must be Figures, got {shown(each)}.")
+        _set(
+            self,
+            mask=mask,
+            branch=integer(branch, "branch", highest=LARGEST),
+            guidance=as_word(self.guidance),
+            order=order,
+            damping=damping,
+            table=checked_table(self.table, len(mask), order),
+            speedup=number(self.speedup, "speedup", 0),
+            figures=figures,
+            made_with=_settings(self.made_with, "made_with"),
+        )
 
     @property
     def schedule(self) -> Schedule:
@@ -146,7 +193,7 @@ class Plan:
         """
         if steps == len(self.mask):
             return self.schedule, self.predictor
-        if not adapt or steps is None:
+        if not adapt or steps is None or steps > MOST_STEPS:
             known = "of an unknown number of steps" if steps is None else f"of {steps} steps"
             raise InvalidSetting(
                 f"This plan is for {len(self.mask)} steps of the loop, but was used in a run {known}. Run that many, "
@@ -161,45 +208,89 @@ class Plan:
             {"value": value, "step": step, "full": full_steps, "weights": [round(w, 7) for w in weights]}
             for (value, step, full_steps), weights in self.table.items()
         ]
+        body["figures"] = plain(body["figures"], "figures")
         order = ["format", *(f.name for f in fields(self) if f.name not in ("table", "made_for")), "made_for", "table"]
         lines = [f"{json.dumps(key)}: {_dump(body[key])}" for key in order]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the plan to a file, or replace one, whole or not at all.
+
+        Raises InvalidSetting for what is no path, and OSError, with the path, if it cannot be written.
+        """
+        write_text(path_of(path, "path"), self.to_json())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan. Raises InvalidSetting, with the reason, if the file is not one; OSError if it cannot be read."""
+        """Read a plan. Raises InvalidSetting, with the file, the key and the reason, if it cannot, or it is none."""
+        file = path_of(path, "plan")
+        text = read_text(file)
         try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(body, dict) or body.get("format") != FORMAT:
-                found = body.get("format") if isinstance(body, dict) else None
-                raise InvalidSetting(f"its format is {found!r}, and this version reads {FORMAT}")
-            table = {
-                (e["value"], e["step"], tuple(e["full"])): tuple(float(w) for w in e["weights"]) for e in body["table"]
-            }
-            made_for = body["made_for"]
-            return cls(
-                made_for=MadeFor(**{**made_for, "weights": tuple(made_for["weights"])}),
-                table=table,
-                figures=tuple(Figures(**each) for each in body["figures"]),
-                **{name: body[name] for name in ("mask", "branch", "guidance", "order", "damping", "speedup")},
-                made_with=body["made_with"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"it lacks {error}" if type(error) is KeyError else error
-            raise InvalidSetting(f"{os.fspath(path)} is no plan of `stepcache calibrate`: {reason}.") from error
+            return cls(**_body(parsed(text, constant=str)))
+        except (NotJson, InvalidSetting) as error:
+            raise InvalidSetting(f"{file} is no plan of `stepcache calibrate`: {str(error).rstrip('.')}.") from None
 
 
 def plan_of(plan: object) -> Plan:
     """The plan for `accelerate(plan=...)`: a Plan or the path of one. Raises InvalidSetting for anything else."""
-    if isinstance(plan, Plan):
-        return plan
-    if isinstance(plan, (str, os.PathLike)):
-        return Plan.read(plan)
-    raise InvalidSetting(f"plan must be a file of `stepcache calibrate` or a Plan, got {plan!r}.")
+    if is_a(plan, Plan):
+        return plan  # type: ignore[return-value]
+    if is_a(plan, str, os.PathLike):
+        return Plan.read(plan)  # type: ignore[arg-type]
+    raise InvalidSetting(f"plan must be a file of `stepcache calibrate` or a Plan, got {shown(plan)}.")
+
+
+def _body(value: object) -> dict[str, Any]:
+    """The arguments of `Plan` in a file's JSON value."""
+    found = value.get("format") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or as_int(found) != FORMAT:
+        raise InvalidSetting(f"its format is {shown(found)}, and this version reads {FORMAT}.")
+    body = entries(value, "", ["format", *(each.name for each in fields(Plan))])
+    del body["format"]
+    body["made_for"] = MadeFor(**entries(body["made_for"], "made_for", [each.name for each in fields(MadeFor)]))
+    figures = enumerate(sequence(body["figures"], "figures"))
+    body["figures"] = tuple(_figures(each, f"figures[{i}]") for i, each in figures)
+    table: dict[Any, Any] = {}
+    for i, each in enumerate(sequence(body["table"], "table")):
+        entry = entries(each, f"table[{i}]", ("value", "step", "full", "weights"))
+        full = enumerate(sequence(entry["full"], f"table[{i}].full"))
+        steps = tuple(integer(step, f"table[{i}].full[{j}]") for j, step in full)
+        at = integer(entry["value"], f"table[{i}].value"), integer(entry["step"], f"table[{i}].step"), steps
+        if at in table:
+            raise InvalidSetting(f"table[{i}] has weights for the same step as an entry before it.")
+        table[at] = entry["weights"]
+    body["table"] = table
+    return body
+
+
+def _figures(value: object, key: str) -> Figures:
+    found = entries(value, key, [each.name for each in fields(Figures)])
+    try:
+        return Figures(**{**found, "psnr": infinite(found["psnr"])})
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{key}.{error}") from None
+
+
+def _mask(value: object) -> str:
+    mask = word(value, "mask")
+    try:
+        Schedule.explicit(mask)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"mask: {error}") from None
+    return mask
+
+
+def _settings(value: object, key: str) -> dict[str, Any]:
+    found = plain(value, key)
+    if type(found) is not dict:
+        raise InvalidSetting(f"{key} must be a dict, got {shown(value)}.")
+    return found
+
+
+def _set(instance: object, **values: object) -> None:
+    """Fill in the fields of a frozen dataclass, checked."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
 
 
 def stretched(mask: str, steps: int) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..errors import InvalidSetting
 from ..reuse.predict import Line
 from ..reuse.schedule import Schedule
+from ..values import as_word, shown
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ GAINS = {
 
 def preset_of(name: object) -> Preset:
     """The preset of that name. Raises InvalidSetting for others."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise InvalidSetting(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
-    return PRESETS[name]
+    word = as_word(name)
+    if word is None or word not in PRESETS:
+        raise InvalidSetting(f"preset must be one of {', '.join(PRESETS)}, got {shown(name)}.")
+    return PRESETS[word]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BranchOutOfRange, InvalidSetting
-from ..values import as_int
+from ..values import as_int, shown
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Layout:
         joins = self.joins
         number = as_int(branch)
         if number is None:
-            raise InvalidSetting(f"branch must be an integer from 0 to {len(joins) - 1}, got {branch!r}.")
+            raise InvalidSetting(f"branch must be an integer from 0 to {len(joins) - 1}, got {shown(branch)}.")
         if not 0 <= number < len(joins):
             choices = "\n".join(f"  {m:2d}: {self.cached(m)}" for m in range(len(joins)))
             raise BranchOutOfRange(
-                f"branch={number} is out of range: this U-Net has branches 0 to {len(joins) - 1}. "
+                f"branch={shown(number)} is out of range: this U-Net has branches 0 to {len(joins) - 1}. "
                 f"What each caches:\n{choices}"
             )
         return Cut(number, joins[number].block, joins[number].layer, self.block_skips is not None)

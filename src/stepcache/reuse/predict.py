@@ -6,12 +6,12 @@ along the step index, because along log-SNR, or with a parabola, images were wor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import InvalidSetting
+from ..values import as_number, as_word, is_a, is_one_of, shown
 
 Weights = tuple[float, ...]
 
@@ -81,11 +81,12 @@ class Fitted:
 
 def predictor_of(predict: object) -> Line:
     """The predictor for `accelerate(predict=...)`: "hold", "linear" or a damping from 0 to 1. Else InvalidSetting."""
-    if isinstance(predict, str) and predict in ("hold", "linear"):
-        return Line(float(predict == "linear"))
-    if isinstance(predict, (int, float)) and not isinstance(predict, bool) and 0 <= predict <= 1:
-        return Line(float(predict))
-    hint = " (a NaN)" if isinstance(predict, float) and math.isnan(predict) else ""
+    if is_one_of(predict, ("hold", "linear")):
+        return Line(float(as_word(predict) == "linear"))
+    damping = as_number(predict)
+    if damping is not None and 0 <= damping <= 1:
+        return Line(damping)
+    hint = " (a NaN)" if is_a(predict, float) and damping is None else ""
     raise InvalidSetting(
-        f'predict must be "hold", "linear" or a damping from 0 (hold) to 1 (linear), got {predict!r}{hint}.'
+        f'predict must be "hold", "linear" or a damping from 0 (hold) to 1 (linear), got {shown(predict)}{hint}.'
     )

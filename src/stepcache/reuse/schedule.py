@@ -6,12 +6,18 @@ partial one. Nothing here depends on timesteps, schedulers or U-Nets.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from itertools import islice
 
 from ..errors import InvalidSetting
-from ..values import positive_int
+from ..values import as_number, as_word, is_a, positive_int, shown
+
+MOST_STEPS = 10_000
+"""The longest mask: models are trained on 1,000 timesteps, and no sampler needs ten steps for each of them."""
+
+STEEPEST = 5.0
+"""The largest power of `nonuniform`, which takes 200 tries from there to 1. The paper's are up to 1.6."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,18 @@ class Schedule:
     last: int = 0
 
     def __post_init__(self) -> None:
-        if self.interval is None and not (self.full and self.full[0]):
-            raise InvalidSetting("A schedule has an interval or a mask: Schedule.uniform(3), Schedule.explicit('FPP').")
+        if type(self.full) is not tuple or any(type(value) is not bool for value in self.full):
+            raise InvalidSetting(
+                f"full must be a tuple of True and False, got {shown(self.full)}. Schedule.explicit('FPP') makes one."
+            )
+        if (self.interval is None) != bool(self.full) or (self.full and not self.full[0]):
+            raise InvalidSetting(
+                "A schedule has an interval or a mask that starts with a full step: Schedule.uniform(3), "
+                f"Schedule.explicit('FPP'). Got interval={shown(self.interval)} and full={shown(self.full)}."
+            )
         if self.interval is not None:
-            positive_int("interval", self.interval)
+            object.__setattr__(self, "interval", positive_int("interval", self.interval))
+        _check_length(self.full)
         object.__setattr__(self, "first", positive_int("first", self.first, at_least=0))
         object.__setattr__(self, "last", positive_int("last", self.last, at_least=0))
 
@@ -47,28 +61,14 @@ class Schedule:
         """Full where `mask` says so: booleans, 0 and 1, or a string such as "FPPFPP".
 
         The mask must start with a full step, because a partial one would have no feature. Steps past its end are full.
+        InvalidSetting for what is no mask, and for one of more than 10,000 steps.
         """
-        if isinstance(mask, str):
-            unknown = sorted(set(mask) - set("FP"))
-            if unknown:
-                raise InvalidSetting(
-                    f"A schedule string holds F (full) and P (partial) only, got {unknown} in {mask!r}."
-                )
-            full = tuple(letter == "F" for letter in mask)
-        else:
-            try:
-                values = tuple(mask)
-            except TypeError:
-                raise InvalidSetting(f"A schedule mask is a string or a sequence, got {mask!r}.") from None
-            for step, value in enumerate(values):
-                if value not in (0, 1):
-                    raise InvalidSetting(
-                        f"A schedule mask holds True (full) and False (partial) only, got {value!r} at step {step}."
-                    )
-            full = tuple(bool(value) for value in values)
+        word = as_word(mask)
+        full = _letters(word) if word is not None else _flags(mask)
         if not full or not full[0]:
             raise InvalidSetting(
-                f"An explicit schedule must start with a full step, got {mask!r}: there is no feature before the first."
+                f"An explicit schedule must start with a full step, got {shown(mask)}: there is no feature before the "
+                "first."
             )
         return cls(full=full, first=first, last=last)
 
@@ -81,25 +81,30 @@ class Schedule:
         `total` is the number of steps; `power` > 1 is how strongly the density falls off. The published code takes a
         fractional power of a negative number, which is complex, and drops the imaginary part; a real signed power
         gives other steps. This reproduces the published steps: total=50, n=5, center=15, power=1.4 gives
-        0, 5, 9, 13, 17, 21, 26, 31, 37, 43. Raises InvalidSetting if no power over 1 gives ceil(total/n) steps.
+        0, 5, 9, 13, 17, 21, 26, 31, 37, 43. `center` may lie outside of the run. Raises InvalidSetting if no power from
+        `power` (at most 5) down to 1 gives ceil(total/n) steps.
         """
-        total, n = positive_int("total", total), positive_int("n", n)
-        try:
-            count, center, exponent = math.ceil(total / n), float(center), float(power)
-        except (TypeError, ValueError):
-            raise InvalidSetting(f"center and power must be numbers, got {center!r} and {power!r}.") from None
+        total, n = positive_int("total", total, at_most=MOST_STEPS), positive_int("n", n)
+        place, exponent = as_number(center), as_number(power)
+        if place is None or exponent is None or not abs(place) <= MOST_STEPS or not exponent <= STEEPEST:
+            raise InvalidSetting(
+                f"center and power must be numbers, center of at most {MOST_STEPS} either way and power of at most "
+                f"{STEEPEST:g}, got {shown(center)} and {shown(power)}."
+            )
+        count = -(-total // n)
         while exponent > 1:
-            steps = _power_spaced(total, count, center, exponent)
-            if len(steps) == count:
+            steps = _power_spaced(total, count, place, exponent)
+            if len(steps) == count and all(0 <= step < total for step in steps):
                 return cls(full=tuple(step in steps for step in range(total)), first=first, last=last)
             exponent -= 0.02
         raise InvalidSetting(
-            f"No schedule of {count} full steps in {total} with center={center} and power={power}: the power was "
-            "lowered to 1 without reaching it. Take a larger power, a center nearer the middle, or a uniform one."
+            f"No schedule of {count} full steps in {total} with center={place:g} and power={shown(power)}: the power "
+            "was lowered to 1 without reaching it. Take a larger power, a center nearer the middle, or a uniform one."
         )
 
     def is_full(self, step: int, steps: int | None = None) -> bool:
         """Whether `step` (from 0) of a run of `steps` is full. `steps` is only needed where `last` is not 0."""
+        step = positive_int("step", step, at_least=0)
         if step < self.first:
             return True
         if self.last:
@@ -108,15 +113,16 @@ class Schedule:
                     f"last={self.last} needs the number of steps of the run, which is not known here. "
                     "Pass it: denoising(pipe, steps=...)."
                 )
-            if step >= steps - self.last:
+            if step >= positive_int("steps", steps, at_least=0) - self.last:
                 return True
         if self.interval is not None:
             return step % self.interval == 0
         return step >= len(self.full) or self.full[step]
 
     def mask(self, steps: int) -> tuple[bool, ...]:
-        """Whether each of `steps` steps is full."""
-        return tuple(self.is_full(step, steps) for step in range(positive_int("steps", steps, at_least=0)))
+        """Whether each of `steps` steps (at most 10,000) is full."""
+        count = positive_int("steps", steps, at_least=0, at_most=MOST_STEPS)
+        return tuple(self.is_full(step, count) for step in range(count))
 
     def kinds(self, steps: int) -> str:
         """The mask as a string, "FPPFPP" for uniform(3) and 6 steps."""
@@ -129,6 +135,53 @@ class Schedule:
             text = "explicit(" + "".join("F" if full else "P" for full in self.full) + ")"
         ends = "".join(f", {name}={value}" for name in ("first", "last") if (value := getattr(self, name)))
         return text[:-1] + ends + ")"
+
+
+def _letters(mask: str) -> tuple[bool, ...]:
+    """The mask of a string of F and P."""
+    _check_length(mask)
+    unknown = sorted(set(mask) - set("FP"))
+    if unknown:
+        raise InvalidSetting(
+            f"A schedule string holds F (full) and P (partial) only, got {shown(unknown)} in {shown(mask)}."
+        )
+    return tuple(letter == "F" for letter in mask)
+
+
+def _flags(mask: object) -> tuple[bool, ...]:
+    """The mask of a sequence of booleans, zeros and ones."""
+    try:
+        if is_a(mask, bytes, bytearray, memoryview, Mapping, Set):
+            raise TypeError("in no order, or of bytes")
+        values = tuple(islice(mask, MOST_STEPS + 1))  # type: ignore[call-overload]  # a generator may have no end
+    except Exception as error:  # of an object of someone else's
+        raise InvalidSetting(f"A schedule mask is a string or a sequence, got {shown(mask)}.") from error
+    _check_length(values)
+    full = []
+    for step, value in enumerate(values):
+        flag = _flag(value)
+        if flag is None:
+            raise InvalidSetting(
+                f"A schedule mask holds True (full) and False (partial) only, got {shown(value)} at step {step}."
+            )
+        full.append(flag)
+    return tuple(full)
+
+
+def _flag(value: object) -> bool | None:
+    """True or 1 of any kind as True, False or 0 as False, all else as None."""
+    if type(value) is bool:
+        return value
+    try:  # float() also takes words, and what has a single entry
+        number = None if is_a(value, str, bytes, bytearray) or getattr(value, "shape", ()) != () else float(value)  # type: ignore[arg-type]
+    except Exception:  # of an object of someone else's
+        return None
+    return bool(number) if number in (0, 1) else None
+
+
+def _check_length(mask: str | tuple[object, ...]) -> None:
+    if len(mask) > MOST_STEPS:
+        raise InvalidSetting(f"A schedule mask has at most {MOST_STEPS} steps, got {shown(mask)}.")
 
 
 def _power_spaced(total: int, count: int, center: float, power: float) -> list[int]:

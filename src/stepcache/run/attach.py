@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import NotAccelerated, StepCacheError
+from ..errors import NotAccelerated, StepCacheError, UnsupportedPipeline
 from ..forwards import family_of
 from ..graphs.compiled import Compilations
 from ..graphs.decoder import DecoderGraphs
@@ -33,6 +33,7 @@ from ..pipes.vae import vae_of
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings, unusable
+from ..values import reason_of
 from .channels_last import ChannelsLast, Part
 from .current import entered
 from .guiders import watch_guider
@@ -190,6 +191,7 @@ def attach(pipe: object, settings: Settings) -> None:
     attachment = Attachment(settings)
     pool, unet, engine = attachment.prepare(pipe)
     attachment.park(pool, unet, engine)
+    _check_class(pipe)
     check_no_loops(pipe)
     packages = settings.graphs.packages
     reason = "" if packages is None else _unsuited(packages, unet, engine, settings)
@@ -204,6 +206,23 @@ def attach(pipe: object, settings: Settings) -> None:
         raise
     detach(pipe)
     _enter(pipe, attachment)
+
+
+def _check_class(pipe: Any) -> None:
+    """Raise UnsupportedPipeline if `pipe` cannot be given another class, or be referred to weakly."""
+    if attachment_of(pipe) is not None:
+        return
+    own: Any = type(pipe)
+    try:
+        weakref.ref(pipe)
+        vars(pipe)
+        pipe.__class__ = type(own)(own.__name__, (own,), {"__module__": own.__module__})
+        pipe.__class__ = own
+    except Exception as error:
+        raise UnsupportedPipeline(
+            f"accelerate() gives the pipe a subclass of its class, and a {own.__name__} cannot have one: "
+            f"{reason_of(error)}. Let the class be an ordinary one, without __slots__, whose attributes can be set."
+        ) from error
 
 
 def _unsuited(packages: Packages, unet: nn.Module, engine: Engine, settings: Settings) -> str:

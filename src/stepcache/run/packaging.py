@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from .attach import Attachment
 logger = logging.getLogger("stepcache")
 
 
-def save(pipe: Any, attachment: Attachment, path: str | os.PathLike[str], tell: Told) -> list[Entry]:
+def save(pipe: Any, attachment: Attachment, path: Path, tell: Told) -> list[Entry]:
     """Make packages of all graphs that the pipe has run, in the folder `path`; returns their entries.
 
     tell: as in `build`. Raises NothingCompiled, with reasons, if there are no graphs to be made.
@@ -42,7 +41,7 @@ def save(pipe: Any, attachment: Attachment, path: str | os.PathLike[str], tell: 
     devices = {job.device for job in made}
     if len(devices) > 1:
         raise InvalidSetting(f"The pipe has run on several devices ({', '.join(sorted(devices))}): save one at a time.")
-    return build(made, Writer(Path(path), maker_of(torch.device(made[0].device))), tell)
+    return build(made, Writer(path, maker_of(torch.device(made[0].device))), tell)
 
 
 def jobs_of(pipe: Any, attachment: Attachment) -> Jobs:

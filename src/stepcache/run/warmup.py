@@ -11,13 +11,16 @@ from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
 from ..pipes.modular import inputs_of, is_modular
 from ..reuse.schedule import Schedule
-from ..values import positive_int
+from ..values import positive_int, true_or_false
 from .attach import Attachment, warm_up_schedule
 from .bars import hidden_bars
 from .guiders import kept_guider
 from .record import RunRecord
 
 _IMAGES = ("image", "mask_image")
+
+MOST = 2**16
+"""Pixels of a side, and prompts: a U-Net's hidden state for more has 40 GB and over."""
 
 
 def warm_up(
@@ -35,6 +38,8 @@ def warm_up(
 
     tune: first measure joins that have no verdict.
     """
+    true_or_false("tune", tune)
+    true_or_false("progress", bar)
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from tqdm.auto import tqdm
 
@@ -73,10 +78,12 @@ def _arguments(
 ) -> dict[str, Any]:
     """Arguments of a two-step call of that size, with blank images for arguments that take images."""
     factor = getattr(pipe, "vae_scale_factor", 8)
+    height, width = (positive_int(*each, at_most=MOST) for each in (("height", height), ("width", width)))
     for name, size in (("height", height), ("width", width)):
-        if positive_int(name, size) % factor:
+        if size % factor:
             raise InvalidSetting(f"{name}={size}: this pipeline only makes multiples of {factor} pixels.")
-    positive_int("batch_size", batch_size)
+    batch_size = positive_int("batch_size", batch_size, at_most=MOST)
+    true_or_false("guidance", guidance, "Another scale goes with guidance_scale=...")
     modular = is_modular(pipe)
     takes: Mapping[str, Any] = inputs_of(pipe) if modular else inspect.signature(pipe.__call__).parameters
     unknown = sorted(set(call) - set(takes))
@@ -94,7 +101,7 @@ def _arguments(
         "output_type": "pt" if decode else "latent",
         # A separate generator: a warm-up must not change the user's random numbers.
         "generator": torch.Generator().manual_seed(0),
-        **{name: _blank(width, height, batch_size) for name in _IMAGES},
+        **{name: _blank(width, height, batch_size) for name in _IMAGES if name in takes},
     }
     if "prompt_embeds" in call:
         del arguments["prompt"]
