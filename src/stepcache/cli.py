@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ._version import __version__
+from .commands.signals import Ending
 from .errors import StepCacheError
 
 # Name -> one line for `stepcache --help`. The file is commands/<name>.py.
@@ -28,30 +29,62 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `stepcache` with these arguments (default: sys.argv's); returns the exit status.
+    """Run `stepcache` with these arguments; returns the exit status.
 
-    0: done. 2: failed, with the reason in one line on stderr. 130: interrupted. argparse itself raises SystemExit(2)
-    for arguments that do not parse, and SystemExit(0) for --help and --version.
+    0: done. 2: failed, with the reason in one line on stderr. 130, 143, 129: ended by SIGINT (Ctrl-C), SIGTERM or
+    SIGHUP, with one line on stderr and with what was done kept. argparse itself raises SystemExit(2) for arguments that
+    do not parse, and SystemExit(0) for --help and --version.
+
+    Without `argv`, the arguments are sys.argv's, and the process is the command's: its signals are handled here until
+    it ends (commands/signals.py), and a second one ends it at once. With `argv`, signals stay the caller's.
     """
+    ending = Ending()
+    if argv is None:
+        ending.watch()
     arguments = list(sys.argv[1:] if argv is None else argv)
     asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
     args = _parser(asked).parse_args(arguments)
+    command = import_module(f".commands.{args.command}", __package__)
     try:
-        status: int = import_module(f".commands.{args.command}", __package__).run(args)
+        ending.working = True
+        status: int = command.run(args)
         sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # `stepcache ... | head` closed the pipe. Without this Python would complain again at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ending.working = False
+    except BaseException as error:
+        ending.working = False
+        # Some libraries turn a KeyboardInterrupt into an error of their own.
+        if isinstance(error, KeyboardInterrupt) or ending.came:
+            return _stopped(ending, error)
+        return _failed(error)
+    return status if ending.came is None else _stopped(ending)
+
+
+def _stopped(ending: Ending, error: BaseException | None = None) -> int:
+    """Say what ended the command; commands that raise KeyboardInterrupt with a text say what they have kept."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # the terminal was closed, or the reader of a pipe interrupted too
+        _forget_stdout()
+    return ending.say(str(error) if isinstance(error, KeyboardInterrupt) else "")
+
+
+def _failed(error: BaseException) -> int:
+    """Say why the command failed. Errors that are bugs are raised again, with their traceback."""
+    if isinstance(error, BrokenPipeError):  # `stepcache ... | head` closed the pipe
+        _forget_stdout()
         return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", status=130)
-    except StepCacheError as error:
+    if isinstance(error, StepCacheError):
         return _fail(str(error))
-    except OSError as error:
+    if isinstance(error, OSError):
         # A file could not be read or written: give its name and the system's reason.
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
+    raise error
+
+
+def _forget_stdout() -> None:
+    """Let go of what could not be written. Without this Python would complain again at shutdown."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
@@ -59,7 +92,8 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stepcache",
         description="Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps.",
-        epilog="`stepcache COMMAND --help` explains a command's options.",
+        epilog="`stepcache COMMAND --help` explains a command's options. "
+        "Exit status: 0 done, 2 failed, 130 interrupted (Ctrl-C), 143 terminated, 129 hung up.",
     )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -70,6 +104,6 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(message: str, status: int = 2) -> int:
+def _fail(message: str) -> int:
     sys.stderr.write(f"stepcache: {message}\n")
-    return status
+    return 2

@@ -6,7 +6,6 @@ stepcache.bench does the measuring.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..images.schedulers import SCHEDULERS
@@ -86,7 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, print. StepCacheError or OSError, before that, for invalid arguments; 130 after an interrupt."""
+    """Measure, write, print. StepCacheError or OSError, before that, for invalid arguments.
+
+    A KeyboardInterrupt is passed on once the rows done are in the file, with a text that says so.
+    """
     check_guidance(args.guidance)
     check_seed(args.seed)
     with quiet("diffusers", "transformers"):
@@ -113,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
             rows = run_grid(spec, args.out)
         except KeyboardInterrupt:
             kept = f"the rows done are in {args.out}" if _length(args.out) > before else "no row was done"
-            print(f"stepcache: interrupted; {kept}", file=sys.stderr)
-            return 130
+            raise KeyboardInterrupt(kept) from None
     print(table(rows))
     print(f"\nRows: {args.out}")
     return 0

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the images, write page and sheet, print a table. Invalid arguments are reported before the first image.
 
-    After an interrupt it writes the prompts that are done, and returns 130.
+    A KeyboardInterrupt is passed on once the prompts that are done are written.
     """
     prompts, size = prompts_of(args), image_size(args.size)
     intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
@@ -118,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{table(summaries(comparison))}\n")
     print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
     print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB\nContact sheet: {sheet}")
-    return 0 if done else 130
+    if not done:
+        raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {_count(len(prompts), 'prompt')}")
+    return 0
 
 
 def _scores(clip: Path | None, device: str) -> tuple[Scores, list[str]]:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +43,10 @@ def build(jobs: Sequence[Job], writer: Writer, tell: Told, side_by_side: int | N
     tell("compiling" if missing else "all there", len(found), len(jobs))
     compilers = _Compilers(count)
     failure: Exception | None = None
+    futures: dict[Future[Entry], int] = {}
     with ThreadPoolExecutor(count) as pool:
-        futures = {pool.submit(_make, jobs[i], writer, compilers): i for i in missing}
         try:
+            futures |= {pool.submit(_make, jobs[i], writer, compilers): i for i in missing}
             for future in as_completed(futures):
                 try:
                     entry = found[futures[future]] = future.result()
