@@ -89,7 +89,7 @@ def parsed(text: str, constant: Callable[[str], Any] | None = None) -> Any:
 
     NaN and infinite numbers are no JSON, nor is what Python cannot hold: values nested by the hundred, integers of
     thousands of digits, numbers that overflow to infinity, and halves of surrogate pairs, which no file can hold.
-    constant: makes the value of "NaN", "Infinity" or "-Infinity", for files that have them (`infinity`, for those of json with infinite numbers).
+    constant: makes the value of "NaN", "Infinity" or "-Infinity", for files that have them; `infinity` does so.
     """
     try:
         value = json.loads(text, parse_constant=constant or _refused, parse_float=_finite, object_pairs_hook=_once)
