@@ -7,7 +7,11 @@ import math
 from pathlib import Path
 
 from ..errors import InvalidSetting
+from ..files.replacing import check_replaceable
 from ..images.prompts import check_pixels
+
+DIGITS = 6
+"""Of a size in pixels, at most."""
 
 
 def integers(text: str) -> list[int]:
@@ -47,7 +51,7 @@ def image_size(size: str | None) -> tuple[int, int] | None:
 
 def _size(text: str) -> tuple[int, int] | None:
     numbers = text.lower().split("x")
-    if len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers):
+    if len(numbers) in (1, 2) and all(number.isdecimal() and len(number) <= DIGITS for number in numbers):
         return int(numbers[0]), int(numbers[-1])
     return None
 
@@ -102,12 +106,7 @@ def check_writable(path: Path, suffix: str = ".png", option: str = "--out") -> N
     """
     if path.suffix.lower() != suffix:
         raise InvalidSetting(f"{option} must be a file name that ends in {suffix}, got {str(path)!r}.")
-    # Permissions do not tell everything (read-only file systems, root), so try it.
-    there = path.exists()
-    with path.open("ab"):
-        pass
-    if not there:
-        path.unlink()
+    check_replaceable(path)
 
 
 def check_guidance(guidance: float | None, hint: str = "") -> None:

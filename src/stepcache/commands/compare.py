@@ -18,16 +18,18 @@ import torch
 from .. import __version__
 from ..api import accelerate, restore
 from ..bench.rows import Rig
-from ..comparison.report import html_report
+from ..comparison.page import write_page
 from ..comparison.results import Comparison, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
 from ..comparison.summary import summaries, table
+from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
 from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
+from ..images.sheet import png
 from ..reuse.schedule import Schedule
 from ..values import positive_int
 from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
@@ -113,11 +115,12 @@ def run(args: argparse.Namespace) -> int:
         done = make_all(pipe, requests, comparison, scores, drift)
     if not done:
         comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
-    args.out.write_text(html_report(comparison), encoding="utf-8")
-    draw(comparison).save(sheet, format="PNG", optimize=True)
+    folder = write_page(comparison, args.out)
+    write_bytes(sheet, png(draw(comparison)))
     print(f"\n{table(summaries(comparison))}\n")
     print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
-    print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB\nContact sheet: {sheet}")
+    pictures = f", with its pictures in {folder}: move both" if folder else ""
+    print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
     if not done:
         raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {_count(len(prompts), 'prompt')}")
     return 0

@@ -19,14 +19,15 @@ from PIL import Image
 
 from ..api import accelerate, last_run
 from ..errors import InvalidSetting
+from ..files.replacing import write_bytes
 from ..images.fidelity import in_words, mean_psnr
 from ..images.make import Request
 from ..images.pictures import eight_bit
 from ..images.pipelines import load_demo
 from ..images.progress import image_bar
-from ..images.prompts import cut_off
+from ..images.prompts import check_text, cut_off
 from ..images.schedulers import SCHEDULERS, swap_scheduler
-from ..images.sheet import SheetRow, contact_sheet
+from ..images.sheet import SheetRow, contact_sheet, png
 from ..values import positive_int
 from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
 from .quiet import quiet
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         f"The same prompts and seeds, {steps} steps of {args.scheduler}, guidance {args.guidance:g}, "
         f"branch {branches[0]}, on {where}. Each bar is a U-Net call: dark ran all of it, light its shallow part."
     )
-    draw(original, shown, prompts, subheading).save(args.out, format="PNG", optimize=True)
+    write_bytes(args.out, png(draw(original, shown, prompts, subheading)))
     print(f"\nPicture: {args.out}")
     return 0
 
@@ -118,6 +119,7 @@ def _checked_prompts(args: argparse.Namespace) -> list[str]:
     for prompt in prompts:
         if not prompt.strip():
             raise InvalidSetting(f"--prompt {prompt!r} is empty: name an emoji, such as 'tiger face'.")
+        check_text(prompt, "--prompt")
     return prompts
 
 

@@ -1,12 +1,13 @@
 """The comparison as one HTML page, with style, script and images inside.
 
 The page is assets/report: a Jinja template, its style sheet and its script. Its content security policy forbids all
-requests, so a browser would report any.
+requests but for pictures beside the page, if it has any (page.py), so a browser would report any other.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
@@ -19,8 +20,11 @@ from .results import Comparison
 from .summary import summaries
 
 
-def html_report(comparison: Comparison) -> str:
-    """The page of a comparison with at least one result."""
+def html_report(comparison: Comparison, source: Callable[[str], str] | None = None) -> str:
+    """The page of a comparison with at least one result.
+
+    source: what the page has for a picture's data URI; default: the URI itself, so that the page is one file.
+    """
     assets = files("stepcache") / "assets" / "report"
     template, css, js = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     rows = summaries(comparison)
@@ -37,6 +41,8 @@ def html_report(comparison: Comparison) -> str:
         drift_many=count > 1,
         # For each prompt its PSNR of each variant, to sort by. Images that were not compared go last.
         ranks=[[_rank(shot.psnr) for shot in result.reused] for result in comparison.results],
+        source=source or str,
+        beside=source is not None,
         gain=GAIN,
         small=LOSSLESS,  # images of up to so many pixels are enlarged, with visible pixels
         bars=lambda kinds: Markup(schedule_bars(kinds)),

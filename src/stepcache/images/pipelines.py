@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline
+from ..files.reading import NotJson, parsed, read_text
 
 DEMO = "demo"  # the name of the bundled one on the command line
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -47,8 +47,8 @@ def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | N
             "'demo' for the bundled one; nothing is downloaded."
         )
     try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+        parts = parsed(read_text(index))
+    except NotJson as error:
         raise StepCacheError(f"{index} is not JSON: {error}.") from error
     if not isinstance(parts, dict) or "unet" not in parts:
         name = parts.get("_class_name") if isinstance(parts, dict) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,6 +72,13 @@ def contact_sheet(
     return sheet
 
 
+def png(sheet: Image.Image) -> bytes:
+    """A sheet as a PNG file, as small as it gets."""
+    file = io.BytesIO()
+    sheet.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
 def _label(draw: ImageDraw.ImageDraw, row: SheetRow, y: int, cell: int) -> None:
     """Draw title, notes and bars of a row, centred beside its images, whose top is at `y`."""
     bars = _bars(row.steps)
@@ -117,19 +126,20 @@ def _wrapped(text: str, size: int, width: int, most: int = 2) -> list[str]:
     """`text` in at most `most` lines of `width` pixels; what does not fit is cut off with an ellipsis."""
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+        # A character takes a pixel or more, so the rest of a word does not fit; and it can be a megabyte long.
+        longer = f"{lines[-1]} {word[: width + 1]}".strip()
         if not lines[-1] or _font(size).getlength(longer) <= width:
             lines[-1] = longer
+        elif len(lines) < most:
+            lines.append(word[: width + 1])
         else:
-            lines.append(word)
-    if len(lines) > most:
-        lines[most - 1 :] = [" ".join(lines[most - 1 :])]
+            lines[-1] = longer
+            break
     return [_cut(line, size, width) for line in lines]
 
 
 def _cut(line: str, size: int, width: int) -> str:
     if _font(size).getlength(line) <= width:
         return line
-    while line and _font(size).getlength(f"{line}...") > width:
-        line = line[:-1]
-    return f"{line.rstrip()}..."
+    fits = bisect_right(range(len(line)), width, key=lambda n: _font(size).getlength(f"{line[:n]}...")) - 1
+    return f"{line[: max(fits, 0)].rstrip()}..."

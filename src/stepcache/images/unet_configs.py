@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
+from ..files.reading import NotJson, parsed, path_of, read_text
 
 # Bundled configs by name.
 BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
@@ -16,9 +16,9 @@ BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
 def read_config(name: str) -> dict[str, Any]:
     """The config of a U-Net. name: of a bundled one, of a file, or of the directory of a pipeline or U-Net.
 
-    StepCacheError, with path and reason, if there is none; OSError for a file that cannot be read.
+    StepCacheError, with path and reason, if there is none, or none that can be read.
     """
-    path = Path(name)
+    path = path_of(name, "The U-Net's config")
     if name in BUNDLED:
         text = (files("stepcache") / "assets" / "unets" / f"{name}.json").read_text(encoding="utf-8")
     else:
@@ -31,10 +31,10 @@ def read_config(name: str) -> dict[str, Any]:
                 f"{name!r} does not exist. Give the directory of a downloaded pipeline, a U-Net's config.json, or "
                 f"one of {', '.join(BUNDLED)}; nothing is downloaded."
             )
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        config = parsed(text)
+    except NotJson as error:
         raise StepCacheError(f"{path} is not JSON: {error}.") from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UnsupportedUNet(f"{path} is not the config of a diffusers model: it has no _class_name.")
