@@ -71,7 +71,10 @@ class Ending:
 
     def _send_again(self, number: int) -> None:
         self._again = True
-        signal.raise_signal(number)
+        if hasattr(signal, "pthread_kill"):  # wakes the main thread from what it waits for
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        else:
+            signal.raise_signal(number)
 
     def _end(self) -> NoReturn:
         """End the process without anything else: there may be no way back from where it is."""
