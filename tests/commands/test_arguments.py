@@ -31,3 +31,21 @@ def test_sizes_are_height_by_width():
     assert image_size("64") == (64, 64) and image_size(None) is None
     with pytest.raises(InvalidSetting, match="--size must be a multiple of 8 pixels and at least 16, got 12"):
         image_size("64x12")
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "512x" + "9" * 5000, "1234567", "0x", "", "-8", "64x64x64"])
+def test_what_is_no_size(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be sizes"):
+        sizes(text)
+    with pytest.raises(InvalidSetting, match="--size must be pixels"):
+        pixels_of(text)
+
+
+def test_a_link_is_followed_and_a_folder_is_none(tmp_path):
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "there.png")
+    check_writable(link)
+    assert link.is_symlink() and not link.exists()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path / "folder.png")

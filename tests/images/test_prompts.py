@@ -1,7 +1,7 @@
 import pytest
 
 from stepcache.errors import InvalidSetting
-from stepcache.images.prompts import KEYS, Prompt, bundled_prompts, parse_prompts, read_prompts
+from stepcache.images.prompts import KEYS, Prompt, bundled_prompts, check_text, parse_prompts, read_prompts
 
 
 def written(tmp_path, name, content):
@@ -61,13 +61,37 @@ def test_a_file_without_prompts(name, content, tmp_path):
 
 
 def test_another_encoding_is_said(tmp_path):
-    with pytest.raises(InvalidSetting, match=r"p\.txt is not UTF-8 \(byte 5\)"):
-        read_prompts(written(tmp_path, "p.txt", "a caf\u00e9".encode("latin-1")))
+    with pytest.raises(InvalidSetting, match=r"p\.txt, line 2: not UTF-8 \(byte 0xe9\)"):
+        read_prompts(written(tmp_path, "p.txt", "a cup\na caf\u00e9".encode("latin-1")))
 
 
-def test_a_missing_file_is_the_system_s_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(InvalidSetting, match=r"nowhere\.txt cannot be read: No such file"):
         read_prompts(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"prompt": "\\ud800"}', "half of a surrogate pair"), ('{"prompt":' + "[" * 10**5, "nested too deep"),
+        (f'{{"prompt": "x", "seed": {"9" * 5000}}}', "digits"), ('{"prompt": "x", "seed": NaN}', "NaN is not a number"),
+        ('{"prompt": "x", "prompt": "y"}', "is there twice"), ('{"prompt": "x", "height": 16384}', "at most 16376"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_said_with_its_line(line, reason):
+    with pytest.raises(InvalidSetting, match=rf"^p\.jsonl, line 2: .*{reason}"):
+        parse_prompts(f'{{"prompt": "fine"}}\n{line}', "p.jsonl", lines_of_json=True)
+
+
+def test_text_from_the_command_line_is_text():
+    with pytest.raises(InvalidSetting, match=r"^--prompt: .* has bytes that are not UTF-8"):
+        check_text(b"caf\xe9".decode("utf-8", "surrogateescape"), "--prompt")
+
+
+def test_lines_of_json_in_a_text_get_a_hint():
+    with pytest.raises(InvalidSetting, match=r"^p\.txt, line 2: .* is JSON.*ends in \.jsonl"):
+        parse_prompts('a cat\n{"prompt": "a dog"}', "p.txt")
+    assert parse_prompts("{a cat} in braces", "p.txt") == [Prompt("{a cat} in braces")]
 
 
 @pytest.mark.parametrize(("name", "count"), [("general", 24), ("demo", 12)])
