@@ -147,6 +147,23 @@ def test_interrupted_it_stops_at_once_and_keeps_what_is_done(jobs, compiler, tmp
     assert not [*(tmp_path / "packages").glob("*.part*")]
 
 
+def test_interrupted_while_it_starts_compilers_it_stops_them(jobs, compiler, tmp_path, monkeypatch):
+    compiler("time.sleep(100)")
+    submit = builds.ThreadPoolExecutor.submit
+
+    def first_only(pool, *args):
+        submit(pool, *args)
+        while not log_of(tmp_path):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builds.ThreadPoolExecutor, "submit", first_only)
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        build(jobs[:2], writer_of(tmp_path), Told(), side_by_side=2)
+    assert time.perf_counter() - start < 60
+
+
 def test_a_folder_that_cannot_be_written(jobs, compiler, tmp_path):
     compiler("import shutil; shutil.rmtree(os.path.dirname(sys.argv[2]))")
     with pytest.raises((InvalidSetting, GraphCompileError)):
