@@ -187,6 +187,12 @@ def test_each_argument_with_each_kind_of_junk(bench, name):
         check_accelerate(bench, {name: Junk(maker)}, accelerated=maker % 2 == 0)
 
 
+@pytest.mark.parametrize("name", ["branch", "schedule", "predict", "guidance", "plan"])
+def test_junk_beside_a_preset(bench, name):
+    for maker in range(len(MAKERS)):
+        check_accelerate(bench, {"preset": Good(3), name: Junk(maker)}, accelerated=False)
+
+
 @THE_SAME
 @given(one=ANY, two=ANY, three=ANY, four=ANY, which=st.integers(0, 6))
 def test_any_schedule(one, two, three, four, which):

@@ -282,6 +282,11 @@ def hashable(value):
     return True
 
 
+def doubled(levels):
+    """A list that holds another one twice, and so on: 2 ** levels values in the end."""
+    return [1] if not levels else [inner := doubled(levels - 1), inner]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -301,6 +306,7 @@ def hashable(value):
         ({"made_with": {"x": object()}}, "made_with.x must be a value that JSON can hold, got a object"),
         ({"made_with": {3: 1}}, "each key of made_with must be a string, got 3"),
         ({"made_with": {"x": within_itself()}}, "nested too deep"),
+        ({"made_with": {"x": doubled(50)}}, "more than 100000 values"),
     ],
 )
 def test_by_hand(changes, reason):

@@ -159,6 +159,12 @@ def test_nonuniform_keeps_its_steps_wherever_the_center_is(center):
     assert len(steps_of(Schedule.nonuniform(50, 5, center), 50)) == 10
 
 
+def test_nonuniform_counts_no_step_after_the_end():
+    """Rounding puts one at step 26 here, which would leave 25 full steps."""
+    with pytest.raises(InvalidSetting, match="No schedule of 26 full steps in 26"):
+        Schedule.nonuniform(26, 1, 7172, 3.813400713428735)
+
+
 def test_whole_numbers_of_any_kind_are_kept_as_ints():
     schedule = Schedule.uniform(np.int64(3), first=torch.tensor(2))
     assert schedule == Schedule.uniform(3, first=2) and type(schedule.interval) is type(schedule.first) is int
