@@ -1,41 +1,39 @@
 """What the batch recipes share: a file of prompts, a directory of images, one accelerated pipeline per worker.
 
 A task is one image. Its id is its place in the file and it has its own seed, so the image does not depend on the worker
-or on the other images of a call. The directory is the only state: an image appears in it whole (it is written under
-another name and then renamed), is named by its id, and carries what it was made from as PNG text. So a worker that was
-killed, or a batch that is started again, makes exactly what is missing.
+or on the other images of a call. The directory is the only state: an image appears in it whole (folder.py), is named by
+its id, and carries what it was made from as PNG text. So a worker that was killed, or a batch that is started again,
+makes exactly what is missing. One job at a time works in a directory (workers.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
-import socket
+import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+import workers
+from folder import is_done, put, replacing
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from stepcache import accelerate, save_compiled, warmup
 from stepcache.errors import GraphCompileError, InvalidSetting, NothingCompiled
-
-TEXT = "stepcache"  # the PNG text chunk with the record of what an image was made from
 
 # So many failures in a row are not the prompts' fault: out of memory, a lost CUDA context, a full disk.
 IN_A_ROW = 3
 
 # Keys of a JSONL line, and what a valid value is.
 KEYS = {
-    "prompt": lambda value: isinstance(value, str) and value.strip(),
-    "negative_prompt": lambda value: isinstance(value, str),
+    "prompt": lambda value: is_text(value) and value.strip(),
+    "negative_prompt": lambda value: is_text(value),
     "seed": lambda value: type(value) is int and 0 <= value < 2**63,
     "height": lambda value: type(value) is int and value >= 16 and value % 8 == 0,
     "width": lambda value: type(value) is int and value >= 16 and value % 8 == 0,
@@ -80,10 +78,14 @@ class Batch:
         """Whether workers on this device run compiled graphs."""
         return torch.device(device).type == "cuda" if self.compile == "auto" else bool(self.compile)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides, besides its task, what an image looks like."""
+        return {key: getattr(self, key) for key in ("pipeline", "steps", "guidance", "interval", "branch", "dtype")}
+
     def record(self, task: Task) -> dict[str, Any]:
         """Everything that decides what the image looks like."""
-        settings = {k: getattr(self, k) for k in ("pipeline", "steps", "guidance", "interval", "branch", "dtype")}
-        return {**asdict(task), **settings}
+        return {**asdict(task), **self.settings}
 
 
 @dataclass(frozen=True)
@@ -124,21 +126,21 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     is_json = path.suffix.lower() == ".jsonl"
     entries = []
     # Not splitlines(): it splits at characters that JSON allows inside a string.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        line = line.strip()
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line, where = line.strip(), f"{path}, line {number}"
         if not line or (not is_json and line.startswith("#")):
             continue
-        try:
-            entry = json.loads(line) if is_json else {"prompt": line}
-            wrong = [key for key, value in entry.items() if key not in KEYS or not KEYS[key](value)]
-        except (ValueError, AttributeError) as error:
-            raise InvalidSetting(
-                f'{path}, line {number}: not an object such as {{"prompt": "a red apple"}}.'
-            ) from error
+        entry = parse_json(line) if is_json or line.startswith("{") else None
+        if is_json and entry is None:
+            raise InvalidSetting(f'{where}: not an object such as {{"prompt": "a red apple"}}.')
+        if not is_json and entry is not None:
+            raise InvalidSetting(f"{where}: this is JSON. Rename the file to {path.stem}.jsonl, for it to be read so.")
+        entry = entry if is_json else {"prompt": line}
+        wrong = [f"{key!r:.80}" for key, value in entry.items() if key not in KEYS or not KEYS[key](value)]
         if wrong or "prompt" not in entry:
             raise InvalidSetting(
-                f"{path}, line {number}: {', '.join(wrong) or 'prompt'} is unknown, invalid or missing. It takes a "
-                "prompt and optionally a negative_prompt, a seed, and a height and width in multiples of 8 pixels."
+                f"{where}: {', '.join(wrong[:3]) or 'prompt'} is unknown, invalid or missing. It takes a prompt and "
+                "optionally a negative_prompt, a seed, and a height and width in multiples of 8 pixels."
             )
         entries.append(entry)
     if not entries:
@@ -146,30 +148,52 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. InvalidSetting, with the reason, if it cannot be read or is not UTF-8."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidSetting(f"{path} cannot be read: it is no regular file.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidSetting(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidSetting(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from error
+
+
+def parse_json(line: str) -> dict[str, Any] | None:
+    """The object in a line of JSON. None for all else, and for an object with a key twice."""
+    try:
+        pairs = json.loads(line, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):  # RecursionError: nested by the thousand
+        return None
+    return dict(pairs) if isinstance(pairs, tuple) and len(dict(pairs)) == len(pairs) else None
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string that a file can hold: JSON may have half of a surrogate pair."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
+
+
+def join(batch: Batch) -> None:
+    """Make this process a worker of the batch, until it ends. Each worker calls it first.
+
+    InvalidSetting, with what differs, while workers with other prompts or settings are at work in the directory.
+    """
+    tasks = [asdict(task) for task in read_tasks(batch)]
+    tasks_hash = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()[:16]
+    workers.join(batch.out, {**batch.settings, "images": len(tasks), "hash of the prompts": tasks_hash})
+
+
 def missing(batch: Batch, tasks: Sequence[Task] | None = None) -> list[Task]:
-    """The tasks (default: all) whose image does not exist.
+    """The tasks (default: all) whose image does not exist, or is empty, cut off or damaged. Reads all that do.
 
     InvalidSetting for an image of that name that was made from something else: use another directory.
     """
-    todo = []
-    for task in read_tasks(batch) if tasks is None else tasks:
-        path, wanted = batch.path(task), batch.record(task)
-        try:
-            with Image.open(path) as image:
-                found = json.loads(image.info.get(TEXT, "{}"))
-        except FileNotFoundError:
-            todo.append(task)
-            continue
-        except OSError:
-            found = {}
-        if found != wanted:
-            differs = [
-                f"{key} {found.get(key)!r}, now {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
-            ]
-            raise InvalidSetting(
-                f"{path} is not of this batch ({'; '.join(differs[:3])}). Use another --out, or move it away."
-            )
-    return todo
+    tasks = read_tasks(batch) if tasks is None else tasks
+    return [task for task in tasks if not is_done(batch.path(task), batch.record(task))]
 
 
 def load_pipe(batch: Batch, device: torch.device | str) -> Any:
@@ -225,6 +249,7 @@ def work(pipe: Any, batch: Batch, tasks: Sequence[Task], worker: str) -> list[Ta
             continue
         start = time.perf_counter()
         try:
+            batch.manifest.unlink(missing_ok=True)  # of a time when nothing was missing
             for task, image in zip(group, make(pipe, batch, group), strict=True):
                 write(batch, task, image)
         except Exception:
@@ -273,38 +298,20 @@ def make(pipe: Any, batch: Batch, group: list[Task]) -> list[Image.Image]:
 
 
 def write(batch: Batch, task: Task, image: Image.Image) -> None:
-    """Put the image in its place, whole or not at all, even if this process is killed."""
-    info = PngInfo()
-    info.add_text(TEXT, json.dumps(batch.record(task)))
-    with replacing(batch.path(task)) as file:
-        image.save(file, format="PNG", pnginfo=info)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which replaces `path` once everything is written."""
-    # The name is this process's own: a worker that was given up for dead may still be writing.
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # the contents before the name, in case power fails
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Put the image in its place, whole or not at all, even if this process is killed. It overwrites no other."""
+    put(batch.path(task), batch.record(task), image)
 
 
 def finish(batch: Batch) -> list[Task]:
-    """What is still missing. If nothing is, write the manifest and remove what killed workers left.
+    """What is still missing. If nothing is, write the manifest.
 
-    Every worker may call it when its own part is done: the last one finds nothing missing.
+    Every worker may call it when its own part is done: the last one finds nothing missing. It also removes what killed
+    workers left; if others are still alive, the next start does.
     """
+    workers.clean(batch.out)
     tasks = read_tasks(batch)
     if todo := missing(batch, tasks):
         return todo
-    for part in batch.out.glob(".*.png.*.part"):
-        part.unlink(missing_ok=True)
     with replacing(batch.manifest) as file:
         for task in tasks:
             file.write(json.dumps({"file": batch.path(task).name, **batch.record(task)}).encode() + b"\n")
@@ -328,9 +335,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def batch_of(args: argparse.Namespace) -> Batch:
-    """The batch of a parsed command line. Creates its directory."""
+    """The batch of a parsed command line. Creates its directory. InvalidSetting for values that no batch can have."""
     values = {name: value for name, value in vars(args).items() if name in Batch.__dataclass_fields__}
     values["compile"] = {"auto": "auto", "on": True, "off": False}[args.compile]
     batch = Batch(**values)
+    valid = {
+        "steps": batch.steps >= 1,
+        "guidance": math.isfinite(batch.guidance),
+        "seed": KEYS["seed"](batch.seed),
+        "size": batch.size is None or KEYS["height"](batch.size),
+        "batch_size": batch.batch_size >= 1,
+        "dtype": isinstance(getattr(torch, batch.dtype, None), torch.dtype),
+    }
+    if wrong := [f"--{name.replace('_', '-')} {getattr(batch, name)}" for name, fine in valid.items() if not fine]:
+        raise InvalidSetting(f"No batch can have {', '.join(wrong)}. See --help.")
     batch.out.mkdir(parents=True, exist_ok=True)
     return batch

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import ray.data
-from batch import Batch, Task, batch_of, compile_ahead, finish, load_pipe, missing, parser, start, work
+from batch import Batch, Task, batch_of, compile_ahead, finish, join, load_pipe, missing, parser, start, work
 
 RETRIES = 3
 
@@ -28,6 +28,7 @@ class Worker:
     """A pipeline on the GPU that Ray gives this actor as `cuda`."""
 
     def __init__(self, batch: Batch, device: str) -> None:
+        join(batch)
         self.batch = batch
         self.tasks = {task.id: task for task in missing(batch)}
         self.pipe = load_pipe(batch, device)
@@ -62,6 +63,7 @@ def main(actor: type = Worker) -> int:
     arguments.add_argument("--cpu", action="store_true", help="a CPU core for each actor instead of a GPU")
     args = arguments.parse_args()
     batch = batch_of(args)
+    join(batch)
     if todo := missing(batch):
         device, resources = ("cpu", {"num_cpus": 1}) if args.cpu else ("cuda", {"num_gpus": 1})
         ray.init(ignore_reinit_error=True)

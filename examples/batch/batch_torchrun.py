@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from batch import batch_of, compile_ahead, finish, load_pipe, missing, parser, start, work
+from batch import batch_of, compile_ahead, finish, join, load_pipe, missing, parser, start, work
 
 from stepcache.errors import InvalidSetting
 
@@ -39,6 +39,7 @@ def main() -> int:
     """One process's part of the batch; the exit status, 1 if tasks failed (torchrun restarts, to retry them)."""
     batch = batch_of(parser(__doc__).parse_args())
     check_store()
+    join(batch)
     # cpu=True on a CPU: otherwise each process takes itself for the only one and makes everything.
     # Processes wait for the first one to compile ahead, which may take longer than NCCL's timeout of ten minutes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=1))

@@ -15,6 +15,7 @@ from batch import (
     compile_ahead,
     finish,
     groups,
+    join,
     load_pipe,
     make,
     missing,
@@ -24,9 +25,11 @@ from batch import (
     work,
     write,
 )
-from batch_torchrun import check_store
+from batch_torchrun import check_store, main
 from PIL import Image
+from support.forks import ready
 from support.small import DEMO, demo_pipe
+from workers import leave
 
 from stepcache import accelerate
 from stepcache.errors import GraphCompileError, InvalidSetting
@@ -45,7 +48,8 @@ def batch(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, LINES)))
     (tmp_path / "out").mkdir()
-    return Batch(path, tmp_path / "out", "demo", steps=2, guidance=3.0, seed=100, dtype="float32")
+    yield Batch(path, tmp_path / "out", "demo", steps=2, guidance=3.0, seed=100, dtype="float32")
+    leave(tmp_path / "out")
 
 
 def names(batch):
@@ -79,7 +83,10 @@ def test_tasks_have_their_place_as_id_and_a_seed_each(batch):
                 '{"prompt": "x", "negative_prompt": null}', '{"prompt": "x", "seed": -1}',
                 '{"prompt": "x", "seed": true}', '{"prompt": "x", "seed": 1.5}',
                 '{"prompt": "x", "seed": 9223372036854775808}', '{"prompt": "x", "height": 100}',
-                '{"prompt": "x", "width": 8}',
+                '{"prompt": "x", "width": 8}', "[]", "{}", '{"prompt": "x", "seed": NaN}', '{"\\ud800": 1}',
+                '{"prompt": "x", "seed": -Infinity}', '{"prompt": "x", "height": 1e400}', '{"prompt": "x"} {}',
+                '{"prompt": "x", "seed": ' + "7" * 10_000 + "}", '{"prompt": "x", "more": [{}]}',
+                '{"prompt": {"a": "b"}}',
             )
         ),
     ],
@@ -99,6 +106,46 @@ def test_prompts_are_read_as_the_commands_read_them(name, text, batch, tmp_path)
         assert found == [
             (p.text, p.negative, 100 + i if p.seed is None else p.seed, p.height, p.width) for i, p in enumerate(wanted)
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("p.txt", b"a red apple\n\ncaf\xe9\n", "line 3: not UTF-8"),
+        ("p.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}', "line 2: not UTF-8"),
+        ("p.txt", "a red apple".encode("utf-16"), "line 1: not UTF-8"),
+        ("p.txt", b'a red apple\n{"prompt": "a pear", "seed": 3}', r"line 2: this is JSON\. Rename .+ p\.jsonl"),
+        ("p.jsonl", b'{"prompt": "x", "seed": ' + b"7" * 10_000 + b"}", "line 1: not an object"),
+        ("p.jsonl", b'{"prompt": "x", "prompt": "y"}', "line 1: not an object"),
+        ("p.jsonl", b'{"prompt": ' + b"[" * 100_000, "line 1: not an object"),
+        ("p.jsonl", b"[" * 100_000, "line 1: not an object"),
+        ("p.jsonl", b'{"prompt": "x", "seed": ' + b'{"a":' * 100_000, "line 1: not an object"),
+        ("p.jsonl", b'{"prompt": "\\ud800"}', "line 1: 'prompt' is unknown, invalid or missing"),
+        (
+            "p.jsonl",
+            b'{"prompt": "x", "negative_prompt": "\\udfff y"}',
+            "line 1: 'negative_prompt' is unknown, invalid",
+        ),
+        ("p.jsonl", b'{"prompt": "x", "\\ud800": 1}', r"line 1: '\\ud800' is unknown"),
+        ("none.txt", None, "cannot be read: No such file or directory"),
+        (".", None, "cannot be read: it is no regular file"),
+        ("/dev/zero", None, "cannot be read: it is no regular file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_prompts(name, data, reason, batch, tmp_path):
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InvalidSetting, match=f"{re.escape(str(path))}.*{reason}") as caught:
+        read_tasks(replace(batch, prompts=path))
+    assert str(caught.value).encode() and len(str(caught.value)) < 1000
+
+
+def test_a_prompt_may_begin_like_json(batch, tmp_path):
+    texts = ["{a | the} fox", "{", '{"prompt": "cut', "[3]", "7"]
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(texts))
+    assert [task.prompt for task in read_tasks(replace(batch, prompts=path))] == texts
 
 
 def test_groups_have_tasks_that_one_call_can_take(batch):
@@ -122,11 +169,20 @@ def test_an_image_of_other_settings_is_not_taken(batch):
         missing(batch)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image"])
-def test_a_file_that_is_no_image_is_not_overwritten(batch, data):
-    (batch.out / "000001.png").write_bytes(data)
-    with pytest.raises(InvalidSetting, match=r"000001\.png is not of this batch"):
-        missing(batch)
+@pytest.mark.parametrize("data", [b"", b"no image", None])
+def test_a_file_that_is_no_whole_image_is_made_again(batch, data, monkeypatch, capsys):
+    """test_batch_folder.py has more ways to break one."""
+    monkeypatch.setattr("batch.make", blank)
+    tasks, path = read_tasks(batch), batch.out / "000001.png"
+    work(None, batch, tasks, "here")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] if data is None else data)
+    assert missing(batch) == [tasks[1]] == missing(batch, tasks[1:3])
+    capsys.readouterr()
+    work(None, batch, tasks, "here")
+    again, line = capsys.readouterr().out.splitlines()
+    assert again == f"{path} was empty, cut off or damaged: it is made again." and line.startswith("here: 000001 in ")
+    assert path.read_bytes() == whole and missing(batch) == []
 
 
 def test_another_image_is_not_overwritten(batch):
@@ -139,7 +195,7 @@ def test_a_write_that_fails_leaves_nothing(batch, monkeypatch):
     def full(number):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("batch.os.fsync", full)
+    monkeypatch.setattr("folder.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(batch, read_tasks(batch)[0], Image.new("RGB", (8, 8)))
     assert names(batch) == []
@@ -179,12 +235,57 @@ def test_failures_in_a_row_end_the_worker(batch, monkeypatch):
 
 def test_the_end_of_a_batch_is_a_manifest_and_no_leftovers(batch, monkeypatch):
     monkeypatch.setattr("batch.make", blank)
+    join(batch)
     work(None, batch, read_tasks(batch), "here")
     (batch.out / ".000002.png.elsewhere-17.part").write_bytes(b"half an ima")
     assert finish(batch) == []
-    assert names(batch) == ["000000.png", "000001.png", "000002.png", "000003.png", "manifest.jsonl"]
+    own = [".job.lock", "job.json", "manifest.jsonl"]
+    assert names(batch) == sorted(["000000.png", "000001.png", "000002.png", "000003.png", *own])
     lines = [json.loads(line) for line in batch.manifest.read_text().splitlines()]
     assert lines == [{"file": f"{task.id}.png", **batch.record(task)} for task in read_tasks(batch)]
+
+
+def test_prompts_can_be_added_and_there_is_no_manifest_until_they_are_made(batch, monkeypatch):
+    monkeypatch.setattr("batch.make", blank)
+    join(batch)
+    work(None, batch, read_tasks(batch), "here")
+    assert finish(batch) == []
+    with batch.prompts.open("a") as file:
+        file.write('\n{"prompt": "mushroom"}\n{"prompt": "fox face"}')
+    join(batch)
+    todo = missing(batch)
+    assert [task.id for task in todo] == ["000004", "000005"]
+    work(None, batch, todo[:1], "here")
+    assert not batch.manifest.exists() and finish(batch) == todo[1:]
+    work(None, batch, todo, "here")
+    assert finish(batch) == [] and len(batch.manifest.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"steps": 4}, r"steps 2, now 4"),
+        ({"guidance": 3.5, "branch": 1}, r"guidance 3\.0, now 3\.5; branch 0, now 1"),
+        ({"seed": 1}, r"hash of the prompts '\w+', now '\w+'"),
+        ({"prompts": ["a cat", "a dog"]}, r"images 4, now 2; hash of the prompts"),
+    ],
+)
+def test_a_job_of_another_kind_waits(batch, changes, differs, tmp_path, monkeypatch):
+    if prompts := changes.get("prompts"):
+        changes = {"prompts": tmp_path / "others.txt"}
+        changes["prompts"].write_text("\n".join(prompts))
+    other = replace(batch, **changes)
+    with ready(lambda: join(batch)):
+        before = names(batch)
+        with pytest.raises(InvalidSetting, match=rf"A job with other .+ is at work in .+out \({differs}.*\)\. Wait"):
+            join(other)
+        line = f"x {other.prompts} {batch.out} --pipeline demo --dtype float32".split()
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(InvalidSetting, match="Wait until it ends"):
+            main()
+        assert names(batch) == before
+        join(batch)  # the same
+    join(other)
 
 
 @pytest.fixture
@@ -277,6 +378,18 @@ def test_a_pipelines_other_arguments_are_the_tasks_own(batch):
         (["hamburger"] * 2, [101] * 2, {"negative_prompt": ["", ""], **common}),
         (["pineapple"] * 2, [103] * 2, common),
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--steps 0", "--guidance nan", "--guidance inf", "--seed -1", "--size 100", "--batch-size 0", "--dtype half-way",
+     "--dtype nn"],
+)  # fmt: skip
+def test_a_command_line_that_no_batch_can_have(options, tmp_path):
+    line = ["p.txt", str(tmp_path / "out"), "--pipeline", "sd", *options.split()]
+    with pytest.raises(InvalidSetting, match=rf"No batch can have {options}\. See --help"):
+        batch_of(parser("").parse_args(line))
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line(tmp_path):

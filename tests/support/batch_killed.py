@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import batch
+import folder as image_folder
 
 
 def mortal(folder: Path, images: int) -> None:
@@ -25,7 +26,7 @@ def mortal(folder: Path, images: int) -> None:
                 return
             os.kill(os.getpid(), signal.SIGKILL)
 
-    batch.os = SimpleNamespace(**{**vars(os), "fsync": fsync})
+    image_folder.os = SimpleNamespace(**{**vars(os), "fsync": fsync})
 
 
 def log_writes(folder: Path) -> None:
