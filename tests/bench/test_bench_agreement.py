@@ -17,6 +17,7 @@ from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
+from stepcache.errors import InvalidSetting
 
 EAGER = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
 REUSED = 1 - EAGER
@@ -158,5 +159,5 @@ def test_rows_from_before_these_columns_are_read(tmp_path):
     (tmp_path / "rows.csv").write_text("\n".join(kept) + "\n")
     assert read(tmp_path / "rows.csv", BenchRow) == [row]
     (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace("gpu", "xpu", 1))
-    with pytest.raises(KeyError, match="gpu"):
+    with pytest.raises(InvalidSetting, match="there is no column gpu"):
         read(tmp_path / "rows.csv", Rig)

@@ -184,7 +184,7 @@ def test_what_rows_can_be_added_to(tmp_path):
     assert list(path.parent.iterdir()) == []
     for text in ("x", "name,interval\n", "\n"):
         path.write_text(text)
-        with pytest.raises(InvalidSetting, match="has columns"):
+        with pytest.raises(InvalidSetting, match="has other columns"):
             check_out(path, Sample)
         assert path.read_text() == text
     with pytest.raises(IsADirectoryError):

@@ -29,7 +29,7 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
     assert pipe("rose", num_inference_steps=4, guidance_scale=2.0).images[0].size == (64, 64)
     # Once more, with other arguments: what is there is not mixed up with it.
     assert cli.main([*arguments, "--scheduler", "ddim"]) == 2
-    assert "another calibration" in capsys.readouterr().err
+    assert "not of this calibration (not the same: scheduler)" in capsys.readouterr().err
 
 
 def test_prompts_of_a_file(tmp_path, capsys):

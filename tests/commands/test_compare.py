@@ -122,7 +122,7 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
     ("arguments", "words"),
     [
         (["no/such/place"], "'no/such/place' is not a pipeline: there is no no/such/place/model_index.json."),
-        (["demo", "--prompts", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["demo", "--prompts", "nowhere.txt"], "nowhere.txt cannot be read: No such file or directory"),
         (["demo", "--prompts", "empty.txt"], "empty.txt has no prompts"),
         (["demo", "--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
         (["demo", "--interval", "0"], "interval must be an integer of at least 1, got 0"),

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from support.batch_checks import HERE, NO_COMPILER, RECIPES, command_line, images, prompts_file, run, run_here
+from support.batch_checks import HERE, NO_COMPILER, OWN, RECIPES, command_line, images, prompts_file, run, run_here
 
 pytest.importorskip("ray.data")
 
@@ -47,7 +47,7 @@ def test_killed_actors_lose_nothing_and_a_task_that_kills_them_is_given_up(singl
     assert sorted(f"{id}.png" for id in (tmp_path / "log").read_text().split()) == sorted(images(out))
     run_here(*command_line(prompts, out))
     assert images(out) == single
-    assert {path.name for path in out.iterdir()} == {*single, "manifest.jsonl"}
+    assert {path.name for path in out.iterdir()} == {*single, *OWN}
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ TWO = ["--standalone", "--nproc-per-node", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", *TWO]
 FORKED = [HERE / "torchrun_forked.py", *TWO, "--start-method", "forkserver", "--run-path"]
 NAMES = ["fox face", "cherry blossom", "hamburger", "red apple", "tiger face", "pineapple", "mushroom"]
+OWN = {"manifest.jsonl", "job.json", ".job.lock"}  # in a batch's folder when it is done, besides its images
 NO_COMPILER = {"CXX": "/nowhere/g++"}
 SETTINGS = ["--dtype", "float32", "--steps", "4", "--guidance", "3"]
 

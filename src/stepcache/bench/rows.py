@@ -101,7 +101,7 @@ def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
         with Lines(path, _line(header)) as file:
             file.add(lines)
     except OtherHeader as error:
-        raise _other_columns(path, error.found, header) from None
+        raise _other_columns(path, error.found) from None
 
 
 def check_out(path: Path, kind: type) -> None:
@@ -112,16 +112,16 @@ def check_out(path: Path, kind: type) -> None:
     header = _columns(kind)
     found, end, _ = text.partition("\n")
     if found != _line(header) if end else not _line(header).startswith(found):
-        raise _other_columns(path, found, header)
+        raise _other_columns(path, found)
 
 
 def _columns(kind: type) -> list[str]:
     return [field.name for each in (kind, Rig) for field in fields(each)]
 
 
-def _other_columns(path: Path, found: str, header: list[str]) -> InvalidSetting:
+def _other_columns(path: Path, found: str) -> InvalidSetting:
     return InvalidSetting(
-        f"{path} has columns {found:.300}, these rows have {','.join(header)}: move the file away, or name another one."
+        f"{path} has other columns ({found:.200}) than these rows: move the file away, or name another one."
     )
 
 
