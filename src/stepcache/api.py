@@ -27,7 +27,7 @@ def accelerate(
     branch: int = 0,
     *,
     schedule: Schedule | None = None,
-    predict: str | float = "hold",
+    predict: str | float | tuple[float, float] = "hold",
     guidance: str = "both",
     compile: bool | str | dict[str, Any] = "auto",
     cuda_graphs: bool | str | Callable[[], Any] = "auto",
@@ -56,9 +56,14 @@ def accelerate(
     Further arguments:
         schedule: a `Schedule`, instead of `interval`.
         predict: the feature in partial steps: "hold" (default), that of the last full step, as in DeepCache; "linear",
-            on the line through the last two full steps; a number between 0 and 1 damps that line. Much more faithful at
-            50 steps; at 20 steps, where full steps are far apart, it can be worse than "hold". Price: a second buffer
-            of the feature's size, and one addition per partial step.
+            on the line through the last two full steps; a number from -1 to 1 damps that line (0 holds, 1 is linear).
+            A pair (mean, difference) damps apart the mean of the two halves of guidance and their difference,
+            conditional minus unconditional, which guidance multiplies. "auto" chooses the pair in each step from
+            solver, guidance scale and the distance between full steps (reuse/auto.py): the most faithful of these, from
+            20 steps on, as far as it was measured. Price: a second buffer of the feature's size, and one or three
+            additions per partial step. In batches that are not known to be two halves (other pipelines than those of
+            pipes/batches.py, modular ones, `denoising` blocks), a pair and "auto" are one line, with the lower damping
+            of the two, not below 0; without guidance, with that of the mean.
         guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
             partial steps, and takes the difference of the halves from the last full step(s), predicted like the
             feature. Halves a partial step's cost and the feature's buffer; loses some fidelity, more at a high guidance
@@ -93,9 +98,8 @@ def accelerate(
             state_dict to be contiguous (`save_pretrained` takes care of that).
         scheduler: the name of the pipe's attribute that holds its scheduler, whose `step` ends a step. Default
             "scheduler", as in diffusers. Raises UnsupportedPipeline, with the names that would do, if there is none.
-        preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse", half of the
-            line); each holds the feature up to 20 steps, uses the line of `predict` from 50 steps, and damps it in
-            between (presets.py).
+        preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse"), each with
+            predict="auto" (presets.py).
         plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance found for one
             model, scheduler and number of steps. Leave interval, branch, schedule, predict and guidance at their
             defaults. Another scheduler or U-Net (by its config and a sample of its weights, LoRA counted only if fused)

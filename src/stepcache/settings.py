@@ -15,7 +15,8 @@ from .packages.manifest import Unreadable
 from .packages.store import Packages, open_packages
 from .plans.plan import Plan, plan_of
 from .plans.presets import preset_of
-from .reuse.predict import HOLD, Line, Predictor, predictor_of
+from .reuse.auto import Auto, Loop
+from .reuse.predict import HOLD, Predictor, predictor_of
 from .reuse.schedule import Schedule
 from .values import as_int, as_word, auto_or_bool, is_a, is_one_of, positive_int, shown, true_or_false
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("stepcache")
 class Settings:
     """The arguments of `accelerate`, checked as far as possible without a U-Net.
 
-    fit: schedule and predictor for a number of steps, from a plan or preset; None: always `schedule` and `predictor`.
+    fit: schedule and predictor of a loop, where they depend on it; None: always `schedule` and `predictor`.
     scheduler: the name of the pipe's attribute that holds its scheduler.
     """
 
@@ -40,12 +41,12 @@ class Settings:
     channels_last: bool | str = "auto"
     plan: Plan | None = None
     adapt: bool = False
-    fit: Callable[[int | None], tuple[Schedule, Predictor]] | None = None
+    fit: Callable[[Loop], tuple[Schedule, Predictor]] | None = None
     scheduler: str = "scheduler"
 
-    def for_steps(self, steps: int | None) -> tuple[Schedule, Predictor]:
-        """Schedule and predictor of a run of `steps` (None: unknown)."""
-        return (self.schedule, self.predictor) if self.fit is None else self.fit(steps)
+    def for_loop(self, loop: Loop) -> tuple[Schedule, Predictor]:
+        """Schedule and predictor of a denoising loop."""
+        return (self.schedule, self.predictor) if self.fit is None else self.fit(loop)
 
     def remarks(self, steps: int | None, guidance: object) -> Iterable[str]:
         """The plan's warnings for a run of `steps` at that guidance scale."""
@@ -99,7 +100,7 @@ class Settings:
             _check_defaults("plan", **given, preset=preset)
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
-            fit = functools.partial(found.for_steps, adapt=stretch)
+            fit = functools.partial(_of_plan, found, stretch)
             own = (found.schedule, found.branch, graphs, buckets, found.predictor, reuse)
             return cls(*own, decode, layout, found, stretch, fit, attribute)
         if stretch:
@@ -107,11 +108,22 @@ class Settings:
         if preset is not None:
             _check_defaults("preset", **given)
             named = preset_of(preset)
-            settled = cls(named.schedule, 0, graphs, buckets, Line(1.0), named.guidance == "reuse", decode, layout)
-            return replace(settled, fit=named.for_steps, scheduler=attribute)
+            chosen, branch, predict, guidance = named.schedule, 0, "auto", named.guidance
+        predictor = Auto() if as_word(predict) == "auto" else predictor_of(predict)
         reuse = as_word(guidance) == "reuse"
-        settled = cls(chosen, branch, graphs, buckets, predictor_of(predict), reuse, decode, layout)
-        return replace(settled, scheduler=attribute)
+        settled = cls(chosen, branch, graphs, buckets, predictor, reuse, decode, layout, scheduler=attribute)
+        if isinstance(predictor, Auto):
+            return replace(settled, fit=functools.partial(_of_auto, chosen, predictor))
+        return settled
+
+
+# Functions, not closures: settings are pickled with the pipe.
+def _of_plan(plan: Plan, adapt: bool, loop: Loop) -> tuple[Schedule, Predictor]:
+    return plan.for_steps(loop.steps, adapt)
+
+
+def _of_auto(schedule: Schedule, auto: Auto, loop: Loop) -> tuple[Schedule, Predictor]:
+    return schedule, auto.of(loop)
 
 
 def _packages(compiled: object, only: object) -> Packages | None:

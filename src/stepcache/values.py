@@ -54,6 +54,13 @@ def as_items(value: object) -> list[tuple[Any, Any]] | None:
     return list(dict.items(value)) if is_a(value, dict) else None  # type: ignore[arg-type]
 
 
+def as_entries(value: object) -> tuple[Any, ...] | None:
+    """The entries of a list or tuple, or None if `value` is neither. A subclass of somebody else's is not asked."""
+    if is_a(value, list):
+        return tuple(list.__iter__(value))  # type: ignore[arg-type]
+    return tuple(tuple.__iter__(value)) if is_a(value, tuple) else None  # type: ignore[arg-type]
+
+
 def positive_int(name: str, value: object, at_least: int = 1, hint: str = "", at_most: int = LARGEST) -> int:
     """`value` as an int from `at_least` to `at_most`. Raises InvalidSetting otherwise; True and 2.5 are not ints."""
     number = as_int(value)

@@ -41,7 +41,9 @@ def test_fitted_weights_are_for_the_steps_that_they_were_fitted_for():
     assert fitted.weights(0, 3, (1, 0)) == (1.0, 0.0)  # what stands in else: hold
 
 
-@pytest.mark.parametrize("predict", ["cubic", -0.1, 1.01, math.nan, None, True, [1]])
+@pytest.mark.parametrize(
+    "predict", ["cubic", -1.01, 1.01, math.nan, None, True, [1], (0.5, 1.5), (0.5, "hold"), (1, 0, 0)]
+)
 def test_what_is_no_predictor_is_refused(predict):
     with pytest.raises(InvalidSetting, match="predict must be"):
         predictor_of(predict)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..forwards.blend import Blend
-from ..reuse.predict import Predictor
+from ..reuse.predict import DIFFERENCE, Predictor, Weights, of_halves
 
 
 class Value:
@@ -16,13 +16,13 @@ class Value:
 
     depth: how many tensors are held, newest first. The first write allocates them, with the value's shape, dtype,
     device and strides. A CUDA graph writes to a fixed address, so `age` moves contents, not tensors. weights: float32
-    [depth] on their device if blends are asked for, else None.
+    [depth] on their device if blends are asked for, else None; [2, depth] if `apart` (forwards.blend.Blend).
     """
 
-    __slots__ = ("_set", "blends", "tensors", "weights")
+    __slots__ = ("_set", "apart", "blends", "tensors", "weights")
 
-    def __init__(self, depth: int, blends: bool) -> None:
-        self.blends = blends
+    def __init__(self, depth: int, blends: bool, apart: bool = False) -> None:
+        self.blends, self.apart = blends, apart
         self.tensors: tuple[Tensor | None, ...] = (None,) * depth
         self.weights: Tensor | None = None
         self._set: tuple[float, ...] = ()
@@ -39,7 +39,8 @@ class Value:
                 for _ in self.tensors
             )
             if self.blends:
-                self.weights = torch.ones(len(self.tensors), dtype=torch.float32, device=like.device)
+                rows = (2,) if self.apart else ()
+                self.weights = torch.ones(*rows, len(self.tensors), dtype=torch.float32, device=like.device)
         self._set = ()
         return True
 
@@ -54,12 +55,16 @@ class Value:
         for older in self.tensors[known:]:
             older.copy_(self.tensors[0])  # type: ignore[union-attr]
 
-    def weigh(self, weights: tuple[float, ...]) -> None:
-        """Set the weights, newest first; missing ones are 0. The host does not wait for the device."""
-        weights += (0.0,) * (len(self.tensors) - len(weights))
+    def weigh(self, own: Weights, other: Weights = ()) -> None:
+        """Set the weights, newest first; missing ones are 0. The host does not wait for the device.
+
+        other: of the samples in the other half of the batch; only if `apart`.
+        """
+        rows = (own, other) if self.apart else (own,)
+        weights = tuple(w for row in rows for w in (*row, *(0.0,) * (len(self.tensors) - len(row))))
         if weights != self._set:
-            for i, weight in enumerate(weights):
-                self.weights[i].fill_(weight)  # type: ignore[index]  # a launch; a copy from the host would wait
+            for place, weight in zip(self.weights.view(-1), weights, strict=True):  # type: ignore[union-attr]
+                place.fill_(weight)  # a launch; a copy from the host would wait
             self._set = weights
 
     @property
@@ -78,13 +83,14 @@ class Kept:
     """The values that one slot of a bucket keeps between steps, with the run and steps that wrote them.
 
     The first value is the feature [B, C, H, W]. With guidance reuse it is the conditional half's feature, and the
-    second value is the difference of the two halves' outputs.
+    second value is the difference of the two halves' outputs. apart: whether the feature's halves may get weights of
+    their own.
     """
 
     __slots__ = ("_before", "run", "stamp", "steps", "values")
 
-    def __init__(self, values: int = 1, depth: int = 1, blends: bool = False) -> None:
-        self.values = tuple(Value(depth, blends) for _ in range(values))
+    def __init__(self, values: int = 1, depth: int = 1, blends: bool = False, apart: bool = False) -> None:
+        self.values = tuple(Value(depth, blends, apart) for _ in range(values))
         self.stamp: object | None = None
         self.run: object | None = None
         # The steps of `run` that wrote the tensors, newest first; and, during a full step, those before it.
@@ -118,11 +124,16 @@ class Kept:
             for value in self.values:
                 value.level(len(self.steps))
 
-    def weigh(self, predictor: Predictor, step: int) -> None:
-        """Set the weights for a partial step at `step`."""
+    def weigh(self, predictor: Predictor, step: int, halves: bool = False) -> None:
+        """Set the weights for a partial step at `step`. halves: whether the batch is [unconditional, conditional]."""
         for i, value in enumerate(self.values):
-            if value.blends:
-                value.weigh(predictor.weights(i, step, self.steps))
+            if not value.blends:
+                continue
+            weights = predictor.weights(i, step, self.steps)
+            if value.apart and halves:
+                value.weigh(*of_halves(weights, predictor.weights(DIFFERENCE, step, self.steps)))
+            else:
+                value.weigh(weights)
 
     @property
     def is_written(self) -> bool:

@@ -115,8 +115,10 @@ class UNetGraphs:
             return sample.shape, sample.dtype, sample.device, sample.stride(), reuse_guidance
         return key_of(inputs, sample.device), reuse_guidance
 
-    def _kept(self, reuse_guidance: bool) -> Kept:
-        return Kept(1 + reuse_guidance, self.predictor.order, not self.predictor.holds)
+    def _kept(self, batch: int, reuse_guidance: bool) -> Kept:
+        predictor = self.predictor
+        apart = predictor.apart and batch % 2 == 0 and not reuse_guidance
+        return Kept(1 + reuse_guidance, predictor.order, not predictor.holds, apart)
 
     def _make(self, key: Hashable, inputs: dict[str, Any], reuse_guidance: bool) -> Bucket:
         sample: Tensor = inputs["sample"]
@@ -124,7 +126,8 @@ class UNetGraphs:
         wanted = self.compilations.joins.setdefault(key, frozenset() if judge is None else judge.verdicts.for_triton)
         label = _label(sample)
         eager = self._programs(self._steps(reference_join, reuse_guidance), label)
-        bucket = Bucket(eager, None, eager, functools.partial(self._kept, reuse_guidance))
+        make_kept = functools.partial(self._kept, sample.shape[0], reuse_guidance)
+        bucket = Bucket(eager, None, eager, make_kept)
         self._fill(bucket, key, inputs, reuse_guidance, wanted)
         return bucket
 
@@ -209,7 +212,7 @@ class UNetGraphs:
         try:
             calls = calls_of_joins(
                 functools.partial(self._steps, reuse_guidance=reuse_guidance),
-                self._kept(reuse_guidance), self.predictor, unet, inputs,
+                self._kept(inputs["sample"].shape[0], reuse_guidance), self.predictor, unet, inputs,
             )  # fmt: skip
         except torch.OutOfMemoryError:  # this runs eager, which takes more memory than the graphs
             self.fallback.say_once("Not enough memory to find the joins of this size: they run by the known verdicts.")

@@ -1,4 +1,4 @@
-"""The pipelines whose U-Net batch is [unconditional, conditional], so that guidance can be reused.
+"""The pipelines whose U-Net batch is [unconditional, conditional]: guidance can be reused, or its halves told apart.
 
 A list of names, from reading each pipeline's loop, because a batch does not show what it is made of. Not on it are
 pipelines with three-way batches (InstructPix2Pix), with a perturbed part (PAG), with several U-Net calls per step (SAG,
@@ -77,6 +77,15 @@ def guided(pipe: Any) -> Callable[[], bool]:
             'Use guidance="both" instead.'
         )
     return lambda: bool(pipe.do_classifier_free_guidance)
+
+
+def shows_halves(pipe: Any) -> bool:
+    """Whether the halves of guidance are known to come in one batch, so that `guided` tells of each call."""
+    try:
+        guided(pipe)
+    except UnsupportedPipeline:
+        return False
+    return not is_modular(pipe)
 
 
 def whole_batches_only(unet: nn.Module) -> str:

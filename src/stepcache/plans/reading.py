@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InvalidSetting
 from ..files.reading import DEEPEST, is_text
-from ..values import as_int, as_items, as_number, as_word, is_a, shown
+from ..values import as_entries, as_int, as_items, as_number, as_word, is_a, shown
 
 INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 """How files hold the numbers that JSON lacks."""
@@ -55,11 +55,10 @@ def word(value: object, key: str) -> str:
 
 def sequence(value: object, key: str) -> tuple[Any, ...]:
     """The entries of a list or tuple."""
-    if is_a(value, list):
-        return tuple(list.__iter__(value))  # type: ignore[arg-type]
-    if is_a(value, tuple):
-        return tuple(tuple.__iter__(value))  # type: ignore[arg-type]
-    raise InvalidSetting(f"{key} must be a list, got {shown(value)}.")
+    found = as_entries(value)
+    if found is None:
+        raise InvalidSetting(f"{key} must be a list, got {shown(value)}.")
+    return found
 
 
 def entries(value: object, key: str, names: Collection[str]) -> dict[str, Any]:

@@ -25,11 +25,13 @@ from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..packages.store import Packages
-from ..pipes.batches import guided
+from ..pipes.batches import guided, shows_halves
 from ..pipes.loops import check_no_loops
 from ..pipes.modular import is_modular
+from ..pipes.solvers import is_first_order
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
+from ..reuse.auto import Loop
 from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings, unusable
@@ -82,14 +84,16 @@ class Attachment:
         if settings.plan is not None and not settings.adapt:
             scheduler = getattr(pipe, settings.scheduler)
             settings.plan.check(scheduler, None if self.pool.is_of(unet) else unet)
-        pool = self.pool
+        predictor, pool = settings.predictor, self.pool
+        if not settings.reuse_guidance and not shows_halves(pipe):
+            predictor = predictor.whole
         if pool.is_shared and not pool.is_of(unet):  # the copy or the original has another U-Net now
             pool.leave()
             pool = self.pool = Pool()
 
         def make(compilations: Compilations) -> Engine:
             cut, buckets = family.layout(unet).cut(settings.branch), settings.max_buckets
-            graphs = UNetGraphs(family, cut, settings.graphs, buckets, settings.predictor, compilations)
+            graphs = UNetGraphs(family, cut, settings.graphs, buckets, predictor, compilations)
             decoder = DecoderGraphs(settings.graphs, buckets, graphs.costs, compilations) if settings.vae else None
             return Engine(graphs, decoder)
 
@@ -120,21 +124,28 @@ class Attachment:
             places.callback(self.park, pool, unet, engine, record)  # last, whatever fails before
             say_once, warming_up = engine.unet_graphs.fallback.say_once, warm_up_schedule.get()
 
-            def fit(steps: int | None) -> tuple[Schedule, Predictor]:
-                if warming_up is not None:
-                    return warming_up, self.settings.predictor
-                fitting = self.settings.for_steps(steps)
-                guidance = getattr(pipe, "_guidance_scale", None) if in_call else None
-                for remark in self.settings.remarks(steps, guidance):
-                    say_once(remark)
-                return fitting
+            # With guidance reuse the difference is a value of its own, even where the halves come in separate calls.
+            known = in_call and (self.settings.reuse_guidance or shows_halves(pipe))
 
-            is_guided = guided(pipe) if self.settings.reuse_guidance and in_call else never
+            def fit(steps: int | None) -> tuple[Schedule, Predictor]:
+                schedule, predictor = warming_up, self.settings.predictor
+                if schedule is None:
+                    guidance = getattr(pipe, "_guidance_scale", None) if in_call else None
+                    loop = Loop(steps, _length(pipe, name), is_first_order(getattr(pipe, name)), guidance)
+                    schedule, predictor = self.settings.for_loop(loop)
+                    for remark in self.settings.remarks(steps, guidance):
+                        say_once(remark)
+                return schedule, predictor if known else predictor.whole
+
+            is_guided = guided(pipe) if known else never
             if self.settings.reuse_guidance and not in_call:
                 say_once("A denoising block does not tell what its batch is made of, so guidance is not reused.")
             follow = functools.partial(follow_scheduler, pipe, name, places)
             scheduler = getattr(pipe, name)
-            session = Session(unet, scheduler, engine, fit, count_steps, record, pool.known_code, is_guided, follow)
+            session = Session(
+                unet, scheduler, engine, fit, count_steps, record, pool.known_code, is_guided,
+                self.settings.reuse_guidance, follow,
+            )  # fmt: skip
             if self.settings.reuse_guidance and in_call and is_modular(pipe):
                 session.halves = Halves()
             self.last = record
@@ -305,6 +316,13 @@ def _planned_steps(pipe: Any, scheduler: str) -> int | None:
     """Steps of the current pipeline call, which diffusers' pipelines store right before their loop."""
     noted = getattr(pipe, "_num_timesteps", None)
     return noted if noted is not None else scheduled_steps(pipe, scheduler)
+
+
+def _length(pipe: Any, scheduler: str) -> int | None:
+    """Steps of a whole schedule; image to image, and a base with a refiner, run through a part of it."""
+    whole = getattr(getattr(pipe, scheduler), "num_inference_steps", None)
+    known = [steps for steps in (whole, scheduled_steps(pipe, scheduler)) if isinstance(steps, int)]
+    return max(known, default=None)
 
 
 def scheduled_steps(pipe: Any, scheduler: str) -> int | None:

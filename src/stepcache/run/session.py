@@ -49,7 +49,8 @@ class Session:
     fit: returns schedule and predictor of a loop, given its number of steps from count_steps (None if unknown). Called
     at the loop's first U-Net call, when the pipeline has set its timesteps.
     record: is filled in. known_code: what earlier runs found of foreign code on the U-Net.
-    guided: whether the current call's batch is [unconditional, conditional]; a partial step then runs one half.
+    guided: whether the current call's batch is [unconditional, conditional]. reuse_guidance: a partial step then runs
+    one half.
     follow: called before each step, because the pipeline may have replaced its scheduler.
     """
 
@@ -63,11 +64,13 @@ class Session:
         record: RunRecord,
         known_code: KnownCode,
         guided: Callable[[], bool] = never,
+        reuse_guidance: bool = False,
         follow: Callable[[Session], None] = lambda session: None,
     ) -> None:
         self.unet, self.scheduler, self.engine = unet, scheduler, engine
         self.record, self._known_code = record, known_code
         self._fit, self._count_steps, self._guided, self._follow = fit, count_steps, guided, follow
+        self._reuse_guidance = reuse_guidance
         self._counter = StepCounter()
         self.slots = Slots()
         self.halves: Halves | None = None  # guidance reuse with the halves in separate calls
@@ -171,7 +174,8 @@ class Session:
 
     def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         graphs, record, step = self.engine.unet_graphs, self.record, self._counter.step
-        reuse_guidance = inputs["sample"].shape[0] % 2 == 0 and self._guided() and self._may_halve
+        has_halves = inputs["sample"].shape[0] % 2 == 0 and self._guided()
+        reuse_guidance = has_halves and self._reuse_guidance and self._may_halve
         bucket = graphs.bucket(inputs, reuse_guidance)
         if bucket is not self._bucket:
             self._bucket = bucket
@@ -198,7 +202,7 @@ class Session:
             kept.mark(self._stamp, step)
         else:
             record.letters.append("P")
-            kept.weigh(self._predictor, step)
+            kept.weigh(self._predictor, step, has_halves)
             output = graphs.run("partial", self.unet, bucket, inputs, kept, slot)
         if halves is not None:
             halves.ran(place, output, step, full, self._predictor.order)

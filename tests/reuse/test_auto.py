@@ -1,0 +1,103 @@
+"""predict="auto": the rule, and what reaches it from a pipeline's call."""
+
+import functools
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline
+from support.small import engine_of, generate, loop_pipe, picture, tiny_pipe
+
+from stepcache import accelerate, last_run
+from stepcache.reuse.auto import FIRST_ORDER, MULTISTEP, UNKNOWN_GUIDANCE, Auto, Loop
+from stepcache.run.session import Session
+
+
+def pairs(guidance, first_order=True, length=20, gaps=(1, 2, 3, 5, 10)):
+    auto = Auto().of(Loop(length, length, first_order, guidance))
+    return [auto.dampings(gap) for gap in gaps]
+
+
+def test_more_strain_is_more_damping_and_never_more_of_the_line():
+    for first_order in (True, False):
+        for guidance in (1.0, 3.0, 7.5, 15.0):
+            found = pairs(guidance, first_order)
+            assert found == sorted(found, reverse=True)
+        assert pairs(3.0, first_order) >= pairs(7.5, first_order) >= pairs(15.0, first_order)
+    assert pairs(7.5, True) >= pairs(7.5, False)
+
+
+def test_dampings_stay_in_the_limits_of_accelerate():
+    for rules in (FIRST_ORDER, MULTISTEP):
+        for strain in (0.0, 0.1, 1.0, 10.0, 1e9):
+            for rule in rules:
+                assert -1 <= rule.lowest <= rule(strain) <= rule.highest <= 1
+
+
+def test_the_same_strain_is_the_same_pair():
+    assert Auto().of(Loop(20, 20, False, 6.0)).dampings(2) == Auto().of(Loop(40, 40, False, 4.0)).dampings(6)
+
+
+def test_a_loop_of_which_nothing_is_known_is_held():
+    assert Auto().dampings(3) == (0.0, 0.0) and Auto().weights(0, 5, (4, 2)) == (1.0, 0.0)
+    assert Auto().weights(0, 5, (4,)) == (1.0,)
+
+
+@pytest.mark.parametrize("guidance", [None, torch.tensor(2.0), "high"])
+def test_a_guidance_that_is_no_number_counts_as_the_usual_one(guidance):
+    loop = Loop(20, 20, False, UNKNOWN_GUIDANCE)
+    assert Auto().of(loop._replace(guidance=guidance)).dampings(2) == Auto().of(loop).dampings(2)
+
+
+def test_not_apart_is_the_lower_damping_and_not_below_zero():
+    whole = Auto().of(Loop(20, 20, False, 5.0)).whole
+    for gap in (1, 2, 3, 10):
+        lowest = max(0.0, min(whole.dampings(gap)))
+        full = (4 + gap, 4)
+        assert whole.weights(0, full[0] + 1, full) == pytest.approx((1 + lowest / gap, -lowest / gap))
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """The loops that sessions were told of."""
+    found, enter = [], Session._enter_loop
+
+    def entering(self):
+        enter(self)
+        found.append(self._predictor)
+
+    monkeypatch.setattr(Session, "_enter_loop", entering)
+    return found
+
+
+def test_what_a_call_tells(loops):
+    pipe = accelerate(tiny_pipe(), 3, predict="auto")
+    generate(pipe, steps=9, guidance_scale=4.0)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    generate(pipe, steps=6, guidance_scale=8.0)
+    assert [auto.loop for auto in loops] == [Loop(9, 9, True, 4.0), Loop(6, 6, False, 8.0)]
+    assert all(auto.apart for auto in loops)
+
+
+def test_image_to_image_runs_a_part_of_the_schedule(loops):
+    pipe = accelerate(tiny_pipe(StableDiffusionImg2ImgPipeline), 2, predict="auto")
+    generate(pipe, steps=20, sized=False, image=picture(64), strength=0.5)
+    assert last_run(pipe).steps == 10 and (loops[0].loop.steps, loops[0].loop.length) == (10, 20)
+
+
+def test_other_pipelines_have_a_line(loops):
+    pipe = accelerate(loop_pipe("least"), 3, predict="auto")
+    pipe(9)
+    assert loops[0].loop == Loop(9, 9, True, None) and not loops[0].apart
+    assert engine_of(pipe).unet_graphs.predictor == Auto().whole
+    generate(accelerate(tiny_pipe(StableDiffusionPAGPipeline), 3, predict="auto"), steps=9)
+    assert not loops[-1].apart
+
+
+def test_a_run_is_the_pair_of_each_gap():
+    """One gap only: the images are those of the pair that the rule gives."""
+    pipe = tiny_pipe()
+    call = functools.partial(generate, pipe, steps=9, guidance_scale=6.0)
+    accelerate(pipe, 3, predict=Auto().of(Loop(9, 9, True, 6.0)).dampings(3))
+    want = call()
+    accelerate(pipe, 3, predict="auto")
+    torch.testing.assert_close(call(), want, rtol=1e-5, atol=1e-5)
