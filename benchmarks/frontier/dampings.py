@@ -1,9 +1,10 @@
 """Which damping of the halves' mean, and of their difference, gives the best images? The table behind predict="auto".
 
     python -m benchmarks.frontier.dampings --settings dpm++:20:7.5 euler:20:7.5
+    python -m benchmarks.frontier.dampings --guidance reuse --out benchmarks/results/dampings_reuse.csv
 
 Calibration prompts of the demo, branch 0, uniform intervals, one seed. PSNR against the original of the same number of
-steps. `reuse/auto.py` has the rule that was fitted to these rows; its test compares the two.
+steps. `reuse/auto.py` has the rules that `fit` makes of these rows; its test compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.console import parser
 from benchmarks.frontier.measure import setting_of
 from benchmarks.frontier.pictures import CALIBRATION, images
-from benchmarks.frontier.weighted import weighted
+from stepcache import accelerate, restore
 from stepcache.bench.rows import write
 from stepcache.images.fidelity import psnr
 from stepcache.images.pipelines import load_demo
@@ -70,15 +71,21 @@ class Apart:
         return Line(self.mean).weights(0, step, full), Line(self.difference).weights(0, step, full)
 
 
-def measure(pipe: Any, setting: tuple[str, int, float]) -> Iterator[Row]:
-    """All rows of one setting. The scheduler of `pipe` is replaced by the setting's."""
+def measure(
+    pipe: Any, setting: tuple[str, int, float], reuse: str = "both", intervals: Sequence[int] | None = None
+) -> Iterator[Row]:
+    """All rows of one setting. The scheduler of `pipe` is replaced by the setting's. reuse: of guidance."""
     scheduler, steps, guidance = setting
     swap_scheduler(pipe, scheduler, steps)
     make = functools.partial(images, pipe, PROMPTS, (SEED,), steps, guidance)
     originals = make()
-    for interval, (mean, difference) in itertools.product(INTERVALS[steps], PAIRS):
-        mode = functools.partial(weighted, pipe, Apart(interval, mean, difference), 0, steps)
-        close = float(psnr(make(mode), originals).mean())
+    eager = {"compile": False, "cuda_graphs": False, "channels_last": False}
+    for interval, (mean, difference) in itertools.product(intervals or INTERVALS[steps], PAIRS):
+        accelerate(pipe, interval, predict=(mean, difference), guidance=reuse, **eager)
+        try:
+            close = float(psnr(make(), originals).mean())
+        finally:
+            restore(pipe)
         yield Row(scheduler, steps, guidance, interval, mean, difference, close, len(PROMPTS), 1)
 
 
@@ -86,11 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure setting by setting; write rows as they come."""
     arguments = parser(__doc__, "dampings.csv", append=True)
     arguments.add_argument("--settings", type=setting_of, nargs="+", default=list(SETTINGS), metavar="S:N:G")
+    arguments.add_argument("--guidance", choices=("both", "reuse"), default="both", help="accelerate's")
+    arguments.add_argument("--intervals", type=int, nargs="+", help=f"default: by the number of steps, {INTERVALS}")
     args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), args.append
     for setting in tqdm(args.settings, desc="settings"):
-        for row in measure(pipe, setting):
+        for row in measure(pipe, setting, args.guidance, args.intervals):
             write(args.out, [row], append=append)
             append = True
 
