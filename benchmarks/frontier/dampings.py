@@ -9,6 +9,7 @@ steps. `reuse/auto.py` has the rules that `fit` makes of these rows; its test co
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,11 @@ class Apart:
 
 
 def measure(
-    pipe: Any, setting: tuple[str, int, float], reuse: str = "both", intervals: Sequence[int] | None = None
+    pipe: Any,
+    setting: tuple[str, int, float],
+    reuse: str = "both",
+    intervals: Sequence[int] | None = None,
+    pairs: Sequence[tuple[float, float]] = PAIRS,
 ) -> Iterator[Row]:
     """All rows of one setting. The scheduler of `pipe` is replaced by the setting's. reuse: of guidance."""
     scheduler, steps, guidance = setting
@@ -80,7 +85,7 @@ def measure(
     make = functools.partial(images, pipe, PROMPTS, (SEED,), steps, guidance)
     originals = make()
     eager = {"compile": False, "cuda_graphs": False, "channels_last": False}
-    for interval, (mean, difference) in itertools.product(intervals or INTERVALS[steps], PAIRS):
+    for interval, (mean, difference) in itertools.product(intervals or INTERVALS[steps], pairs):
         accelerate(pipe, interval, predict=(mean, difference), guidance=reuse, **eager)
         try:
             close = float(psnr(make(), originals).mean())
@@ -89,17 +94,27 @@ def measure(
         yield Row(scheduler, steps, guidance, interval, mean, difference, close, len(PROMPTS), 1)
 
 
+def pair_of(text: str) -> tuple[float, float]:
+    """ "1,-0.25" as (1.0, -0.25)."""
+    try:
+        mean, difference = map(float, text.split(","))
+        return mean, difference
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MEAN,DIFFERENCE, such as 1,-0.25") from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure setting by setting; write rows as they come."""
     arguments = parser(__doc__, "dampings.csv", append=True)
     arguments.add_argument("--settings", type=setting_of, nargs="+", default=list(SETTINGS), metavar="S:N:G")
     arguments.add_argument("--guidance", choices=("both", "reuse"), default="both", help="accelerate's")
     arguments.add_argument("--intervals", type=int, nargs="+", help=f"default: by the number of steps, {INTERVALS}")
+    arguments.add_argument("--pairs", type=pair_of, nargs="+", default=list(PAIRS), metavar="M,D")
     args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), args.append
     for setting in tqdm(args.settings, desc="settings"):
-        for row in measure(pipe, setting, args.guidance, args.intervals):
+        for row in measure(pipe, setting, args.guidance, args.intervals, args.pairs):
             write(args.out, [row], append=append)
             append = True
 
