@@ -28,13 +28,16 @@ def test_more_strain_is_more_damping_and_never_more_of_the_line():
 
 def test_dampings_stay_in_the_limits_of_accelerate():
     for rules in (FIRST_ORDER, MULTISTEP):
-        for strain in (0.0, 0.1, 1.0, 10.0, 1e9):
-            for rule in rules:
-                assert -1 <= rule.lowest <= rule(strain) <= rule.highest <= 1
+        for gap in (1, 2, 3, 10, 10**6):
+            for length in (1, 2, 20, 50, 1000):
+                assert 0.5 <= rules.mean(gap, length) <= 1
+                assert all(-0.5 <= rules.difference(gap, length, guidance) <= 1 for guidance in (1, 7.5, 1e9))
 
 
-def test_the_same_strain_is_the_same_pair():
-    assert Auto().of(Loop(20, 20, False, 6.0)).dampings(2) == Auto().of(Loop(40, 40, False, 4.0)).dampings(6)
+def test_for_solvers_of_the_first_order_only_the_part_of_the_run_counts():
+    auto = Auto().of(Loop(20, 20, True, 6.0))
+    assert auto.dampings(2) == pytest.approx(Auto().of(Loop(60, 60, True, 6.0)).dampings(6))
+    assert Auto().of(Loop(20, 20, False, 6.0)).dampings(2) < Auto().of(Loop(60, 60, False, 6.0)).dampings(6)
 
 
 def test_a_loop_of_which_nothing_is_known_is_held():

@@ -1,12 +1,8 @@
 """predict="auto": the damping of the halves' mean and of their difference, by a rule fitted to measurements.
 
-What overshoots at few steps and high guidance is the line of the halves' difference, which guidance multiplies. Its
-best damping falls along one number, whatever the guidance, the steps and the interval:
-
-    strain = guidance scale * steps between the last two full steps / steps of the whole schedule
-    damping = offset - SLOPE * strain, within the limits of each
-
-Multistep solvers amplify errors that alternate from step to step (docs/notes.md), and so have lower offsets.
+What overshoots at few steps and high guidance is the line of the halves' difference, which guidance multiplies. The
+mean's line overshoots only where full steps are very far apart. `Rules` has the two formulas, and FIRST_ORDER and
+MULTISTEP their numbers: multistep solvers amplify errors that alternate from step to step (docs/notes.md).
 """
 
 from __future__ import annotations
@@ -37,28 +33,33 @@ class Loop(NamedTuple):
 NO_LOOP = Loop(None)
 
 
-class Rule(NamedTuple):
-    """One damping: min(highest, max(lowest, offset - slope * strain))."""
+class Rules(NamedTuple):
+    """The dampings of a solver where the last two full steps are `gap` steps apart, in a schedule of `length` steps.
+
+    mean = 1.75 - 5 * gap / length, from 0.5 to 1.
+    difference = offset - slope * guidance / 7.5 * gap / 2 * (20 / length) ** power, from -0.5 to 1.
+    So the slope counts once at guidance 7.5 with every second of 20 steps full.
+    """
 
     offset: float
     slope: float
-    lowest: float
-    highest: float = 1.0
+    power: float
 
-    def __call__(self, strain: float) -> float:
-        return min(self.highest, max(self.lowest, self.offset - self.slope * strain))
+    def mean(self, gap: int, length: int) -> float:
+        """The damping of the halves' mean."""
+        return min(1.0, max(0.5, 1.75 - 5 * gap / length))
 
-
-class Rules(NamedTuple):
-    """Those of the halves' mean, and of their difference."""
-
-    mean: Rule
-    difference: Rule
+    def difference(self, gap: int, length: int, guidance: float) -> float:
+        """The damping of the halves' difference."""
+        relative = guidance / 7.5 * gap / 2 * (20 / length) ** self.power
+        return min(1.0, max(-0.5, self.offset - self.slope * relative))
 
 
-# Fitted to benchmarks/results/dampings.csv.
-FIRST_ORDER = Rules(Rule(2.0, 0.5, 0.5), Rule(1.9, 1.75, -0.5))
-MULTISTEP = Rules(Rule(1.5, 0.75, 0.5), Rule(1.15, 1.75, -0.5))
+# What `python -m benchmarks.frontier.fit` makes of benchmarks/results/dampings.csv: the bundled demo, 12 calibration
+# prompts, one seed; DDIM and Euler, and DPM++ 2M with and without Karras' sigmas; 20, 30 and 50 steps, guidance 3 to
+# 7.5, a full step every 2 to 5 steps. Nothing else was measured.
+FIRST_ORDER = Rules(offset=1.8, slope=1.3, power=1.0)
+MULTISTEP = Rules(offset=1.4, slope=1.7, power=1.25)
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class Auto:
         guidance = self.loop.guidance
         scale = guidance if isinstance(guidance, (int, float)) else UNKNOWN_GUIDANCE
         rules = FIRST_ORDER if self.loop.first_order else MULTISTEP
-        strain = max(scale, 1.0) * gap / length
-        return rules.mean(strain), rules.difference(strain)
+        return rules.mean(gap, length), rules.difference(gap, length, max(scale, 1.0))
 
     def weights(self, value: int, step: int, full_steps: Sequence[int]) -> Weights:
         if len(full_steps) < 2:
