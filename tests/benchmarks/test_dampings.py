@@ -26,6 +26,12 @@ def test_the_rule_in_the_code_is_the_fitted_one(rows, first_order, rules):
     assert min(gain for _, gain in found.values()) > 0  # over holding, everywhere
 
 
+@pytest.mark.parametrize(("first_order", "rules"), [(True, FIRST_ORDER), (False, MULTISTEP)])
+def test_with_guidance_reuse_the_same_rule_gains_over_holding(first_order, rules):
+    settings = measured(read(RESULTS / "dampings_reuse.csv", Row), first_order)
+    assert min(gain for _, gain in losses(settings, rules).values()) > 0
+
+
 def test_a_fit_finds_the_rule_that_made_the_rows():
     made = Rules(1.6, 1.2, 1.25)
 
