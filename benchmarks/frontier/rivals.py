@@ -9,7 +9,8 @@ that --out has already are not measured again, so that methods may be added late
 
 - `hold`, `DeepCache 1:N`: DeepCache's algorithm, uniform and with the paper's schedule (centred, power 1.4).
 - `line`, `auto`: `predict="linear"`, `predict="auto"`. `fixed m,d`: mean and difference of the halves damped by m, d.
-- `Spectrum on outputs`, `on features`: spectrum.py. `..., constant kept`: without the penalty on the constant term.
+- `Spectrum on outputs`, `on features`: spectrum.py. `even`: full steps evenly spaced, instead of its own schedule.
+  `constant kept`: without the penalty on the constant term.
 - `fewer steps`: the scheduler itself with as many full steps as a method's cost allows.
 
 Every run is compared with the original of as many steps, and with the original of most steps; fewer steps only with the
@@ -35,8 +36,19 @@ from benchmarks.console import parser
 from benchmarks.frontier.dampings import Apart
 from benchmarks.frontier.measure import setting_of
 from benchmarks.frontier.pictures import HELD_OUT, SEEDS, images
-from benchmarks.frontier.rivals_rows import AUTO, FEWER, FIXED, HOLD, LINE, NONUNIFORM, SPECTRUM, Row, text_of
-from benchmarks.frontier.spectrum import Spectrum
+from benchmarks.frontier.rivals_rows import (
+    AUTO,
+    FEWER,
+    FIXED,
+    HOLD,
+    LINE,
+    NONUNIFORM,
+    SPECTRUM,
+    SPECTRUM_OWN,
+    Row,
+    text_of,
+)
+from benchmarks.frontier.spectrum import OF_SDCPP, PUBLISHED, Spectrum
 from benchmarks.frontier.weighted import Method, weighted
 from stepcache import Schedule, accelerate, last_run, restore
 from stepcache.bench.rows import check_out, read, write
@@ -128,24 +140,33 @@ def candidates(
                 continue
             yield Candidate(NONUNIFORM, interval, share, Accelerated({"schedule": paper, "branch": BRANCH}))
         elif method == SPECTRUM:
-            yield from _spectrum(steps, interval, share)
+            yield from _spectrum(steps, interval, share, (steps, guidance) == FIXED_IN)
         elif method == FIXED and (steps, guidance) == FIXED_IN:
             for mean, apart in PAIRS:
                 way = Weighted(Apart(interval, mean, apart), steps)
                 yield Candidate(f"{FIXED} {mean:g},{apart:g}", interval, share, way)
 
 
-def _spectrum(steps: int, interval: int, share: float) -> Iterator[Candidate]:
+def _spectrum(steps: int, interval: int, share: float, only_here: bool) -> Iterator[Candidate]:
+    """only_here: also the variant that tells apart what its schedule costs and what the shrunken constant costs."""
     budget = cost(Schedule.uniform(interval).kinds(steps), share)
-    for of, shrinks in itertools.product(("output", "feature"), (True, False)):
-        price = share if of == "feature" else 0.0
-        method, name = Spectrum(of, budget, price, shrinks), f"{SPECTRUM} on {of}s"
+    # The better of the two on calibration prompts. On outputs that is always stable-diffusion.cpp's.
+    values = OF_SDCPP if interval / steps > 0.1 else PUBLISHED
+    ways = [
+        (SPECTRUM_OWN, Spectrum("output", budget, 0.0, values=OF_SDCPP)),
+        (f"{SPECTRUM_OWN}, even, constant kept", Spectrum("output", budget, 0.0, True, False, OF_SDCPP)),
+        (f"{SPECTRUM} on features, even", Spectrum("feature", budget, share, True, True, values)),
+        (f"{SPECTRUM} on features, even, constant kept", Spectrum("feature", budget, share, True, False, values)),
+    ]
+    if only_here:
+        ways.append((f"{SPECTRUM_OWN}, even", Spectrum("output", budget, 0.0, True, True, OF_SDCPP)))
+    for name, method in ways:
         try:
             method.mask(steps)
         except InvalidSetting as error:
             tqdm.write(f"{name}, {steps} steps, interval {interval}: left out. {error}")
             continue
-        yield Candidate(name if shrinks else f"{name}, constant kept", interval, price, Weighted(method, steps))
+        yield Candidate(name, interval, method.share, Weighted(method, steps))
 
 
 @dataclass
@@ -184,7 +205,9 @@ class Bench:
                 self._originals[key] = self.maker(*key)()
                 if path is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    np.save(path, self._originals[key])
+                    part = path.with_name(f"{path.stem}.part.npy")
+                    np.save(part, self._originals[key])
+                    part.replace(path)
         return self._originals[key]
 
     def _path(self, key: tuple[str, int, float]) -> Path | None:
@@ -272,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--dtype", default="float32", choices=DTYPES)
     args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
-    prompts = HELD_OUT
+    prompts: Sequence[str] = HELD_OUT
     if args.prompts is not None:
         prompts = tuple(prompt.text for prompt in read_prompts(args.prompts))
     elif args.pipeline != "demo":

@@ -8,7 +8,12 @@ steps so far. Being linear in these values, the forecast is a weighted sum of th
 where the rows of Phi are phi(t) at the full steps. `mix` of it, and 1 - mix of the line through the last two full
 steps, is the value. What follows is our own account of the published formula; no code is taken from there.
 
-The published code always maps 50 steps to -1..1; here it is the steps of the run, which is the same at 50.
+The published code always maps 50 steps to -1..1; here it is the steps of the run, which is the same at 50. It forecasts
+the hidden state that enters the U-Net's last convolution, and runs that; here it is what comes out.
+
+Its schedule starts with full steps, then the gaps grow. In short runs it does worse than full steps that are evenly
+spaced, so both are here. So are two sets of values: PUBLISHED, of its script for SDXL, and OF_SDCPP, the defaults
+of leejet/stable-diffusion.cpp (docs/caching.md there), which are better where full steps are far apart.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,76 +31,88 @@ from stepcache.reuse.predict import Line, Weights
 from stepcache.reuse.schedule import MOST_STEPS
 
 
+class Values(NamedTuple):
+    """warmup: full steps at the start. window: the first gap between full steps after them."""
+
+    degree: int
+    penalty: float
+    mix: float
+    warmup: int
+    window: int
+
+
+PUBLISHED, OF_SDCPP = Values(4, 0.1, 0.5, 5, 2), Values(3, 1.0, 0.4, 4, 2)
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """A `Method` of weighted.py.
 
-    of: "output": a skipped step runs nothing. "feature": it runs the shallow part. (The published code forecasts the
-    hidden state that enters the U-Net's last convolution, and runs that.)
+    of: "output": a skipped step runs nothing. "feature": it runs the shallow part.
     budget: the cost that its schedule may have, in full steps. share: that of a skipped step.
+    even: full steps are evenly spaced, instead of its own schedule.
     shrinks_constant: whether the penalty is on T_0 too, as published. Then the weights do not sum to one.
-    degree, penalty, mix, warmup, last: `warmup` steps are full at the start, and `last` at the end.
     """
 
     of: str
     budget: float
     share: float
+    even: bool = False
     shrinks_constant: bool = True
-    degree: int = 4
-    penalty: float = 0.1
-    mix: float = 0.5
-    warmup: int = 5
-    last: int = 0
-    window: int = 2
+    values: Values = PUBLISHED
     keeps: int = MOST_STEPS  # all full steps so far
 
     def mask(self, steps: int) -> str:
-        """Spectrum's own schedule, with the growth of its window for which the cost is the nearest not above `budget`.
+        """The schedule whose cost is the nearest not above `budget`.
 
-        After the warm-up a step is full `window` steps after the last one, and each full step makes the window longer
-        by the growth. InvalidSetting if warm-up and last steps alone cost more.
+        Its own: after the warm-up a step is full `window` steps after the last one, and each full step makes the window
+        longer by an amount that decides the cost. InvalidSetting if no schedule costs so little.
         """
         return _mask(self, steps)
 
     def weights(self, step: int, full: Sequence[int], steps: int) -> tuple[Weights, Weights]:
-        at, here = self._basis(full, steps), self._basis([step], steps)[0]
-        penalty = self.penalty * np.eye(self.degree + 1)
+        degree, penalty, mix, *_ = self.values
+        at, here = _basis(full, steps, degree), _basis([step], steps, degree)[0]
+        shrunk = penalty * np.eye(degree + 1)
         if not self.shrinks_constant:
-            penalty[0, 0] = 0.0
-        ridge = np.linalg.solve(at.T @ at + penalty, here) @ at.T
-        line = Line(1.0).weights(0, step, full)
-        weights = tuple(float(w) for w in self.mix * ridge + (1 - self.mix) * np.array(line))
+            shrunk[0, 0] = 0.0
+        ridge = np.linalg.solve(at.T @ at + shrunk, here) @ at.T
+        line = np.array(Line(1.0).weights(0, step, full))
+        weights = tuple(float(weight) for weight in mix * ridge + (1 - mix) * line)
         return weights, weights
 
-    def _basis(self, at: Sequence[int], steps: int) -> np.ndarray:
-        """T_0 to T_degree, [len(at), degree + 1]."""
-        return np.polynomial.chebyshev.chebvander(2 * np.array(at) / steps - 1, self.degree)
+
+def _basis(at: Sequence[int], steps: int, degree: int) -> np.ndarray:
+    """T_0 to T_degree at these steps, [len(at), degree + 1]."""
+    return np.polynomial.chebyshev.chebvander(2 * np.array(at) / steps - 1, degree)
 
 
 @cache
 def _mask(method: Spectrum, steps: int) -> str:
-    best, best_cost = "", -math.inf
-    for growth in np.arange(0, steps, 0.05):
-        mask = _grown(method, float(growth), steps)
-        cost = mask.count("F") + method.share * mask.count("P")
-        if best_cost < cost <= method.budget:
-            best, best_cost = mask, cost
-    if not best:
+    if method.even:
+        masks = (_even(count, steps) for count in range(1, steps + 1))
+    else:
+        masks = (_growing(method.values, growth / 20, steps) for growth in range(20 * steps))
+    costs = {mask: mask.count("F") + method.share * mask.count("P") for mask in masks}
+    best = max((mask for mask in costs if costs[mask] <= method.budget), key=lambda mask: costs[mask], default=None)
+    if best is None:
         raise InvalidSetting(
-            f"Spectrum has no schedule of {steps} steps that costs at most {method.budget:g} full steps: "
-            f"{method.warmup} are full at the start and {method.last} at the end. Take more steps, or a larger budget."
+            f"Spectrum has no schedule of {steps} steps that costs at most {method.budget:g} full steps, but at least "
+            f"{min(costs.values()):g}. Take more steps, or a larger budget."
         )
     return best
 
 
-def _grown(method: Spectrum, growth: float, steps: int) -> str:
-    letters = ["P"] * steps
-    for i in (*range(min(method.warmup, steps)), *range(max(0, steps - method.last), steps)):
-        letters[i] = "F"
-    window = float(method.window)
-    step = method.warmup - 1 + math.floor(window)
+def _even(count: int, steps: int) -> str:
+    full = {math.ceil(i * steps / count) for i in range(count)}
+    return "".join("F" if step in full else "P" for step in range(steps))
+
+
+def _growing(values: Values, growth: float, steps: int) -> str:
+    full, window = set(range(values.warmup)), float(values.window)
+    step = values.warmup - 1 + math.floor(window)
     while step < steps:
-        letters[step] = "F"
+        full.add(step)
         window += growth
         step += math.floor(window)
-    return "".join(letters)
+    return "".join("F" if step in full else "P" for step in range(steps))
