@@ -9,7 +9,7 @@ that --out has already are not measured again, so that methods may be added late
 
 - `hold`, `DeepCache 1:N`: DeepCache's algorithm, uniform and with the paper's schedule (centred, power 1.4).
 - `line`, `auto`: `predict="linear"`, `predict="auto"`. `fixed m,d`: mean and difference of the halves damped by m, d.
-- `Spectrum on outputs`, `on features`: spectrum.py. `even`: full steps evenly spaced, instead of its own schedule.
+- `Spectrum on outputs`, `on features`: spectrum.py, by its own schedule, or with full steps that are evenly spaced.
   `constant kept`: without the penalty on the constant term.
 - `fewer steps`: the scheduler itself with as many full steps as a method's cost allows.
 
@@ -44,7 +44,6 @@ from benchmarks.frontier.rivals_rows import (
     LINE,
     NONUNIFORM,
     SPECTRUM,
-    SPECTRUM_OWN,
     Row,
     text_of,
 )
@@ -150,16 +149,17 @@ def candidates(
 def _spectrum(steps: int, interval: int, share: float, only_here: bool) -> Iterator[Candidate]:
     """only_here: also the variant that tells apart what its schedule costs and what the shrunken constant costs."""
     budget = cost(Schedule.uniform(interval).kinds(steps), share)
+    outputs = f"{SPECTRUM} on outputs"
     # The better of the two on calibration prompts. On outputs that is always stable-diffusion.cpp's.
     values = OF_SDCPP if interval / steps > 0.1 else PUBLISHED
     ways = [
-        (SPECTRUM_OWN, Spectrum("output", budget, 0.0, values=OF_SDCPP)),
-        (f"{SPECTRUM_OWN}, even, constant kept", Spectrum("output", budget, 0.0, True, False, OF_SDCPP)),
+        (f"{outputs}, own schedule", Spectrum("output", budget, 0.0, values=OF_SDCPP)),
+        (f"{outputs}, even, constant kept", Spectrum("output", budget, 0.0, True, False, OF_SDCPP)),
         (f"{SPECTRUM} on features, even", Spectrum("feature", budget, share, True, True, values)),
         (f"{SPECTRUM} on features, even, constant kept", Spectrum("feature", budget, share, True, False, values)),
     ]
     if only_here:
-        ways.append((f"{SPECTRUM_OWN}, even", Spectrum("output", budget, 0.0, True, True, OF_SDCPP)))
+        ways.append((f"{outputs}, even", Spectrum("output", budget, 0.0, True, True, OF_SDCPP)))
     for name, method in ways:
         try:
             method.mask(steps)

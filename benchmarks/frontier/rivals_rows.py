@@ -13,7 +13,6 @@ HOLD, NONUNIFORM, LINE, AUTO, FIXED, SPECTRUM, FEWER = (
     "hold", "DeepCache 1:N", "line", "auto", "fixed", "Spectrum", "fewer steps",
 )  # fmt: skip
 """Methods, or how their names begin: "fixed 1,-0.25", "Spectrum on features, even"."""
-SPECTRUM_OWN = f"{SPECTRUM} on outputs"  # by its own schedule
 
 RESAMPLES, SEED, CONFIDENCE = 2000, 17, 0.95
 
@@ -133,3 +132,12 @@ def fewer_for(row: Row, rows: Sequence[Row]) -> Row | None:
         and other.cost <= row.cost
     ]
     return max(found, key=lambda other: other.cost, default=None)
+
+
+def front(rows: Iterable[Row]) -> list[Row]:
+    """The rows that no other beats in both cost and fidelity to the originals of most steps, cheapest first."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.cost, -row.psnr_most)):
+        if not best or row.psnr_most > best[-1].psnr_most:
+            best.append(row)
+    return best

@@ -1,0 +1,203 @@
+"""The tables and figures of rivals.csv, for docs/fidelity.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.frontier.rivals_rows import (
+    AUTO,
+    FEWER,
+    FIXED,
+    HOLD,
+    LINE,
+    NONUNIFORM,
+    SPECTRUM,
+    Difference,
+    Row,
+    Setting,
+    by_setting,
+    difference,
+    fewer_for,
+    front,
+)
+from benchmarks.pages.figures import Figure
+from benchmarks.pages.markdown_table import caption, table
+from benchmarks.pages.plots import Point, draw_points
+from stepcache.bench.rows import Rig, read
+
+SCHEDULERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M", "dpm++-karras": "DPM++ 2M Karras"}
+# Over hold, in dB, by number of steps, guidance scale and interval.
+AIMS = {(20, 7.5, 2): 0.8, (20, 7.5, 3): 0.8, (50, 7.5, 3): 2.0, (50, 3.0, 3): 5.0}
+LEAST = -0.8  # dB: how far auto may be behind the best of hold, line and fixed pairs, at 20 steps
+SHOWN = 7.5  # guidance scale of the second table and of the figures
+
+
+class Compared(NamedTuple):
+    """The rows of one setting at one interval, all of the same cost or nearly."""
+
+    setting: Setting
+    interval: int
+    rows: list[Row]
+
+    def best(self, *methods: str) -> Row | None:
+        """The most faithful row of methods whose names begin so."""
+        found = [row for row in self.rows if row.method.startswith(methods)]
+        return max(found, key=lambda row: row.psnr or 0.0, default=None)
+
+    def __str__(self) -> str:
+        return f"{_named(self.setting)}, {self.setting.steps} steps, interval {self.interval}"
+
+
+def _named(setting: Setting) -> str:
+    return f"{SCHEDULERS.get(setting.scheduler, setting.scheduler)}, guidance {setting.guidance_scale:g}"
+
+
+def compared(rows: Iterable[Row]) -> list[Compared]:
+    """All settings and intervals, in the order of the file."""
+    return [
+        Compared(setting, interval, [row for row in group if row.interval == interval])
+        for setting, group in by_setting(rows).items()
+        for interval in sorted({row.interval for row in group if row.interval is not None})
+    ]
+
+
+def aims_table(path: Path) -> str:
+    """`predict="auto"` against hold, against the best of hold, line and fixed pairs, and against Spectrum."""
+    rows = read(path, Row)
+    everywhere = compared(rows)
+    lines = []
+    for (steps, guidance, interval), aim in AIMS.items():
+        for here in everywhere:
+            ours, hold = here.best(AUTO), here.best(HOLD)
+            if (*here.setting[2:], here.interval) != (steps, guidance, interval) or ours is None or hold is None:
+                continue
+            over = difference(ours, hold)
+            cells = [
+                str(here), f"{ours.steps / ours.cost:.2f}x", f"{ours.psnr:.1f}", str(over),
+                _verdict(f"≥ {aim:g}", over.mean >= aim),
+                *_against(ours, here.best(HOLD, LINE, FIXED), f"≥ {LEAST:g}" if steps == 20 else ""),
+                *_against(ours, here.best(SPECTRUM), "> 0"),
+            ]  # fmt: skip
+            lines.append(cells)
+    header = (
+        "setting", "speed-up", "auto, dB", "over hold", "aim", "over the best of hold, line, fixed", "aim",
+        "over the best Spectrum", "aim",
+    )  # fmt: skip
+    parts = [table(header, lines), *_sentences(everywhere), caption(read(path, Rig)).strip("\n")]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _against(ours: Row, theirs: Row | None, aim: str) -> tuple[str, str]:
+    """The difference with the name of the rival, and whether the aim is met."""
+    if theirs is None:
+        return "", ""
+    found = difference(ours, theirs)
+    met = found.better if aim == "> 0" else found.mean >= LEAST
+    return f"{found}: {theirs.method}", _verdict(aim, met) if aim else ""
+
+
+def _verdict(aim: str, met: bool) -> str:
+    return f"{aim}: yes" if met else f"{aim}: **no**"
+
+
+def _sentences(everywhere: Sequence[Compared]) -> list[str]:
+    """In how many of all settings and intervals auto is better than hold, and than Spectrum."""
+    made = []
+    for name, methods in (("hold", (HOLD,)), ("the best Spectrum", (SPECTRUM,))):
+        pairs = [(here, here.best(AUTO), here.best(*methods)) for here in everywhere]
+        known = [(here, difference(a, b)) for here, a, b in pairs if a is not None and b is not None]
+        if known:
+            others = [f"{here} ({found})" for here, found in known if not found.better]
+            better = f"`auto` is better than {name} in {len(known) - len(others)}"
+            made.append(
+                f"Of all {len(known)} settings and intervals, {better}"
+                + (f". Not in: {'; '.join(others)}." if others else ".")
+            )
+    return made
+
+
+def fewer_table(path: Path) -> str:
+    """Reuse against fewer full steps of the same scheduler, both against the originals of most steps."""
+    rows = read(path, Row)
+    everywhere = compared(rows)
+    lines = []
+    for here in everywhere:
+        fewer = fewer_for(here.rows[0], rows)
+        if here.setting.guidance_scale == SHOWN and fewer is not None:
+            cells = [_cell(found) for found in _over_fewer(here, fewer)]
+            price = f"{here.rows[0].cost:.1f} ({here.rows[0].speedup:.2f}x)"
+            lines.append([str(here), price, f"{fewer.steps}: {fewer.psnr_most:.1f}", *cells])
+    header = ("setting", "cost in full steps", "fewer steps: dB", *REUSED)
+    parts = [table(header, lines), *_no_better(everywhere, rows), caption(read(path, Rig)).strip("\n")]
+    return "\n\n".join(part for part in parts if part)
+
+
+REUSED = {
+    "hold": (HOLD,),
+    "DeepCache 1:N": (NONUNIFORM,),
+    "line": (LINE,),
+    "auto": (AUTO,),
+    "best Spectrum": (SPECTRUM,),
+}
+
+
+def _over_fewer(here: Compared, fewer: Row) -> list[Difference | None]:
+    """Of each of REUSED over fewer steps."""
+    best = (here.best(*methods) for methods in REUSED.values())
+    return [None if row is None else difference(row, fewer, most=True) for row in best]
+
+
+def _cell(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    return str(found) if found.better else f"**{found}**"
+
+
+def _no_better(everywhere: Sequence[Compared], rows: Sequence[Row]) -> list[str]:
+    """For each of REUSED: where the interval of its gain over fewer steps is not above 0."""
+    pairs = [(here, fewer_for(here.rows[0], rows)) for here in everywhere]
+    known = [(here, _over_fewer(here, fewer)) for here, fewer in pairs if fewer is not None]
+    made = []
+    for i, name in enumerate(REUSED):
+        each = [(here, found[i]) for here, found in known]
+        there = [(here, found) for here, found in each if found is not None]
+        if there:
+            others = [str(here) for here, found in there if not found.better]
+            made.append(
+                f"- {name}: no better than fewer steps in {len(others)} of {len(there)} settings and intervals"
+                + (f": {'; '.join(others)}." if others else ".")
+            )
+    return ["\n".join(made)] if made else []
+
+
+def rivals_figures(path: Path) -> list[Figure]:
+    """Fidelity to the images of most steps against cost, for each scheduler."""
+    rows = [row for row in read(path, Row) if row.guidance_scale == SHOWN]
+    figures = []
+    for scheduler in dict.fromkeys(row.scheduler for row in rows):
+        here = [row for row in rows if row.scheduler == scheduler]
+        title = f"{here[0].model}: {SCHEDULERS.get(scheduler, scheduler)}, guidance {SHOWN:g}"
+        draw = partial(
+            draw_points, _points(here), title=title, x=f"speed-up in MACs over {here[0].most} full steps",
+            y=f"PSNR against the images of {here[0].most} full steps, dB; the figures on the points are steps",
+        )  # fmt: skip
+        name = f"rivals_{scheduler.replace('+', 'p').replace('-', '_')}"
+        figures.append(Figure(name, f"Fidelity against cost, {title}", draw))
+    return figures
+
+
+def _points(rows: Sequence[Row]) -> list[Point]:
+    groups = {
+        "fewer steps": ((FEWER,), False), "DeepCache": ((HOLD, NONUNIFORM), False), "Spectrum": ((SPECTRUM,), False),
+        "line": ((LINE,), True), "auto": ((AUTO,), True),
+    }  # fmt: skip
+    cheapest = min(row.cost for row in rows)
+    return [
+        Point(name, row.speedup, row.psnr_most, f"{row.steps}", ours)
+        for name, (methods, ours) in groups.items()
+        for row in front(row for row in rows if row.method.startswith(methods))
+        if row.cost <= 3 * cheapest
+    ]
