@@ -76,7 +76,8 @@ class Difference(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        mean, low, high = (round(value, 1) + 0.0 for value in self)  # no "-0.0"
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
     @property
     def better(self) -> bool:

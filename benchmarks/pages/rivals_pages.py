@@ -42,10 +42,10 @@ class Compared(NamedTuple):
     interval: int
     rows: list[Row]
 
-    def best(self, *methods: str) -> Row | None:
-        """The most faithful row of methods whose names begin so."""
+    def best(self, *methods: str, most: bool = False) -> Row | None:
+        """The row of methods whose names begin so that is nearest to the original: of as many steps, or of most."""
         found = [row for row in self.rows if row.method.startswith(methods)]
-        return max(found, key=lambda row: row.psnr or 0.0, default=None)
+        return max(found, key=lambda row: row.psnr_most if most else row.psnr or 0.0, default=None)
 
     def __str__(self) -> str:
         return f"{_named(self.setting)}, {self.setting.steps} steps, interval {self.interval}"
@@ -86,8 +86,7 @@ def aims_table(path: Path) -> str:
         "setting", "speed-up", "auto, dB", "over hold", "aim", "over the best of hold, line, fixed", "aim",
         "over the best Spectrum", "aim",
     )  # fmt: skip
-    parts = [table(header, lines), *_sentences(everywhere), caption(read(path, Rig)).strip("\n")]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([table(header, lines), *_sentences(everywhere), caption(read(path, Rig)).strip("\n")])
 
 
 def _against(ours: Row, theirs: Row | None, aim: str) -> tuple[str, str]:
@@ -131,8 +130,7 @@ def fewer_table(path: Path) -> str:
             price = f"{here.rows[0].cost:.1f} ({here.rows[0].speedup:.2f}x)"
             lines.append([str(here), price, f"{fewer.steps}: {fewer.psnr_most:.1f}", *cells])
     header = ("setting", "cost in full steps", "fewer steps: dB", *REUSED)
-    parts = [table(header, lines), *_no_better(everywhere, rows), caption(read(path, Rig)).strip("\n")]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([table(header, lines), *_no_better(everywhere, rows)])
 
 
 REUSED = {
@@ -146,7 +144,7 @@ REUSED = {
 
 def _over_fewer(here: Compared, fewer: Row) -> list[Difference | None]:
     """Of each of REUSED over fewer steps."""
-    best = (here.best(*methods) for methods in REUSED.values())
+    best = (here.best(*methods, most=True) for methods in REUSED.values())
     return [None if row is None else difference(row, fewer, most=True) for row in best]
 
 
@@ -194,10 +192,10 @@ def _points(rows: Sequence[Row]) -> list[Point]:
         "fewer steps": ((FEWER,), False), "DeepCache": ((HOLD, NONUNIFORM), False), "Spectrum": ((SPECTRUM,), False),
         "line": ((LINE,), True), "auto": ((AUTO,), True),
     }  # fmt: skip
-    cheapest = min(row.cost for row in rows)
+    most = 3 * min(row.cost for row in rows)  # at less speed, all points are at the top, and the others close together
     return [
         Point(name, row.speedup, row.psnr_most, f"{row.steps}", ours)
         for name, (methods, ours) in groups.items()
         for row in front(row for row in rows if row.method.startswith(methods))
-        if row.cost <= 3 * cheapest
+        if row.cost <= most
     ]

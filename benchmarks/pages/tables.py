@@ -24,13 +24,16 @@ from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline,
 from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
+from benchmarks.pages.rivals_pages import aims_table, fewer_table, rivals_figures
 from benchmarks.pages.support_matrix import support_table
 from stepcache.bench.rows import Rig, read
 from stepcache.files.replacing import write_text
 from stepcache.graphs.options import CUDA_OPTIONS
 
 Made = TypeVar("Made")
-PAGES = ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md"
+PAGES = (
+    ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md", ROOT / "docs" / "fidelity.md",
+)  # fmt: skip
 
 
 def cpu_ratio_table(path: Path) -> str:
@@ -160,6 +163,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "bench_demo": csv(ladder_tables, "bench_demo.csv"),
     "frontier": csv(frontier_table, "frontier.csv"),
     "frontier_headline": csv(frontier_headline, "frontier.csv"),
+    "rivals_aims": csv(aims_table, "rivals.csv"),
+    "rivals_fewer": csv(fewer_table, "rivals.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
     "kernel_code": csv(kernel_code_table, "kernel_code.csv"),
     "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
@@ -174,6 +179,7 @@ FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {
     "bench_demo_ladder": csv(ladder_figures, "bench_demo.csv"),
     "bench_demo_fidelity": csv(fidelity_figures, "bench_demo.csv"),
     "frontier": csv(frontier_figures, "frontier.csv"),
+    "rivals": csv(rivals_figures, "rivals.csv"),
 }
 
 
