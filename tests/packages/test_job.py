@@ -33,6 +33,7 @@ def ran(made, *call, **settings):
 
 PIPES = {
     "halves and a blend": lambda: ran(tiny_pipe(unet=ATTENDED), predict="linear", guidance="reuse"),
+    "halves apart": lambda: ran(tiny_pipe(unet=ATTENDED), predict=(1, -0.25)),
     "SDXL": lambda: ran(sdxl_pipe()),
     "Triton joins": lambda: ran(loop_pipe("least"), 2, kernels=True),
 }
