@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), args.append
+    scheduler = pipe.scheduler
     for setting in tqdm(args.settings, desc="settings"):
+        pipe.scheduler = scheduler  # a swap keeps what it finds, such as Karras' sigmas of the setting before
         for row in measure(pipe, setting, args.guidance, args.intervals, args.pairs):
             write(args.out, [row], append=append)
             append = True

@@ -2,7 +2,16 @@ import argparse
 
 import pytest
 
-from stepcache.commands.arguments import add_reuse, check_writable, distinct, image_size, integers, pixels_of, sizes
+from stepcache.commands.arguments import (
+    add_predict,
+    add_reuse,
+    check_writable,
+    distinct,
+    image_size,
+    integers,
+    pixels_of,
+    sizes,
+)
 from stepcache.errors import InvalidSetting
 
 
@@ -49,3 +58,23 @@ def test_a_link_is_followed_and_a_folder_is_none(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(IsADirectoryError):
         check_writable(tmp_path / "folder.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("hold", "hold"), ("auto", "auto"), ("linear", "linear"), ("0.5", 0.5), ("1,-0.25", (1.0, -0.25))],
+)
+def test_predictions(text, value):
+    parser = argparse.ArgumentParser()
+    add_predict(parser)
+    assert parser.parse_args(["--predict", text]).predict == value
+    assert parser.parse_args([]).predict is None
+
+
+@pytest.mark.parametrize("text", ["often", "", "1,2,3", "1,", "hold,1"])
+def test_what_is_no_prediction(text, capsys):
+    parser = argparse.ArgumentParser()
+    add_predict(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--predict", text])
+    assert "must be hold, linear, auto, a damping" in capsys.readouterr().err

@@ -37,6 +37,7 @@ def small_run(tmp_path_factory):
     result = run_command(
         "compare", small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", 1, "--steps", 4,
         "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html", "--device", "cpu",
+        "--no-fewer-steps",
     )  # fmt: skip
     return *result, (path / "page.html").read_text(), path / "page.png"
 
@@ -51,6 +52,33 @@ def test_the_table_has_every_setting(small_run):
     assert re.fullmatch(r"interval 3, branch 1 [\d.]+ [\d.]+x [\d.]+ dB [\d.]+ dB 0\.\d+ 0\.\d+ -?[\d.]+", reused)
     assert "LPIPS needs" in output and "CLIP scores need" not in output
     assert "2 prompts, 4 steps of DDIMScheduler, guidance 3, float32" in output
+
+
+def test_fewer_steps_stand_beside_what_costs_as_much(tmp_path):
+    """Their images are those of stock calls with so many steps."""
+    (tmp_path / "prompts.txt").write_text("red apple\nfox face\n")
+    status, output, _ = run_command(
+        "compare", "demo", "--prompts", tmp_path / "prompts.txt", "--interval", "2,3", "--steps", 6, "--guidance", 3,
+        "--seed", 4, "--drift", 0, "--predict", "1,-0.25", "--out", tmp_path / "page.html", "--device", "cpu",
+    )  # fmt: skip
+    page = (tmp_path / "page.html").read_text()
+    lines = [line.split("  ")[0] for line in lines_of(output) if "x " in line]
+    names = ["interval 2, branch 0, predict 1 and -0.25", "3 of 6 steps", "interval 3, branch 0, predict 1 and -0.25"]
+    assert status == 0 and [line[: len(name)] for line, name in zip(lines, [*names, "2 of 6 steps"], strict=True)] == [
+        *names,
+        "2 of 6 steps",
+    ]
+    for text in (output, page):
+        assert "Interval 2, branch 0, predict 1 and -0.25, against 3 of 6 steps: 2 images to compare" in text
+    shown = pictures(page, "reused")
+    assert len(shown) == 2 * 4 and "3 steps</span>" in page
+    for i, prompt in enumerate(("red apple", "fox face")):
+        for column, steps in ((1, 3), (3, 2)):
+            made = small.demo_pipe()(
+                prompt, num_inference_steps=steps, guidance_scale=3.0, output_type="np",
+                generator=torch.Generator().manual_seed(4 + i),
+            ).images[0]  # fmt: skip
+            assert np.abs(shown[4 * i + column] - made).max() <= 0.5 / 255 + 1e-6
 
 
 def pictures(page, kind):
@@ -209,4 +237,12 @@ def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
         run_command("compare", tmp_path / "my model", "--out", tmp_path / "x.html")
     ((request, comparison),) = seen
     assert (request.call["guidance_scale"], request.steps, comparison.model) == (7.5, 30, "my model")
-    assert [variant.name for variant in comparison.variants] == [f"interval {n}, branch 0" for n in (2, 3, 5)]
+    assert [variant.name for variant in comparison.accelerated] == [f"interval {n}, branch 0" for n in (2, 3, 5)]
+    assert [variant.label for variant in comparison.variants] == [
+        "2, 0",
+        "16 steps",
+        "3, 0",
+        "11 steps",
+        "5, 0",
+        "7 steps",
+    ]

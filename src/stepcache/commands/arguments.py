@@ -74,6 +74,31 @@ def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
     )
 
 
+def prediction(text: str) -> str | float | tuple[float, float]:
+    """--predict as `accelerate` takes it, which checks it: a word, a number, or two with a comma between."""
+    if text in ("hold", "linear", "auto"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) in (1, 2):
+        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    raise argparse.ArgumentTypeError(
+        f"must be hold, linear, auto, a damping such as 0.5, or two such as 1,-0.25; got {text!r}"
+    )
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """--predict, None by default."""
+    parser.add_argument(
+        "--predict",
+        metavar="HOW",
+        type=prediction,
+        help="accelerate's predict: hold (default), linear, auto, a damping, or two (mean,difference)",
+    )
+
+
 def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
     """PIPELINE, --size, --batch and --no-guidance of commands that make graphs. random: what of random weights."""
     parser.add_argument(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import torch
 from .. import __version__
 from ..api import accelerate, restore
 from ..bench.rows import Rig
+from ..comparison.fewer import fewer_steps
 from ..comparison.page import write_page
-from ..comparison.results import Comparison, Variant
+from ..comparison.results import Comparison, Fewer, Variant, columns_of
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
 from ..comparison.summary import summaries, table
+from ..comparison.verdicts import verdicts
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
@@ -30,9 +32,10 @@ from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
 from ..images.sheet import png
+from ..reuse.predict import predictor_of
 from ..reuse.schedule import Schedule
 from ..values import positive_int
-from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
+from .arguments import add_predict, add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
 from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet
 from .threads import one_thread
@@ -59,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="seed of the first prompt; the next ones count up (default 0)"
     )
     add_loading(parser)
+    add_predict(parser)
+    parser.add_argument(
+        "--no-fewer-steps",
+        action="store_true",
+        help="leave out the original with fewer steps, which is made at the cost of each variant to compare with it",
+    )
     parser.add_argument(
         "--drift",
         metavar="N",
@@ -84,7 +93,10 @@ def run(args: argparse.Namespace) -> int:
     intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
     for interval in intervals:
         Schedule.uniform(interval)
-    variants = [Variant(interval, branch) for branch in branches for interval in intervals]
+    predict = "hold" if args.predict is None else args.predict
+    if predict != "auto":
+        predictor_of(predict)
+    variants = [Variant(interval, branch, predict) for branch in branches for interval in intervals]
     steps, drift = positive_int("--steps", args.steps), positive_int("--drift", args.drift, at_least=0)
     check_guidance(args.guidance)
     check_seed(args.seed)
@@ -100,24 +112,29 @@ def run(args: argparse.Namespace) -> int:
         _check_pipe(pipe, variants)
         swap_scheduler(pipe, args.scheduler, steps)
         guidance = guidance_of(args, pipe)
+        requests = requests_of(prompts, steps, guidance, args.seed, size)
+        first = requests[0].call
+        batch = 2 if guidance > 1 else 1
+        wanted = [] if args.no_fewer_steps else variants
+        rivals = fewer_steps(pipe, wanted, steps, (first["height"], first["width"]), batch)
         facts = _facts(args, pipe, len(prompts), guidance, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
             summary=_summary(len(prompts), steps, guidance, dict(facts)),
-            variants=variants,
+            variants=columns_of(variants, rivals),
+            rivals=rivals,
             facts=facts,
             missing=missing,
-            notes=_too_long(pipe, prompts),
+            notes=_too_long(pipe, prompts) + _no_rival(rivals),
         )
         print("\n".join([comparison.summary, *comparison.notes]), flush=True)
-        requests = requests_of(prompts, steps, guidance, args.seed, size)
         try_sizes(pipe, requests)
         done = make_all(pipe, requests, comparison, scores, drift)
     if not done:
         comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
-    print(f"\n{table(summaries(comparison))}\n")
+    print("\n".join(["", table(summaries(comparison)), "", *verdicts(comparison), ""]))
     print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
     pictures = f", with its pictures in {folder}: move both" if folder else ""
     print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
@@ -140,8 +157,14 @@ def _check_pipe(pipe: Any, variants: Sequence[Variant]) -> None:
     """UnsupportedPipeline if it cannot make images from prompts alone, and what `accelerate` raises for a variant."""
     check_text_to_image(pipe, NEEDED, "compare")
     for variant in variants:
-        accelerate(pipe, variant.interval, variant.branch, **EAGER)
+        accelerate(pipe, variant.interval, variant.branch, predict=variant.predict, **EAGER)
     restore(pipe)
+
+
+def _no_rival(rivals: Mapping[Variant, Fewer | None]) -> list[str]:
+    """A line about the variants that cost less than any number of steps."""
+    names = [variant.name for variant, fewer in rivals.items() if fewer is None]
+    return [f"No number of steps costs as little as {'; '.join(names)}."] if names else []
 
 
 def _too_long(pipe: Any, prompts: Sequence[Prompt]) -> list[str]:

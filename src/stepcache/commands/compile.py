@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidSetting
 from ..plans.presets import PRESETS
 from ..values import positive_int
-from .arguments import add_shapes
+from .arguments import add_predict, add_shapes
 from .listing import described
 from .loading import add_loading, device_and_dtype
 from .quiet import quiet
@@ -21,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the packages")
     parser.add_argument("--branch", type=int, help="how much of the U-Net a partial step runs (default 0)")
     parser.add_argument("--guidance", choices=("both", "reuse"), help="accelerate's guidance (default both)")
-    parser.add_argument(
-        "--predict", metavar="HOW", help="accelerate's predict: hold (default), linear, or a number from 0 to 1"
-    )
+    add_predict(parser)
     parser.add_argument("--preset", choices=PRESETS, help="for accelerate(preset=...)")
     parser.add_argument("--plan", metavar="FILE", type=Path, help="for accelerate(plan=...)")
     parser.add_argument("--vae", action="store_true", help="the VAE's decoder too, for accelerate(vae=True)")
@@ -67,13 +64,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `accelerate` that graphs depend on."""
     given = {name: getattr(args, name) for name in ("branch", "guidance", "predict", "preset", "plan")}
     settings = {name: value for name, value in given.items() if value is not None}
-    if "predict" in settings and settings["predict"] not in ("hold", "linear"):
-        try:
-            settings["predict"] = float(settings["predict"])
-        except ValueError:
-            raise InvalidSetting(
-                f"--predict must be hold, linear or a number from 0 to 1, got {settings['predict']!r}."
-            ) from None
     return {"branch": 0, **settings}
 
 

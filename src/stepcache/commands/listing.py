@@ -53,7 +53,9 @@ def _for(entry: Entry, manifest: Manifest) -> str:
         words.append("guidance reused")
     kept = entry.kept[0] if entry.kept else None
     if isinstance(kept, dict) and "blend" in kept:
-        words.append(f"blend of {len(kept['blend']) - 1}")
+        *buffers, weights = kept["blend"]
+        apart = isinstance(weights, dict) and len(weights.get("shape", ())) == 2
+        words.append(f"blend of {len(buffers)}" + (", halves apart" if apart else ""))
     return ", ".join(words)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
 from ..images.pipelines import DTYPES
-from .arguments import add_shapes
+from .arguments import add_predict, add_shapes
 from .loading import usable_device
 from .quiet import quiet
 
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help='for accelerate(..., guidance="reuse"), which halves the batch of partial steps',
     )
-    parser.add_argument(
-        "--predict", choices=("hold", "linear"), default="hold", help="accelerate's predict (default %(default)s)"
-    )
+    add_predict(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type (default %(default)s)")
     parser.add_argument("--device", help="cuda, cuda:1, ... (default: cuda)")
     parser.epilog = (
@@ -69,7 +67,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = "reuse" if args.reuse_guidance else "both"
-    attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
+    attach(model.pipe, Settings.check(2, args.branch, predict=args.predict or "hold", guidance=guidance, **eager))
     with torch.inference_mode():
         for height, width in args.size or [model.size()]:
             for batch in args.batch:

@@ -18,6 +18,7 @@ from ..images.pictures import GAIN, LOSSLESS
 from .charts import drift_chart, round_up, schedule_bars
 from .results import Comparison
 from .summary import summaries
+from .verdicts import verdicts
 
 
 def html_report(comparison: Comparison, source: Callable[[str], str] | None = None) -> str:
@@ -34,6 +35,7 @@ def html_report(comparison: Comparison, source: Callable[[str], str] | None = No
     return page.from_string(template).render(
         comparison=comparison,
         summaries=rows,
+        verdicts=verdicts(comparison),
         has_lpips=any(row.lpips is not None for row in rows),
         has_clip=any(row.clip is not None for row in rows),
         charts=_charts(comparison, round_up(max((max(run) for run in drifts), default=0))),

@@ -17,7 +17,7 @@ from ..images.progress import ImageBar, image_bar
 from ..images.prompts import Prompt
 from ..images.scores import ClipScore, Lpips
 from .drift import measure_drift
-from .results import Compared, Comparison, Shot, Variant
+from .results import Compared, Comparison, Fewer, Shot, Variant
 
 THUMBNAIL = 256  # pixels, of the contact sheet's images
 
@@ -79,13 +79,13 @@ def make_all(pipe: Any, requests: Sequence[Request], comparison: Comparison, sco
 
     False if interrupted after at least one request; before that KeyboardInterrupt is passed on.
     """
-    variants = comparison.variants
+    variants, accelerated = comparison.variants, comparison.accelerated
     total = len(requests) * (1 + len(variants)) + min(drift, len(requests))
     with image_bar(total) as bar:
         try:
             for i, request in enumerate(requests):
                 result = _compared(pipe, request, variants, scores, bar)
-                drifts = _drifts(pipe, request, variants, bar) if i < drift else {}
+                drifts = _drifts(pipe, request, accelerated, bar) if i < drift else {}
                 # Added together, so that an interrupted comparison has whole prompts.
                 comparison.results.append(result)
                 for variant, values in drifts.items():
@@ -97,21 +97,39 @@ def make_all(pipe: Any, requests: Sequence[Request], comparison: Comparison, sco
     return True
 
 
-def _compared(pipe: Any, request: Request, variants: Sequence[Variant], scores: Scores, bar: ImageBar) -> Compared:
+def _compared(
+    pipe: Any, request: Request, variants: Sequence[Variant | Fewer], scores: Scores, bar: ImageBar
+) -> Compared:
     """One prompt's images: the original's and each variant's."""
     original = request.make(pipe, each_step=bar.begin("original", pipe))
     reused = []
     for variant in variants:
-        accelerate(pipe, variant.interval, variant.branch, **EAGER)
-        try:
-            made = request.make(pipe, each_step=bar.begin(variant.name, pipe))
-            record = last_run(pipe)
-        finally:
-            restore(pipe)
-        assert record is not None
-        reused.append(_reused(made, record.kinds, original, request.text, scores))
+        each_step = bar.begin(variant.name, pipe)
+        if isinstance(variant, Fewer):
+            made, kinds = _fewer(pipe, request, variant, each_step)
+        else:
+            made, kinds = _accelerated(pipe, request, variant, each_step)
+        reused.append(_reused(made, kinds, original, request.text, scores))
     height, width = original.images.shape[1:3]
     return Compared(request, height, width, _shot(original, "F" * len(reused[0].kinds), request.text, scores), reused)
+
+
+def _fewer(pipe: Any, request: Request, variant: Fewer, each_step: Callable[[], None]) -> tuple[Made, str]:
+    """The original's image in fewer steps, and a letter for each iteration."""
+    made = request.make(pipe, steps=variant.steps, each_step=each_step)
+    return made, "F" * len(pipe.scheduler.timesteps)
+
+
+def _accelerated(pipe: Any, request: Request, variant: Variant, each_step: Callable[[], None]) -> tuple[Made, str]:
+    """The accelerated image, and a letter for each U-Net call."""
+    accelerate(pipe, variant.interval, variant.branch, predict=variant.predict, **EAGER)
+    try:
+        made = request.make(pipe, each_step=each_step)
+        record = last_run(pipe)
+    finally:
+        restore(pipe)
+    assert record is not None
+    return made, record.kinds
 
 
 def _drifts(pipe: Any, request: Request, variants: Sequence[Variant], bar: ImageBar) -> dict[Variant, list[float]]:

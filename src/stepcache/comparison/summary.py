@@ -87,8 +87,9 @@ def table(rows: Sequence[Summary]) -> str:
         columns.append(("LPIPS", 8, lambda row: _text(row.lpips, "{:.3f}")))
     if any(row.clip is not None for row in rows):
         columns.append(("CLIP", 8, lambda row: _text(row.clip, "{:.2f}")))
-    lines = [f"{'setting':24}" + "".join(f"{name:>{width}}" for name, width, _ in columns)]
-    lines += [f"{row.name:24}" + "".join(f"{text(row):>{width}}" for _, width, text in columns) for row in rows]
+    left = max(24, *(len(row.name) + 2 for row in rows))
+    lines = [f"{'setting':{left}}" + "".join(f"{name:>{width}}" for name, width, _ in columns)]
+    lines += [f"{row.name:{left}}" + "".join(f"{text(row):>{width}}" for _, width, text in columns) for row in rows]
     return "\n".join(lines)
 
 
