@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,16 +123,11 @@ def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
     return settings
 
 
-def fewer_for(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The run of fewer full steps that costs nearest to, and not more than, `row`. Rows of one setting's originals."""
-    found = [
-        other
-        for other in rows
-        if other.method == FEWER
-        and (other.model, other.scheduler, other.guidance_scale) == (row.model, row.scheduler, row.guidance_scale)
-        and other.cost <= row.cost
-    ]
-    return max(found, key=lambda other: other.cost, default=None)
+def fewer_for(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The run of fewer steps, of the same scheduler and guidance scale, that costs as `row`, rounded down."""
+    same = row.model, row.scheduler, row.guidance_scale, math.floor(row.cost)
+    found = (r for r in rows if r.method == FEWER and (r.model, r.scheduler, r.guidance_scale, r.steps) == same)
+    return next(found, None)
 
 
 def front(rows: Iterable[Row]) -> list[Row]:

@@ -47,6 +47,11 @@ class Compared(NamedTuple):
         found = [row for row in self.rows if row.method.startswith(methods)]
         return max(found, key=lambda row: row.psnr_most if most else row.psnr or 0.0, default=None)
 
+    @property
+    def dearest(self) -> Row:
+        """A row that costs as much as the interval allows."""
+        return max(self.rows, key=lambda row: row.cost)
+
     def __str__(self) -> str:
         return f"{_named(self.setting)}, {self.setting.steps} steps, interval {self.interval}"
 
@@ -124,10 +129,10 @@ def fewer_table(path: Path) -> str:
     everywhere = compared(rows)
     lines = []
     for here in everywhere:
-        fewer = fewer_for(here.rows[0], rows)
+        fewer = fewer_for(here.dearest, rows)
         if here.setting.guidance_scale == SHOWN and fewer is not None:
             cells = [_cell(found) for found in _over_fewer(here, fewer)]
-            price = f"{here.rows[0].cost:.1f} ({here.rows[0].speedup:.2f}x)"
+            price = f"{here.dearest.cost:.1f} ({here.dearest.speedup:.2f}x)"
             lines.append([str(here), price, f"{fewer.steps}: {fewer.psnr_most:.1f}", *cells])
     header = ("setting", "cost in full steps", "fewer steps: dB", *REUSED)
     return "\n\n".join([table(header, lines), *_no_better(everywhere, rows)])
@@ -156,7 +161,7 @@ def _cell(found: Difference | None) -> str:
 
 def _no_better(everywhere: Sequence[Compared], rows: Sequence[Row]) -> list[str]:
     """For each of REUSED: where the interval of its gain over fewer steps is not above 0."""
-    pairs = [(here, fewer_for(here.rows[0], rows)) for here in everywhere]
+    pairs = [(here, fewer_for(here.dearest, rows)) for here in everywhere]
     known = [(here, _over_fewer(here, fewer)) for here, fewer in pairs if fewer is not None]
     made = []
     for i, name in enumerate(REUSED):

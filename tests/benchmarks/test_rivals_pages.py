@@ -1,0 +1,119 @@
+"""The page says of rivals.csv what is in it."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.frontier.rivals_rows import FEWER, Row
+from benchmarks.pages.figures import LIGHT
+from benchmarks.pages.rivals_pages import aims_table, fewer_table, rivals_figures
+from stepcache.bench.rows import write
+
+PROMPTS, SEEDS = 4, 2
+SPREAD = (-1.0, -0.5, 0.0, 0.0, 0.5, 1.0, -0.5, 0.5)  # of the images around the mean
+
+
+def row(method, psnr, most, *, scheduler="ddim", steps=20, guidance=7.5, interval=2, cost=10.9, noise=0.0):
+    """With a mean of `psnr`, and of `most`; noise: makes the images' differences to others uncertain."""
+    signs = (1, 1, -1, -1, 1, 1, -1, -1)
+
+    def text(mean):
+        each = (mean + spread + noise * sign for spread, sign in zip(SPREAD, signs, strict=True))
+        return " ".join(f"{psnr:.2f}" for psnr in each)
+
+    return Row(
+        "demo", scheduler, steps, guidance, method, interval, "F" * steps, cost, psnr, most, PROMPTS, SEEDS, 50,
+        "" if psnr is None else text(psnr), text(most),
+    )  # fmt: skip
+
+
+def fewer(steps, most, scheduler="ddim"):
+    return row(FEWER, None, most, scheduler=scheduler, steps=steps, interval=None, cost=float(steps))
+
+
+ROWS = [
+    row("Spectrum on outputs, own schedule", 33.0, 24.0, cost=10.0), row("Spectrum on features, even", 34.0, 26.2),
+    row("hold", 30.0, 26.0), row("line", 29.0, 24.5, noise=2.0), row("fixed 1,0", 31.0, 26.0), row("auto", 31.5, 27.0),
+    fewer(10, 25.0), fewer(20, 30.0),
+    row("hold", 30.0, 26.0, scheduler="euler"), row("auto", 30.5, 26.5, scheduler="euler"),
+    row("fixed 1,0", 32.0, 26.0, scheduler="euler"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    write(tmp_path / "rivals.csv", ROWS)
+    return tmp_path / "rivals.csv"
+
+
+def lines_of(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_aims(path):
+    text = aims_table(path)
+    header, _, ddim, euler = lines_of(text)
+    assert len(header) == len(ddim) == len(euler)
+    assert ddim == [
+        "DDIM, guidance 7.5, 20 steps, interval 2", "1.83x", "31.5", "+1.5 (+1.5 to +1.5)", "≥ 0.8: yes",
+        "+0.5 (+0.5 to +0.5): fixed 1,0", "≥ -0.8: yes",
+        "-2.5 (-2.5 to -2.5): Spectrum on features, even", "> 0: **no**",
+    ]  # fmt: skip
+    assert euler[3:] == [
+        "+0.5 (+0.5 to +0.5)",
+        "≥ 0.8: **no**",
+        "-1.5 (-1.5 to -1.5): fixed 1,0",
+        "≥ -0.8: **no**",
+        "",
+        "",
+    ]
+    assert "Of all 2 settings and intervals, `auto` is better than hold in 2." in text
+    spectrum = "than the best Spectrum in 0. Not in: DDIM, guidance 7.5, 20 steps, interval 2 (-2.5"
+    assert f"Of all 1 settings and intervals, `auto` is better {spectrum}" in text
+    assert "commit" in text
+
+
+def test_aims_at_50_steps(tmp_path):
+    fifty = {"steps": 50, "interval": 3, "cost": 19.8}
+    rows = [
+        *(row(method, psnr, psnr, **fifty) for method, psnr in (("hold", 36.0), ("auto", 38.5))),
+        *(row(method, psnr, psnr, guidance=3.0, **fifty) for method, psnr in (("hold", 36.0), ("auto", 40.9))),
+        row("hold", 36.0, 36.0, steps=50, interval=5), row("auto", 39.0, 36.0, steps=50, interval=5),
+    ]  # fmt: skip
+    write(tmp_path / "rivals.csv", rows)
+    lines = lines_of(aims_table(tmp_path / "rivals.csv"))[2:]
+    assert [(line[0], line[4], line[6]) for line in lines] == [
+        ("DDIM, guidance 7.5, 50 steps, interval 3", "≥ 2: yes", ""),
+        ("DDIM, guidance 3, 50 steps, interval 3", "≥ 5: **no**", ""),
+    ]
+
+
+def test_fewer_steps(path):
+    text = fewer_table(path)
+    header, _, ddim = lines_of(text)  # euler has no run of 10 steps
+    cells = dict(zip(header, ddim, strict=True))
+    assert cells["cost in full steps"] == "10.9 (4.59x)" and cells["fewer steps: dB"] == "10: 25.0"
+    assert cells["hold"] == "+1.0 (+1.0 to +1.0)" and cells["auto"] == "+2.0 (+2.0 to +2.0)"
+    assert cells["line"].startswith("**-0.5 (-2.5 to +1.5") and cells["line"].endswith(")**")
+    assert cells["best Spectrum"] == "+1.2 (+1.2 to +1.2)" and cells["DeepCache 1:N"] == ""
+    assert "- hold: no better than fewer steps in 0 of 1 settings and intervals." in text
+    assert "- line: no better than fewer steps in 1 of 1 settings and intervals: DDIM, guidance 7.5" in text
+
+
+def test_an_interval_with_0_in_it_is_no_better(tmp_path):
+    rows = [row("hold", 30.0, 25.3, noise=1.0), fewer(10, 25.0)]
+    write(tmp_path / "rivals.csv", rows)
+    text = fewer_table(tmp_path / "rivals.csv")
+    assert "**+0.3 (" in text and "hold: no better than fewer steps in 1 of 1" in text
+
+
+def test_a_figure_for_each_scheduler(tmp_path):
+    far = row("hold", 45.0, 45.0, steps=50, cost=40.0, scheduler="ddim")
+    calm = replace(row("hold", 30.0, 26.0, guidance=3.0), scheduler="dpm++-karras")
+    write(tmp_path / "rivals.csv", [*ROWS, far, calm, row("hold", 30.0, 26.0, scheduler="dpm++")])
+    figures = rivals_figures(tmp_path / "rivals.csv")
+    assert [figure.name for figure in figures] == ["rivals_ddim", "rivals_euler", "rivals_dpmpp"]  # guidance 7.5
+    drawn = figures[0].draw(LIGHT)
+    for words in ("demo: DDIM, guidance 7.5", "fewer steps", "DeepCache", "Spectrum", "auto"):
+        assert words in drawn
+    assert drawn == figures[0].draw(LIGHT) and "45" not in drawn  # far from all others
