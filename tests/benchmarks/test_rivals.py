@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from support.small import tiny_pipe
 
 from benchmarks.frontier import rivals
@@ -107,6 +108,10 @@ def test_originals_are_made_once_and_kept(monkeypatch, tmp_path):
     other = Bench(tiny_pipe(), "tiny", PROMPTS[1:2], SEEDS[:1], MOST, tmp_path / "kept")
     other.originals("ddim", 4, 3.0)
     assert len(made) == 1  # of another prompt
+    bench.pipe.to(torch.bfloat16)
+    half = Bench(bench.pipe, "tiny", PROMPTS[:1], SEEDS[:1], MOST, tmp_path / "kept")
+    half.originals("ddim", 4, 3.0)
+    assert len(made) == 2  # in another dtype
 
 
 def test_a_scheduler_leaves_nothing_to_the_next():
