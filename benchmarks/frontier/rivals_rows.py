@@ -13,6 +13,7 @@ HOLD, NONUNIFORM, LINE, AUTO, FIXED, SPECTRUM, FEWER = (
     "hold", "DeepCache 1:N", "line", "auto", "fixed", "Spectrum", "fewer steps",
 )  # fmt: skip
 """Methods, or how their names begin: "fixed 1,-0.25", "Spectrum on features, even"."""
+SPECTRUM_OWN = f"{SPECTRUM} on outputs, own schedule"  # as published
 
 RESAMPLES, SEED, CONFIDENCE = 2000, 17, 0.95
 

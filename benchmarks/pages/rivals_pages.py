@@ -15,6 +15,7 @@ from benchmarks.frontier.rivals_rows import (
     LINE,
     NONUNIFORM,
     SPECTRUM,
+    SPECTRUM_OWN,
     Difference,
     Row,
     Setting,
@@ -79,43 +80,52 @@ def aims_table(path: Path) -> str:
             ours, hold = here.best(AUTO), here.best(HOLD)
             if (*here.setting[2:], here.interval) != (steps, guidance, interval) or ours is None or hold is None:
                 continue
-            over = difference(ours, hold)
-            cells = [
-                str(here), f"{ours.steps / ours.cost:.2f}x", f"{ours.psnr:.1f}", str(over),
-                _verdict(f"≥ {aim:g}", over.mean >= aim),
-                *_against(ours, here.best(HOLD, LINE, FIXED), f"≥ {LEAST:g}" if steps == 20 else ""),
-                *_against(ours, here.best(SPECTRUM), "> 0"),
-            ]  # fmt: skip
-            lines.append(cells)
+            lines.append(
+                (
+                    str(here), f"{ours.steps / ours.cost:.2f}x", f"{ours.psnr:.1f}", _over(ours, hold, aim),
+                    _over(ours, here.best(HOLD, LINE, FIXED), LEAST if steps == 20 else None, named=True),
+                    _better(ours, here.best(SPECTRUM_OWN)), _better(ours, here.best(SPECTRUM), named=True),
+                )
+            )  # fmt: skip
     header = (
-        "setting", "speed-up", "auto, dB", "over hold", "aim", "over the best of hold, line, fixed", "aim",
-        "over the best Spectrum", "aim",
+        "setting", "speed-up", "auto, dB", "over hold", "over the best of hold, line, fixed",
+        "over Spectrum, own schedule", "over the best of Spectrum's variants",
     )  # fmt: skip
     return "\n\n".join([table(header, lines), *_sentences(everywhere), caption(read(path, Rig)).strip("\n")])
 
 
-def _against(ours: Row, theirs: Row | None, aim: str) -> tuple[str, str]:
-    """The difference with the name of the rival, and whether the aim is met."""
+def _over(ours: Row, theirs: Row | None, aim: float | None, *, named: bool = False) -> str:
+    """The difference, of a rival with or without its name, and whether its mean is at least `aim`."""
     if theirs is None:
-        return "", ""
+        return ""
     found = difference(ours, theirs)
-    met = found.better if aim == "> 0" else found.mean >= LEAST
-    return f"{found}: {theirs.method}", _verdict(aim, met) if aim else ""
+    verdict = "" if aim is None else f"; ≥ {aim:g}: " + ("yes" if found.mean >= aim else "**no**")
+    return f"{found}{f', {theirs.method}' if named else ''}{verdict}"
 
 
-def _verdict(aim: str, met: bool) -> str:
-    return f"{aim}: yes" if met else f"{aim}: **no**"
+def _better(ours: Row, theirs: Row | None, *, named: bool = False) -> str:
+    """The difference, and whether all of its interval is above 0, or none of it, or neither."""
+    if theirs is None:
+        return ""
+    found = difference(ours, theirs)
+    verdict = "yes" if found.better else "**not certain**" if found.high > 0 else "**no**"
+    return f"{_over(ours, theirs, None, named=named)}; > 0: {verdict}"
 
 
 def _sentences(everywhere: Sequence[Compared]) -> list[str]:
-    """In how many of all settings and intervals auto is better than hold, and than Spectrum."""
+    """In how many of all settings and intervals auto is certainly better than hold, and than Spectrum."""
     made = []
-    for name, methods in (("hold", (HOLD,)), ("the best Spectrum", (SPECTRUM,))):
+    rivals = {
+        "hold": (HOLD,),
+        "Spectrum by its own schedule": (SPECTRUM_OWN,),
+        "all of Spectrum's variants": (SPECTRUM,),
+    }
+    for name, methods in rivals.items():
         pairs = [(here, here.best(AUTO), here.best(*methods)) for here in everywhere]
         known = [(here, difference(a, b)) for here, a, b in pairs if a is not None and b is not None]
         if known:
             others = [f"{here} ({found})" for here, found in known if not found.better]
-            better = f"`auto` is better than {name} in {len(known) - len(others)}"
+            better = f"`auto` is certainly better than {name} in {len(known) - len(others)}"
             made.append(
                 f"Of all {len(known)} settings and intervals, {better}"
                 + (f". Not in: {'; '.join(others)}." if others else ".")

@@ -55,21 +55,16 @@ def test_the_aims(path):
     header, _, ddim, euler = lines_of(text)
     assert len(header) == len(ddim) == len(euler)
     assert ddim == [
-        "DDIM, guidance 7.5, 20 steps, interval 2", "1.83x", "31.5", "+1.5 (+1.5 to +1.5)", "≥ 0.8: yes",
-        "+0.5 (+0.5 to +0.5): fixed 1,0", "≥ -0.8: yes",
-        "-2.5 (-2.5 to -2.5): Spectrum on features, even", "> 0: **no**",
+        "DDIM, guidance 7.5, 20 steps, interval 2", "1.83x", "31.5", "+1.5 (+1.5 to +1.5); ≥ 0.8: yes",
+        "+0.5 (+0.5 to +0.5), fixed 1,0; ≥ -0.8: yes", "-1.5 (-1.5 to -1.5); > 0: **no**",
+        "-2.5 (-2.5 to -2.5), Spectrum on features, even; > 0: **no**",
     ]  # fmt: skip
     assert euler[3:] == [
-        "+0.5 (+0.5 to +0.5)",
-        "≥ 0.8: **no**",
-        "-1.5 (-1.5 to -1.5): fixed 1,0",
-        "≥ -0.8: **no**",
-        "",
-        "",
-    ]
-    assert "Of all 2 settings and intervals, `auto` is better than hold in 2." in text
-    spectrum = "than the best Spectrum in 0. Not in: DDIM, guidance 7.5, 20 steps, interval 2 (-2.5"
-    assert f"Of all 1 settings and intervals, `auto` is better {spectrum}" in text
+        "+0.5 (+0.5 to +0.5); ≥ 0.8: **no**", "-1.5 (-1.5 to -1.5), fixed 1,0; ≥ -0.8: **no**", "", "",
+    ]  # fmt: skip
+    assert "Of all 2 settings and intervals, `auto` is certainly better than hold in 2." in text
+    spectrum = "all of Spectrum's variants in 0. Not in: DDIM, guidance 7.5, 20 steps, interval 2 (-2.5"
+    assert f"Of all 1 settings and intervals, `auto` is certainly better than {spectrum}" in text
     assert "commit" in text
 
 
@@ -82,10 +77,18 @@ def test_aims_at_50_steps(tmp_path):
     ]  # fmt: skip
     write(tmp_path / "rivals.csv", rows)
     lines = lines_of(aims_table(tmp_path / "rivals.csv"))[2:]
-    assert [(line[0], line[4], line[6]) for line in lines] == [
-        ("DDIM, guidance 7.5, 50 steps, interval 3", "≥ 2: yes", ""),
-        ("DDIM, guidance 3, 50 steps, interval 3", "≥ 5: **no**", ""),
+    assert [(line[0], line[3], line[4]) for line in lines] == [
+        ("DDIM, guidance 7.5, 50 steps, interval 3", "+2.5 (+2.5 to +2.5); ≥ 2: yes", "+2.5 (+2.5 to +2.5), hold"),
+        ("DDIM, guidance 3, 50 steps, interval 3", "+4.9 (+4.9 to +4.9); ≥ 5: **no**", "+4.9 (+4.9 to +4.9), hold"),
     ]
+
+
+def test_what_is_not_certain(tmp_path):
+    rows = [row("hold", 30.0, 26.0), row("auto", 31.5, 27.0, noise=3.0), ROWS[0]]
+    rows[2] = replace(rows[2], psnrs=row("", 31.0, 26.0).psnrs)
+    write(tmp_path / "rivals.csv", rows)
+    text = aims_table(tmp_path / "rivals.csv")
+    assert "+0.5 (-2.5 to +3.5); > 0: **not certain**" in text and "all of Spectrum's variants in 0. Not in" in text
 
 
 def test_fewer_steps(path):
@@ -117,4 +120,4 @@ def test_a_figure_for_each_scheduler(tmp_path):
     drawn = figures[0].draw(LIGHT)
     for words in ("demo: DDIM, guidance 7.5", "fewer steps", "DeepCache", "Spectrum", "auto"):
         assert words in drawn
-    assert drawn == figures[0].draw(LIGHT) and "45" not in drawn  # far from all others
+    assert drawn == figures[0].draw(LIGHT) and ">50<" not in drawn  # far from all others
