@@ -71,9 +71,11 @@ def test_mixed_layouts_are_taken(interpreter, odd):
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_beyond_2_to_the_31_elements(interpreter, channels_last):
-    torch.testing.assert_close(*interpreter("support.kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
+def test_beyond_2_to_the_31_elements(interpreter, channels_last, halves):
+    results = interpreter("support.kernel_huge", "conv_at_the_end", channels_last, halves)
+    torch.testing.assert_close(*results, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("what", ["conv_wide_rows", "conv_wide_pixels"])
