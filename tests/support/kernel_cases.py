@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -95,10 +95,11 @@ def gpu_cases() -> list:
     shapes = [Shape(name, 2, *size) for size, name in sizes.items()]
     ways = [*product(("fp16", "bf16"), ("channels_last", "contiguous")), *product(("fp32",), LAYOUTS)]
     ways.sort(key=lambda way: way[1] == "contiguous")
+    halves = [replace(shape, why=f"{shape.why}, halves", mix=2, halves=True) for shape in compiled_cases()]
     return [
         pytest.param(shape, dtype, layout, id=f"{shape.why}-{dtype}-{layout}")
         for dtype, layout in ways
-        for shape in shapes
+        for shape in (*shapes, *(halves if dtype == "fp16" else ()))
     ]
 
 
