@@ -56,11 +56,15 @@ def check_join(h: Tensor, skip: Tensor, h2: Tensor | None, h3: Tensor | None, mi
     if mix is None:
         if len(buffers) > 1:
             raise ValueError("h2 and h3 need mix, a float32 tensor with one weight for each buffer")
-    elif mix.dtype != torch.float32 or tuple(mix.shape) != (len(buffers),) or mix.device != h.device:
+        return
+    shapes = (len(buffers),), (2, len(buffers))
+    if mix.dtype != torch.float32 or tuple(mix.shape) not in shapes or mix.device != h.device:
         raise ValueError(
-            f"mix must be float32 of shape ({len(buffers)},) on {h.device}, got {mix.dtype} {tuple(mix.shape)} "
-            f"on {mix.device}"
+            f"mix must be float32 of shape {shapes[0]} or {shapes[1]} on {h.device}, got {mix.dtype} "
+            f"{tuple(mix.shape)} on {mix.device}"
         )
+    if mix.dim() == 2 and h.shape[0] % 2 != 0:
+        raise ValueError(f"mix {tuple(mix.shape)} has weights for two halves, but h has a batch of {h.shape[0]}")
 
 
 def check_kernel_dtype(h: Tensor) -> None:
@@ -70,11 +74,16 @@ def check_kernel_dtype(h: Tensor) -> None:
 
 
 def combine(h: Tensor, h2: Tensor | None, h3: Tensor | None, mix: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`h` in `dtype`, or mix[0] h + mix[1] h2 + mix[2] h3 computed in `dtype`."""
+    """`h` in `dtype`, or mix[0] h + mix[1] h2 + mix[2] h3 computed in `dtype`.
+
+    With mix [2, number of buffers], its second row weighs what the buffers hold for the other half of the batch.
+    """
     if mix is None:
         return h.to(dtype)
     buffers = [b.to(dtype) for b in (h, h2, h3) if b is not None]
-    return torch.stack([w * b for w, b in zip(mix.to(dtype), buffers, strict=True)]).sum(0)
+    if mix.dim() == 2:
+        buffers += [b.roll(h.shape[0] // 2, 0) for b in buffers]
+    return torch.stack([w * b for w, b in zip(mix.to(dtype).flatten(), buffers, strict=True)]).sum(0)
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:

@@ -27,7 +27,6 @@ ELSEWHERE = {
     "graphs/test_verdicts.py": "graphs/verdict_file",
     "pipes/test_unet.py": "pipes/seat",
     "plans/test_plans_reading.py": "plans/weights",
-    "reuse/test_predict.py": "forwards/blend",
     "run/test_current.py": "run/later",
     "run/test_decoder.py": "graphs/decoder",
     "run/test_decoder_in_pipes.py": "pipes/vae",

@@ -40,22 +40,39 @@ def element_offset(n, c, p, HW, C_SRC, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def mix_weights(mix, NUM_MIX: tl.constexpr):
-    """The NUM_MIX weights as scalars, loaded before the loop that needs them."""
+def mix_weights(mix, NUM_MIX: tl.constexpr, HALVES: tl.constexpr):
+    """The NUM_MIX weights as scalars, loaded before the loop that needs them; with HALVES, the other half's after them.
+
+    Always six, of which those without a buffer are 1.
+    """
     w1 = tl.load(mix) if NUM_MIX > 0 else 1.0
     w2 = tl.load(mix + 1) if NUM_MIX > 1 else 1.0
     w3 = tl.load(mix + 2) if NUM_MIX > 2 else 1.0
-    return w1, w2, w3
+    OTHERS: tl.constexpr = NUM_MIX if HALVES else 0
+    v1 = tl.load(mix + NUM_MIX) if OTHERS > 0 else 1.0
+    v2 = tl.load(mix + NUM_MIX + 1) if OTHERS > 1 else 1.0
+    v3 = tl.load(mix + NUM_MIX + 2) if OTHERS > 2 else 1.0
+    return w1, w2, w3, v1, v2, v3
 
 
 @triton.jit
-def fetch(source, source2, source3, w1, w2, w3, offsets, other, other_offsets, mask, own, NUM_MIX: tl.constexpr):
+def to_other_half(n, HW, C_SRC):
+    """How far image n's partner in the other half of the batch is from it, in elements. The grid's first axis is N."""
+    half = tl.num_programs(0) // 2
+    return tl.where(n < half, half, -half).to(tl.int64) * HW * C_SRC
+
+
+@triton.jit
+def fetch(source, source2, source3, weights, half, offsets, other, other_offsets, mask, own, NUM_MIX: tl.constexpr):
     """Load elements of a source: as they are, in its dtype (NUM_MIX = 0), or NUM_MIX buffers combined in float32.
 
     Without a mix they stay in the source's dtype, so that a tile in flight takes as few registers as possible. Elements
     outside `mask` are undefined. own: the elements that source2 and source3 have. other: the source beyond the seam, or
-    None; with it, `own` holds for `source` too, and all other elements come from `other`.
+    None; with it, `own` holds for `source` too, and all other elements come from `other`. half: `to_other_half`, or
+    None if no buffer is read for the other half of the batch. There the programs of an image and of its partner run
+    side by side, and what one of them loads, the other finds in L2.
     """
+    w1, w2, w3, v1, v2, v3 = weights
     own = mask & own
     x = tl.load(source + offsets, mask=mask if other is None else own)
     if NUM_MIX > 0:
@@ -64,6 +81,12 @@ def fetch(source, source2, source3, w1, w2, w3, offsets, other, other_offsets, m
         x += w2 * tl.load(source2 + offsets, mask=own, other=0.0).to(tl.float32)
     if NUM_MIX > 2:
         x += w3 * tl.load(source3 + offsets, mask=own, other=0.0).to(tl.float32)
+    if half is not None:
+        x += v1 * tl.load(source + half + offsets, mask=own, other=0.0).to(tl.float32)
+        if NUM_MIX > 1:
+            x += v2 * tl.load(source2 + half + offsets, mask=own, other=0.0).to(tl.float32)
+        if NUM_MIX > 2:
+            x += v3 * tl.load(source3 + half + offsets, mask=own, other=0.0).to(tl.float32)
     if other is not None:
         # Two loads, one of which a lane skips. One load of pointers chosen lane by lane would be 2 bytes wide.
         y = tl.load(other + other_offsets, mask=mask & (own == 0))
@@ -86,9 +109,8 @@ def fetch_step(
     source,
     source2,
     source3,
-    w1,
-    w2,
-    w3,
+    weights,
+    half,
     at,
     offsets,
     stride,
@@ -106,13 +128,13 @@ def fetch_step(
     They are not one tile of three axes, because Triton 3.6 would spread the axis of two over the threads of a warp.
     """
     tile1 = fetch(
-        source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask1, own, NUM_MIX
+        source, source2, source3, weights, half, at + offsets, other, other_at + other_offsets, mask1, own, NUM_MIX
     )
     at += stride
     if other is not None:
         other_at += other_stride
     tile2 = fetch(
-        source, source2, source3, w1, w2, w3, at + offsets, other, other_at + other_offsets, mask2, own, NUM_MIX
+        source, source2, source3, weights, half, at + offsets, other, other_at + other_offsets, mask2, own, NUM_MIX
     )
     return tile1, tile2
 
@@ -122,9 +144,8 @@ def lane_statistics(
     source,
     source2,
     source3,
-    w1,
-    w2,
-    w3,
+    weights,
+    half,
     at,
     offsets,
     stride,
@@ -147,7 +168,7 @@ def lane_statistics(
     mask1 = pixel_mask(p_first, pixel, end, inside, EVEN)
     mask2 = pixel_mask(p_first + BLOCK_P, pixel, end, inside, EVEN)
     ahead1, ahead2 = fetch_step(
-        source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+        source, source2, source3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride,
         mask1, mask2, own, NUM_MIX,
     )  # fmt: skip
     # The lane's first pixel.
@@ -171,7 +192,7 @@ def lane_statistics(
         mask1 = pixel_mask(p + STEP, pixel, end, inside, EVEN)
         mask2 = pixel_mask(p + STEP + BLOCK_P, pixel, end, inside, EVEN)
         ahead1, ahead2 = fetch_step(
-            source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+            source, source2, source3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride,
             mask1, mask2, own, NUM_MIX,
         )  # fmt: skip
         total = delta1 + delta2
@@ -205,9 +226,8 @@ def normalize(
     source,
     source2,
     source3,
-    w1,
-    w2,
-    w3,
+    weights,
+    half,
     at,
     offsets,
     stride,
@@ -248,7 +268,7 @@ def normalize(
         # Only the step at p_last, the first one here, can be partial.
         more = pixel_mask(p_first + back, pixel, p_last, inside, True)
         ahead1, ahead2 = fetch_step(
-            source, source2, source3, w1, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride,
+            source, source2, source3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride,
             more, more, own, NUM_MIX,
         )  # fmt: skip
         # Not x * scale + (shift - mean * scale), which cancels when |mean| is far above the deviation.

@@ -9,7 +9,8 @@ With x = cat([h, skip], 1), C = C1 + C2 channels in G groups of S = C / G channe
 
 Shapes and dtypes: h [N, C1, H, W], skip [N, C2, H, W] and y [N, C, H, W] in one of float32, float16, bfloat16; weight
 and bias [C], each in any of the three. `h` may be the combination mix[0] h + mix[1] h2 + mix[2] h3 of up to three
-buffers (an extrapolated cached feature), which is formed in registers wherever h is read.
+buffers (an extrapolated cached feature), which is formed in registers wherever h is read. With mix [2, buffers],
+mix[1, k] weighs in addition what buffer k holds for the other half of the batch, image (n + N / 2) mod N.
 
 Layouts: h, skip and y are all contiguous ([N, C, P] in memory) or all channels_last ([N, P, C]). A tile is BLOCK_P
 pixels by BLOCK_C channels, with the memory's fastest axis last. So reads and writes are coalesced in both layouts, and
@@ -63,7 +64,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import fetch, fetch_step, lane_statistics, mix_weights, normalize, pixel_mask
+from .device import fetch, fetch_step, lane_statistics, mix_weights, normalize, pixel_mask, to_other_half
 
 
 @triton.jit
@@ -83,6 +84,7 @@ def cat_group_norm_silu_kernel(
     GROUP_SIZE: tl.constexpr,
     SEAM: tl.constexpr,
     NUM_MIX: tl.constexpr,
+    HALVES: tl.constexpr,
     EVEN_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -90,6 +92,7 @@ def cat_group_norm_silu_kernel(
     """The one launch of small joins, channels_last: statistics of a group, then its affine and SiLU. Grid: (N, groups).
 
     SEAM: some group has channels of both inputs, so the source is chosen for each lane; otherwise for each program.
+    NUM_MIX, HALVES: as in `channel_statistics_kernel`.
     """
     eps = tl.cast(eps, tl.float32)
     n = tl.program_id(0).to(tl.int64)
@@ -99,18 +102,20 @@ def cat_group_norm_silu_kernel(
     lane = tl.arange(0, BLOCK_C)[None, :]
     pixel = tl.arange(0, BLOCK_P)[:, None]
     inside = lane < GROUP_SIZE
-    w1, w2, w3 = mix_weights(mix, NUM_MIX)
+    w1, w2, w3, v1, v2, v3 = mix_weights(mix, NUM_MIX, HALVES)
 
     # The source of the group's first channel. Means of lanes are summed as differences from its first pixel.
     in_h = c_cat < C1
     source = tl.where(in_h, h, skip)
-    w1_here = tl.where(in_h, w1, 1.0)
+    weights = (tl.where(in_h, w1, 1.0), w2, w3, v1, v2, v3)
+    half = to_other_half(n, HW, C1) if HALVES else None
     c_src = tl.where(in_h, C1, C2)
     at = n * HW * c_src + tl.where(in_h, c_cat, c_cat - C1)
     own = c_cat + lane * 0 < C1
-    first = fetch(source, h2, h3, w1_here, w2, w3, at, None, 0, c_cat < C, in_h, NUM_MIX).to(tl.float32)
+    first = fetch(source, h2, h3, weights, half, at, None, 0, c_cat < C, in_h, NUM_MIX).to(tl.float32)
     if SEAM:
-        source, other, w1_here, c_src = h, skip, w1, C1
+        source, other, c_src = h, skip, C1
+        weights = (w1, w2, w3, v1, v2, v3)
         at = n * HW * C1 + c_cat
         other_at = n * HW * C2 + (c_cat - C1)
         other_offsets = pixel * C2 + lane
@@ -121,7 +126,7 @@ def cat_group_norm_silu_kernel(
     offsets = pixel * c_src + lane
     stride = BLOCK_P * c_src
     lane_shift, m2, count = lane_statistics(
-        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, pixel,
+        source, h2, h3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride, pixel,
         inside, own, first, 0, HW, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip
     # In flight while the threads wait for each other in the sums below.
@@ -132,7 +137,7 @@ def cat_group_norm_silu_kernel(
     mask1 = pixel_mask(p_last, pixel, HW, inside, EVEN_P)
     mask2 = pixel_mask(p_last + BLOCK_P, pixel, HW, inside, EVEN_P)
     ahead1, ahead2 = fetch_step(
-        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, mask1,
+        source, h2, h3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride, mask1,
         mask2, own, NUM_MIX,
     )  # fmt: skip
     scale = tl.load(weight + c_cat + lane, mask=inside, other=0.0).to(tl.float32)
@@ -145,7 +150,7 @@ def cat_group_norm_silu_kernel(
     scale *= tl.rsqrt(var + eps)
     out_at = (n * HW + p_last) * C + c_cat
     normalize(
-        source, h2, h3, w1_here, w2, w3, at, offsets, stride, other, other_at, other_offsets, other_stride, out, out_at,
+        source, h2, h3, weights, half, at, offsets, stride, other, other_at, other_offsets, other_stride, out, out_at,
         pixel * C + lane, BLOCK_P * C, ahead1, ahead2, pixel, inside, own, first + group_shift, scale, shift, 0, p_last,
         HW, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip

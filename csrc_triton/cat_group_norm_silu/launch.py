@@ -83,7 +83,10 @@ def merge_tile(groups: int, group_size: int) -> tuple[int, int]:
 
 
 def group_tile(group_size: int, pixels: int, element_size: int, buffers: int) -> GroupTile:
-    """The tile for a group of up to 128 channels: up to 512 threads with 8 elements each."""
+    """The tile for a group of up to 128 channels: up to 512 threads with 8 elements each.
+
+    buffers: how many are read; those that are read for both halves of the batch count twice.
+    """
     block_c = power_of_two(group_size)
     # 512 threads have 128 registers each. Two tiles of each of three float32 buffers need more.
     threads = 512 if element_size * buffers <= 8 else 256

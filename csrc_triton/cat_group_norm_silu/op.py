@@ -82,7 +82,8 @@ def _launches(
         "HW": pixels,
         "C1": c1,
         "C2": c2,
-        "NUM_MIX": 0 if mix is None else mix.shape[0],
+        "NUM_MIX": 0 if mix is None else mix.shape[-1],
+        "HALVES": mix is not None and mix.dim() == 2,
     }
     result: dict[str, Any] = {
         "weight": weight.contiguous(),
@@ -92,7 +93,8 @@ def _launches(
         "GROUP_SIZE": group_size,
     }
     if one_launch(c1, c2, num_groups, pixels, channels_last):
-        tile = group_tile(group_size, pixels, h.element_size(), max(inputs["NUM_MIX"], 1))
+        buffers = 1 if mix is None else mix.numel()
+        tile = group_tile(group_size, pixels, h.element_size(), buffers)
         arguments = (
             inputs
             | result
@@ -152,7 +154,9 @@ def cat_group_norm_silu(
         eps: added to the variance.
         h2: a second buffer like h. The hidden state is then mix[0] h + mix[1] h2 (+ mix[2] h3).
         h3: a third buffer like h.
-        mix: float32 [number of buffers] on h's device. The kernels read it, so a CUDA graph sees new values.
+        mix: float32 [number of buffers] on h's device. The kernels read it, so a CUDA graph sees new values. With
+            [2, number of buffers], mix[1] weighs in addition what the buffers hold for the other half of the batch,
+            sample (n + N / 2) mod N; N must be even.
 
     Returns:
         [N, C1 + C2, H, W] in h's dtype; channels_last if h or skip is, else contiguous (`joint_format`).

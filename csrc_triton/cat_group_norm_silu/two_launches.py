@@ -8,7 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import element_offset, fetch, fetch_step, lane_statistics, mix_weights, normalize, pixel_mask, tile_indices
+from .device import (
+    element_offset,
+    fetch,
+    fetch_step,
+    lane_statistics,
+    mix_weights,
+    normalize,
+    pixel_mask,
+    tile_indices,
+    to_other_half,
+)
 
 
 @triton.jit
@@ -28,6 +38,7 @@ def _chunk_statistics(
     C_SRC,
     chunk,
     NUM_MIX: tl.constexpr,
+    HALVES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -39,15 +50,16 @@ def _chunk_statistics(
     channel, pixel, offsets = tile_indices(HW, C_SRC, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
     P_AXIS: tl.constexpr = 0 if CHANNELS_LAST else 1
     inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
-    w1, w2, w3 = mix_weights(mix, NUM_MIX)
+    weights = mix_weights(mix, NUM_MIX, HALVES)
+    half = to_other_half(n, HW, C_SRC) if HALVES else None
     at = element_offset(n, c, p_first, HW, C_SRC, CHANNELS_LAST)
     stride = BLOCK_P * (tl.cast(C_SRC, tl.int64) if CHANNELS_LAST else 1)
     end = tl.minimum(p_first + chunk, HW)
     # The channel's first pixel of the chunk. Means of lanes are summed as differences from it.
     first_at = at + (channel if CHANNELS_LAST else (channel.to(tl.int64) if WIDE else channel) * HW)
-    first = fetch(source, source2, source3, w1, w2, w3, first_at, None, 0, inside, inside, NUM_MIX).to(tl.float32)
+    first = fetch(source, source2, source3, weights, half, first_at, None, 0, inside, inside, NUM_MIX).to(tl.float32)
     shift, m2, count = lane_statistics(
-        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, pixel, inside, inside, first,
+        source, source2, source3, weights, half, at, offsets, stride, None, 0, 0, 0, pixel, inside, inside, first,
         p_first, end, NUM_MIX, EVEN_P, BLOCK_P,
     )  # fmt: skip
     # Merge all lanes of a channel: first the mean, then the squared distances from it.
@@ -73,6 +85,7 @@ def channel_statistics_kernel(
     C2,
     chunk,
     NUM_MIX: tl.constexpr,
+    HALVES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -83,6 +96,7 @@ def channel_statistics_kernel(
     """Launch 1: per-channel partials of both inputs. Grid: (N, blocks of channels, chunks of pixels).
 
     means, m2s: float32 [N, chunks, C1 + C2]. NUM_MIX (0 to 3) says how many of the buffers h, h2, h3 are mixed.
+    HALVES: mix is [2, NUM_MIX], and each half of the batch takes from the other one too.
     """
     n = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -94,13 +108,13 @@ def channel_statistics_kernel(
         c = block * BLOCK_C
         _chunk_statistics(
             h, h2, h3, mix, means, m2s, n, c, c, p_first, row, HW, C1, chunk,
-            NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
+            NUM_MIX, HALVES, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _chunk_statistics(
             skip, None, None, None, means, m2s, n, c, C1 + c, p_first, row, HW, C2, chunk,
-            0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
+            0, False, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
 
 
@@ -206,6 +220,7 @@ def _normalize_chunk(
     MEMBERS: tl.constexpr,
     UNROLL: tl.constexpr,
     NUM_MIX: tl.constexpr,
+    HALVES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -218,7 +233,8 @@ def _normalize_chunk(
     _, _, out_offsets = tile_indices(HW, C, CHANNELS_LAST, WIDE, BLOCK_C, BLOCK_P)
     STEP: tl.constexpr = 2 * BLOCK_P
     inside = channel < (BLOCK_C if EVEN_C else C_SRC - c)
-    w1, w2, w3 = mix_weights(mix, NUM_MIX)
+    weights = mix_weights(mix, NUM_MIX, HALVES)
+    half = to_other_half(n, HW, C_SRC) if HALVES else None
     end = tl.minimum(p_first + chunk, HW)
     p_last = p_first + (end - 1 - p_first) // STEP * STEP
     at = element_offset(n, c, p_last, HW, C_SRC, CHANNELS_LAST)
@@ -227,7 +243,7 @@ def _normalize_chunk(
     mask1 = pixel_mask(p_last, pixel, end, inside, EVEN_P)
     mask2 = pixel_mask(p_last + BLOCK_P, pixel, end, inside, EVEN_P)
     ahead1, ahead2 = fetch_step(
-        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, mask1, mask2, inside, NUM_MIX
+        source, source2, source3, weights, half, at, offsets, stride, None, 0, 0, 0, mask1, mask2, inside, NUM_MIX
     )
     scale = tl.load(weight + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + c_cat + channel, mask=inside, other=0.0).to(tl.float32)
@@ -244,8 +260,9 @@ def _normalize_chunk(
     out_at = element_offset(n, c_cat, p_last, HW, C, CHANNELS_LAST)
     out_stride = BLOCK_P * (tl.cast(C, tl.int64) if CHANNELS_LAST else 1)
     normalize(
-        source, source2, source3, w1, w2, w3, at, offsets, stride, None, 0, 0, 0, out, out_at, out_offsets, out_stride,
-        ahead1, ahead2, pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P, BLOCK_P,
+        source, source2, source3, weights, half, at, offsets, stride, None, 0, 0, 0, out, out_at, out_offsets,
+        out_stride, ahead1, ahead2, pixel, inside, inside, mean, scale, shift, p_first, p_last, end, NUM_MIX, EVEN_P,
+        BLOCK_P,
     )  # fmt: skip
 
 
@@ -271,6 +288,7 @@ def normalize_silu_kernel(
     MEMBERS: tl.constexpr,
     UNROLL: tl.constexpr,
     NUM_MIX: tl.constexpr,
+    HALVES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -296,11 +314,11 @@ def normalize_silu_kernel(
         c = block * BLOCK_C
         _normalize_chunk(
             h, h2, h3, mix, weight, bias, means, m2s, out, n, c, c, p_first, HW, C1, C, splits, chunk, eps, GROUP_SIZE,
-            GROUPS, MEMBERS, UNROLL, NUM_MIX, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
+            GROUPS, MEMBERS, UNROLL, NUM_MIX, HALVES, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     else:
         c = (block - h_blocks) * BLOCK_C
         _normalize_chunk(
             skip, None, None, None, weight, bias, means, m2s, out, n, c, C1 + c, p_first, HW, C2, C, splits, chunk, eps,
-            GROUP_SIZE, GROUPS, MEMBERS, UNROLL, 0, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
+            GROUP_SIZE, GROUPS, MEMBERS, UNROLL, 0, False, CHANNELS_LAST, WIDE, EVEN_C, EVEN_P, BLOCK_C, BLOCK_P,
         )  # fmt: skip

@@ -43,6 +43,7 @@ def tiles(element_size: int, precision: str, buffers: int) -> list[Tile]:
     """All tiles for a dtype, a precision and the number of buffers that h consists of, largest first.
 
     Each step loads all buffers. With several, half the channels per step keep them within the same shared memory.
+    Where the halves of the batch take from each other, a step loads as many pixels, half of them from each.
     """
     block_k = STEP_BYTES // element_size // (2 if buffers > 1 else 1)
     shapes = IEEE_TILES if _ieee(element_size, precision) else TENSOR_TILES
@@ -52,24 +53,29 @@ def tiles(element_size: int, precision: str, buffers: int) -> list[Tile]:
 @functools.lru_cache
 def tile(
     images: int, pixels: int, c1: int, c2: int, out_channels: int, element_size: int, precision: str, buffers: int,
-    multiprocessors: int,
+    multiprocessors: int, halves: bool = False,
 ) -> Tile:  # fmt: skip
     """The fastest tile by `cycles`, among those that are at least half full, or else the smallest.
 
-    images: 1 in channels_last, where `pixels` counts those of all images.
+    images: 1 in channels_last, where `pixels` counts those of all images. halves: as in `programs`.
     """
     every = tiles(element_size, precision, buffers)
-    fitting = [t for t in every if t.block_p < 2 * pixels and t.block_o < 2 * out_channels] or every[-1:]
+    fitting = [t for t in every if _rows(t, halves) < 2 * pixels and t.block_o < 2 * out_channels] or every[-1:]
 
     def time(t: Tile) -> float:
-        return cycles(t, programs(t, images, pixels, out_channels), c1, c2, element_size, precision, multiprocessors)
+        count = programs(t, images, pixels, out_channels, halves)
+        return cycles(t, count, c1, c2, element_size, precision, multiprocessors)
 
     return min(fitting, key=time)
 
 
-def programs(t: Tile, images: int, pixels: int, out_channels: int) -> int:
-    """How many programs cover the output."""
-    return images * cdiv(pixels, t.block_p) * cdiv(out_channels, t.block_o)
+def programs(t: Tile, images: int, pixels: int, out_channels: int, halves: bool = False) -> int:
+    """How many programs cover the output.
+
+    halves: the halves of the batch take from each other, so that half of a tile's pixels are from each of them. images
+    and pixels are then those of one half.
+    """
+    return images * cdiv(pixels, _rows(t, halves)) * cdiv(out_channels, t.block_o)
 
 
 def cycles(t: Tile, programs: int, c1: int, c2: int, element_size: int, precision: str, multiprocessors: int) -> float:
@@ -85,6 +91,11 @@ def cycles(t: Tile, programs: int, c1: int, c2: int, element_size: int, precisio
     step = max(step_bytes / PORT_BYTES, t.block_p * t.block_o * t.block_k / rate) + STEP_CYCLES
     busiest = cdiv(programs, multiprocessors) * steps * step
     return max(busiest, programs * steps * step_bytes / (L2_BYTES * multiprocessors))
+
+
+def _rows(t: Tile, halves: bool) -> int:
+    """The pixels of a tile, or those of one half of the batch."""
+    return t.block_p // 2 if halves else t.block_p
 
 
 def _ieee(element_size: int, precision: str) -> bool:

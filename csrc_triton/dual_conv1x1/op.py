@@ -81,9 +81,13 @@ def _launch(
     out = torch.empty(
         (images, out_channels, height, width), dtype=h.dtype, device=h.device, memory_format=memory_format
     )
-    batch, pixels = (1, images * height * width) if channels_last else (images, height * width)
-    buffers, precision = 0 if mix is None else mix.shape[0], _precision(h.dtype)
-    t = tile(batch, pixels, c1, c2, out_channels, h.element_size(), precision, buffers, multiprocessors(h.device))
+    buffers, precision = 0 if mix is None else mix.shape[-1], _precision(h.dtype)
+    halves = mix is not None and mix.dim() == 2
+    images = images // 2 if halves else images
+    images, pixels = (1, images * height * width) if channels_last else (images, height * width)
+    t = tile(
+        images, pixels, c1, c2, out_channels, h.element_size(), precision, buffers, multiprocessors(h.device), halves
+    )
     arguments: dict[str, Any] = {
         "h": h,
         "h2": None if h2 is None else h2.contiguous(memory_format=memory_format),
@@ -101,6 +105,7 @@ def _launch(
         "C2": c2,
         "C_OUT": out_channels,
         "NUM_MIX": buffers,
+        "HALVES": halves,
         "CHANNELS_LAST": channels_last,
         # The longest row of a tile times the most rows of any tile.
         "WIDE": LARGEST_BLOCK * max(c1 + c2, out_channels, 0 if channels_last else pixels) >= 2**31,
@@ -114,7 +119,7 @@ def _launch(
         "num_warps": t.num_warps,
         "num_stages": t.num_stages,
     }
-    return (programs(t, batch, pixels, out_channels),), arguments, out
+    return (programs(t, images, pixels, out_channels, halves),), arguments, out
 
 
 @custom_op("stepcache::dual_conv1x1", mutates_args=())
@@ -139,7 +144,9 @@ def dual_conv1x1(
         residual: [N, O, H, W], added in float32 before the result is rounded.
         h2: a second buffer like h. The hidden state is then mix[0] h + mix[1] h2 (+ mix[2] h3).
         h3: a third buffer like h.
-        mix: float32 [number of buffers] on h's device. The kernel reads it, so a CUDA graph sees new values.
+        mix: float32 [number of buffers] on h's device. The kernel reads it, so a CUDA graph sees new values. With
+            [2, number of buffers], mix[1] weighs in addition what the buffers hold for the other half of the batch,
+            sample (n + N / 2) mod N; N must be even.
         residual_bias: [O], dtype as `bias`: the bias of the convolution that made the residual, which then runs without
             it. In a compiled graph that saves a launch, and a read and a write of the residual.
 

@@ -23,8 +23,8 @@ def dual_conv1x1_reference(
     """conv2d(cat([h', skip], 1), weight, bias) + residual + residual_bias, in float32 (float64 for float64 inputs).
 
     h, h2, h3: [N, C1, H, W]; skip: [N, C2, H, W]; weight: [O, C1 + C2, 1, 1]; bias, residual_bias: [O]; residual:
-    [N, O, H, W]; mix: float32, one weight for each buffer given. h' = h without `mix`, else
-    h' = mix[0] h + mix[1] h2 + mix[2] h3. Returns [N, O, H, W] in h's dtype.
+    [N, O, H, W]; mix: float32, one weight for each buffer given, or [2, buffers] (`combine`). h' = h without
+    `mix`, else h' = mix[0] h + mix[1] h2 + mix[2] h3. Returns [N, O, H, W] in h's dtype.
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     x = torch.cat([combine(h, h2, h3, mix, wide), skip.to(wide)], dim=1)

@@ -76,6 +76,63 @@ def test_low_precision_is_no_further_from_the_truth_than_diffusers(dtype):
     assert ours <= 2 * stock + 1e-6
 
 
+def blend_of(resnet, hidden, weights):
+    """The hidden state and two more buffers like it, as many as there are weights."""
+    g = torch.Generator().manual_seed(2)
+    further = [torch.randn(hidden.shape, generator=g).to(hidden) for _ in range(weights.shape[-1] - 1)]
+    return Blend((hidden, *further), weights)
+
+
+# What a half takes of its own buffers, and of the other half's.
+WEIGHTS = torch.tensor([[1.5, -0.75, 0.5], [-0.25, 0.5, 1.25]])
+
+
+@pytest.mark.parametrize("name", ["default", "upsampling", "identity shortcut", "scale shift"])
+@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("buffers", [1, 2, 3])
+def test_a_blend_whose_halves_take_from_each_other(name, batch, buffers):
+    resnet = make_resnet(**RESNETS[name])
+    hidden, skip, temb = (x.repeat(batch // 2, *(1,) * (x.dim() - 1)) for x in make_args(resnet))
+    hidden = hidden + torch.linspace(-1, 1, batch)[:, None, None, None]
+    blend = blend_of(resnet, hidden, WEIGHTS[:, :buffers].contiguous())
+    swapped = [torch.cat(buffer.chunk(2)[::-1]) for buffer in blend.buffers]
+    terms = [w * b for w, b in zip(blend.weights.flatten(), (*blend.buffers, *swapped), strict=True)]
+    want = resnet(torch.cat([sum(terms), skip], 1), temb)
+    torch.testing.assert_close(reference_join(resnet, blend, skip, temb), want, rtol=1e-5, atol=1e-5)
+    with Ops() as ops:
+        torch.testing.assert_close(fused(resnet, blend, skip, temb), want, rtol=1e-5, atol=1e-5)
+    assert ops.names[:1] == ["cat_group_norm_silu"]
+    # Neither row is left out.
+    plain = resnet(torch.cat([sum(terms[:buffers]), skip], 1), temb)
+    assert (plain - want).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_join_hands_the_ops_the_weights_of_both_halves(backend):
+    """One graph for all weights; each op gets the buffers as they are, and weights [2, 2]."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    taken = []
+
+    def noting(graph, inputs):
+        for node in graph.graph.nodes:
+            if str(node.target).startswith("stepcache."):
+                shapes = [tuple(a.meta["example_value"].shape) for a in node.args if isinstance(a, torch.fx.Node)]
+                taken.append((str(node.target).split(".")[1], shapes.count((2, 16, 6, 8)), (2, 2) in shapes))
+        return lookup_backend(backend)(graph, inputs)
+
+    torch.compiler.reset()
+    resnet = make_resnet()
+    hidden, skip, temb = make_args(resnet)
+    compiled = torch.compile(fused, backend=noting, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        for weights in (WEIGHTS[:, :2].contiguous(), WEIGHTS[:, 1:].contiguous()):
+            blend = blend_of(resnet, hidden, weights)
+            want = reference_join(resnet, blend, skip, temb)
+            torch.testing.assert_close(compiled(resnet, blend, skip, temb), want, rtol=1e-5, atol=1e-5)
+    assert taken == [("cat_group_norm_silu", 2, True), ("dual_conv1x1", 2, True)]
+
+
 def lora_on_the_shortcut(resnet):
     config = LoraConfig(r=2, target_modules=["conv_shortcut"], init_lora_weights=False)
     inject_adapter_in_model(config, resnet)
@@ -202,9 +259,11 @@ def test_shapes_tell_apart_what_takes_another_time():
     hidden, skip, _ = make_args(resnet)
     plain = shape_of(resnet, hidden, skip)
     blend = Blend((hidden, hidden), torch.ones(2))
+    halves = Blend((hidden, hidden), torch.ones(2, 2))
     shapes = [
         plain,
         shape_of(resnet, blend, skip),
+        shape_of(resnet, halves, skip),
         shape_of(resnet, hidden.half(), skip.half()),
         shape_of(resnet, hidden[:1], skip[:1]),
         shape_of(resnet, hidden[..., :4], skip[..., :4]),
@@ -215,6 +274,7 @@ def test_shapes_tell_apart_what_takes_another_time():
     ]  # fmt: skip
     assert len(set(shapes)) == len(shapes)
     assert str(shapes[1]) == "2 x 16 of 2 buffers + 8 -> 12 at 6 x 8"
+    assert [shape.buffers for shape in shapes[:3]] == [0, 2, 4]
     # With weights in channels_last it convolves so, whatever comes in.
     resnet.to(memory_format=torch.channels_last)
     assert shape_of(resnet, hidden, skip).layout == "channels_last"

@@ -12,6 +12,7 @@ from support import kernel_checks
 from support.kernel_cases import (
     DTYPES,
     EDGES,
+    HALVES,
     LAYOUTS,
     MIXES,
     SHAPES,
@@ -51,7 +52,7 @@ def test_kernels_against_float64(interpreter, shape, dtype, layout):
 
 @pytest.mark.parametrize("multiprocessors", [pytest.param(132, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", [*EDGES, *MIXES[:3]], ids=lambda s: s.why)
+@pytest.mark.parametrize("shape", [*EDGES, *MIXES[:3], *HALVES], ids=lambda s: s.why)
 def test_two_launches_for_every_size(interpreter, shape, dtype, multiprocessors):
     """In channels_last, where most of these have one launch; on one multiprocessor a program walks many tiles."""
     arguments = norm_arguments(shape, DTYPES[dtype], torch.channels_last)
@@ -176,14 +177,15 @@ def test_launch_2_walks_the_steps_of_launch_1_backwards(interpreter, layout):
     assert second[::2] == first[::2][::-1]
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize(
     ("channels_last", "c1", "one"),
     [(True, 80, False), (False, 80, False), (True, 96, True), (True, 80, True)],
     ids=["channels_last", "contiguous", "one launch", "one launch across the seam"],
 )
-def test_beyond_2_to_the_31_elements(interpreter, channels_last, c1, one):
+def test_beyond_2_to_the_31_elements(interpreter, channels_last, c1, one, halves):
     torch.testing.assert_close(
-        *interpreter("support.kernel_huge", "norm_at_the_end", channels_last, c1, one), rtol=0, atol=2e-3
+        *interpreter("support.kernel_huge", "norm_at_the_end", channels_last, c1, one, halves), rtol=0, atol=2e-3
     )
 
 
@@ -206,6 +208,12 @@ def test_tiles_beyond_2_to_the_31_elements(interpreter, channels_last):
         ({"h2": torch.zeros(2, 20, 5, 7)}, "need mix"),
         ({"h2": torch.zeros(2, 20, 5, 7), "mix": torch.ones(3)}, r"mix must be float32 of shape \(2,\)"),
         ({"h2": torch.zeros(2, 21, 5, 7), "mix": torch.ones(2)}, "every buffer must be like h"),
+        ({"mix": torch.ones(2, 2)}, r"of shape \(1,\) or \(2, 1\) on cpu, got torch.float32 \(2, 2\)"),
+        ({"mix": torch.ones(1, 1)}, r"of shape \(1,\) or \(2, 1\) on cpu, got torch.float32 \(1, 1\)"),
+        (
+            {"h": torch.zeros(3, 20, 5, 7), "skip": torch.zeros(3, 12, 5, 7), "mix": torch.ones(2, 1)},
+            r"mix \(2, 1\) has weights for two halves, but h has a batch of 3",
+        ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -15,7 +15,7 @@ from benchmarks.kernels.compile import SHARED_LIMIT, TARGETS, compile_launch
 
 
 @functools.cache
-def _meta_launches(dtype, layout, join, mix):
+def _meta_launches(dtype, layout, join, mix, halves=False):
     """The launches of a join on the meta device, by the kernel's name."""
     (hidden, skip), pixels = join
 
@@ -26,7 +26,7 @@ def _meta_launches(dtype, layout, join, mix):
 
     affine = torch.empty(hidden + skip, dtype=DTYPES[dtype], device="meta")
     h2, h3 = (tensor(hidden) if mix > i else None for i in (1, 2))
-    weights = torch.empty(mix, device="meta") if mix else None
+    weights = torch.empty((2, mix) if halves else mix, device="meta") if mix else None
     made, _ = _launches(tensor(hidden), tensor(skip), affine, affine, 32, 1e-5, h2, h3, weights)
     return {launch.kernel.__name__: launch for launch in made}
 
@@ -45,20 +45,28 @@ KERNELS = ["channel_statistics_kernel", "normalize_silu_kernel"]
 JOINS = [("channels_last", TWO), ("contiguous", TWO), ("contiguous", TWO_SMALL)]
 JOINS_OF_ONE = [("channels_last", ONE), ("channels_last", ONE_SEAM)]
 PAIRS = [*itertools.product(KERNELS, JOINS), *(("cat_group_norm_silu_kernel", join) for join in JOINS_OF_ONE)]
-# No buffers mixed takes the fewest registers, three the most; fp16 differs from bf16 in conversions alone. Code for
-# sm_89 is nearly that for sm_80. One or two buffers compile where three do, with fewer registers.
+# No buffers mixed takes the fewest registers, three the most, and more if halves take from each other; fp16 differs
+# from bf16 in conversions alone. Code for sm_89 is nearly that for sm_80. One or two buffers compile where three do,
+# with fewer registers.
 MAIN = ["sm_80", "sm_90", "sm_100", "gfx942"]
-WAYS = [*itertools.product(["bf16", "fp32"], [0, 3], MAIN), ("bf16", 2, "sm_90"), ("fp16", 3, "sm_90")]
+WAYS = [
+    *itertools.product(["bf16", "fp32"], [0, 3], [False], MAIN),
+    ("bf16", 2, False, "sm_90"),
+    ("fp16", 3, False, "sm_90"),
+    *itertools.product(["bf16", "fp32"], [3], [True], MAIN),
+    ("bf16", 2, True, "sm_90"),
+]
 
 
-def _is_repeat(kernel, join, dtype, mix, target):
+def _is_repeat(kernel, join, dtype, mix, halves, target):
     """Without a mix, other targets than an H100 compile what pipelines run only."""
     return mix == 0 and target != "sm_90" and (join[0], dtype) != ("channels_last", "bf16")
 
 
-def _is_fast(kernel, join, dtype, mix, target):
+def _is_fast(kernel, join, dtype, mix, halves, target):
     """What pipelines run, and what takes the most registers, on an H100. test_kernel_code.py has one more target."""
-    return join[0] == "channels_last" and (dtype, mix, target) in (("bf16", 0, "sm_90"), ("fp32", 3, "sm_90"))
+    fast = ("bf16", 0, False), ("fp32", 3, False), ("fp32", 3, True)
+    return target == "sm_90" and join[0] == "channels_last" and (dtype, mix, halves) in fast
 
 
 CASES = [
@@ -69,14 +77,14 @@ CASES = [
 
 
 def _name(case):
-    kernel, (layout, ((hidden, skip), pixels)), dtype, mix, target = case
-    return f"{kernel}-{dtype}-{layout}-{hidden}+{skip}@{pixels}-{mix}-{target}"
+    kernel, (layout, ((hidden, skip), pixels)), dtype, mix, halves, target = case
+    return f"{kernel}-{dtype}-{layout}-{hidden}+{skip}@{pixels}-{mix}{' halves' if halves else ''}-{target}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_compiles_ahead_of_time(case):
-    kernel, (layout, join), dtype, mix, target = case
-    launch = _meta_launches(dtype, layout, join, mix)[kernel]
+    kernel, (layout, join), dtype, mix, halves, target = case
+    launch = _meta_launches(dtype, layout, join, mix, halves)[kernel]
     code = _compiled(launch, target)
     assert_no_spills(code, target)
     assert code.shared <= SHARED_LIMIT[target]
@@ -87,12 +95,13 @@ def test_compiles_ahead_of_time(case):
         assert kernel == KERNELS[0] or f"global_store_dwordx{words}" in code.asm
         return
     loads = re.findall(r"ld\.global(?:\.L1::\w+)?\.((?:v\d\.)?[bu]\d+)", code.asm)
-    tiles = (1 if words == 4 else 2) * max(mix, 1) * 4 * DTYPES[dtype].itemsize // 2
+    buffers = 2 * mix if halves else mix
+    tiles = (1 if words == 4 else 2) * max(buffers, 1) * 4 * DTYPES[dtype].itemsize // 2
     assert loads.count(f"v{words}.b32") >= tiles
     if kernel != KERNELS[0]:
         assert f"st.global.v{words}.b32" in code.asm
     # Single elements are the first pixels of channels, and in contiguous weight and bias; a tile would be 16 of them.
-    assert sum(n in ("b16", "u16") for n in loads) <= 5 + mix
+    assert sum(n in ("b16", "u16") for n in loads) <= 5 + buffers
 
 
 @pytest.mark.slow

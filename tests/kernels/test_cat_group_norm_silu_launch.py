@@ -1,5 +1,6 @@
 """How a call of cat_group_norm_silu is divided into launches and programs, and the bytes that they load and store."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -55,7 +56,7 @@ def test_one_launch_has_offsets_of_32_bits():
 @pytest.mark.parametrize("size", [1, 3, 30, 80, 128])
 @pytest.mark.parametrize("pixels", [1, 5, 64, 255, 1024])
 def test_the_tile_of_a_group(size, pixels):
-    for element_size, buffers in itertools.product((2, 4), range(1, 4)):
+    for element_size, buffers in itertools.product((2, 4), range(1, 7)):  # with halves, each of three counts twice
         tile = group_tile(size, pixels, element_size, buffers)
         assert size <= tile.block_c < 2 * size + 1
         assert tile.block_c * tile.block_p <= 8 * tile.threads <= 8 * 512
@@ -137,6 +138,7 @@ TRAFFIC = [
     Shape("the seam of 640+320 at a tenth", 2, 64, 32, 32, 32, 12, 16),
     Shape("odd", 2, 37, 23, 8, 3, 13, 21),
 ]
+HALVES = Shape("halves of two buffers", 4, 40, 24, 24, 4, 25, 26, mix=2, halves=True)
 TRAFFIC_OF_ONE = [
     Shape("a group across the seam", 2, 64, 32, 32, 8, 12, 16),
     Shape("uneven pixels", 1, 60, 60, 8, 4, 19, 31),
@@ -161,6 +163,21 @@ def test_traffic_of_one_launch_is_what_the_model_says(interpreter, shape):
     counted = interpreter("support.kernel_worker", "traffic", "cat_group_norm_silu", **arguments)
     model = _one_launch_model(shape.batch, shape.hidden, shape.skip, shape.groups, shape.height * shape.width, 2)
     assert [(name, dict(bytes_of)) for name, bytes_of in counted] == list(model.items())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_halves_read_each_buffer_twice_and_nothing_else(interpreter, layout):
+    """The second time as what the other half takes from it, which is then in L2."""
+
+    def counted(shape):
+        arguments = norm_arguments(shape, torch.bfloat16, LAYOUTS[layout])
+        return interpreter("support.kernel_worker", "traffic_of_two_launches", 4, **arguments)
+
+    plain, halves = (counted(dataclasses.replace(HALVES, halves=which)) for which in (False, True))
+    for (kernel, before), (_, after) in zip(plain, halves, strict=True):
+        twice = {("h", "load"), ("h2", "load"), ("mix", "load")}
+        assert twice < set(before), kernel
+        assert after == {what: 2 * n if what in twice else n for what, n in before.items()}, kernel
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

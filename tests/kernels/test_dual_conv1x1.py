@@ -31,6 +31,7 @@ from support.kernel_fake_gpu import launches
 from benchmarks.kernels.compile import SHARED_LIMIT, TARGETS, compile_launch
 
 OP = "dual_conv1x1"
+HALVES = Shape("halves of two buffers, several tiles", 4, 40, 24, 70, 4, 5, 9, mix=2, halves=True)
 SMALL = Shape("several tiles, the last ones partly empty", 2, 40, 24, 70, 4, 5, 9)
 
 
@@ -71,9 +72,11 @@ def test_mixed_layouts_are_taken(interpreter, odd):
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_beyond_2_to_the_31_elements(interpreter, channels_last):
-    torch.testing.assert_close(*interpreter("support.kernel_huge", "conv_at_the_end", channels_last), rtol=0, atol=4e-3)
+def test_beyond_2_to_the_31_elements(interpreter, channels_last, halves):
+    results = interpreter("support.kernel_huge", "conv_at_the_end", channels_last, halves)
+    torch.testing.assert_close(*results, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("what", ["conv_wide_rows", "conv_wide_pixels"])
@@ -149,11 +152,24 @@ def test_traffic(interpreter, layout):
     }
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_halves_read_no_buffer_twice(interpreter, layout):
+    """A program has the same pixels of both halves, so it sums both from one read of each buffer."""
+    arguments = conv_arguments(HALVES, torch.bfloat16, LAYOUTS[layout])
+    plain = arguments | {"mix": arguments["mix"][0].contiguous()}
+    (_, halves), (_, before) = (
+        interpreter("support.kernel_worker", "traffic", OP, **given)[0] for given in (arguments, plain)
+    )
+    loaded = {("h", "load"), ("h2", "load"), ("skip", "load"), ("residual", "load"), ("out", "store")}
+    assert loaded < set(halves)
+    assert {what: halves[what] for what in loaded} == {what: before[what] for what in loaded}
+
+
 # The code for real GPUs.
 
 
 @functools.cache
-def _meta_launch(dtype, layout, mix):
+def _meta_launch(dtype, layout, mix, halves):
     """The launch of the 640+320 to 320 join with bias and residual on the meta device."""
 
     def tensor(*shape):
@@ -162,21 +178,25 @@ def _meta_launch(dtype, layout, mix):
 
     h, skip, residual = (tensor(2, channels, 64, 64) for channels in (640, 320, 320))
     h2, h3 = (h if mix > i else None for i in (1, 2))
-    weights = torch.empty(mix, device="meta") if mix else None
+    weights = torch.empty((2, mix) if halves else mix, device="meta") if mix else None
     return _launch(h, skip, tensor(320, 960, 1, 1), tensor(320), residual, h2, h3, weights, tensor(320))[1]
 
 
-# Dtype, how float32 is multiplied, layout, buffers of the mix, and which tile. fp16 differs from bf16 in conversions
-# alone. Three buffers take the most registers, and as much shared memory as none; the joins are compiled with both.
-# sm_80 has the instructions of sm_89 and more shared memory, so it compiles what the joins run only.
+# Dtype, how float32 is multiplied, layout, buffers of the mix, whether its halves take from each other, and which tile.
+# fp16 differs from bf16 in conversions alone. Three buffers take the most registers, and as much shared memory as none;
+# the joins are compiled with both. sm_80 has the instructions of sm_89 and more shared memory, so it compiles what the
+# joins run only.
 EACH, EACH_IEEE = range(len(TENSOR_TILES)), range(len(IEEE_TILES))
-JOINS = [*itertools.product(["bf16"], ["ieee"], ["channels_last"], [0, 3], EACH)]
-OTHERS = [
-    *itertools.product(["bf16"], ["ieee"], ["contiguous"], [3], EACH),
-    *itertools.product(["fp32"], ["tf32"], LAYOUTS, [3], EACH),
-    *itertools.product(["fp32"], ["ieee"], LAYOUTS, [3], EACH_IEEE),
+JOINS = [
+    *itertools.product(["bf16"], ["ieee"], ["channels_last"], [0, 3], [False], EACH),
+    *itertools.product(["bf16"], ["ieee"], ["channels_last"], [2, 3, 1], [True], EACH),
 ]
-FAST = [(*join, "sm_90") for join in JOINS[: len(EACH) + 1]]
+OTHERS = [
+    *itertools.product(["bf16"], ["ieee"], ["contiguous"], [3], [False, True], EACH),
+    *itertools.product(["fp32"], ["tf32"], LAYOUTS, [3], [False, True], EACH),
+    *itertools.product(["fp32"], ["ieee"], LAYOUTS, [3], [False, True], EACH_IEEE),
+]
+FAST = [(*join, "sm_90") for join in (*JOINS[: len(EACH) + 1], JOINS[2 * len(EACH)])]
 CASES = [
     case if case in FAST else slow(*case)
     for case in [
@@ -188,12 +208,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
 def test_compiles_ahead_of_time(case):
-    dtype, precision, layout, mix, index, target = case
+    dtype, precision, layout, mix, halves, index, target = case
     t = tiles(DTYPES[dtype].itemsize, precision, mix)[index]
     chosen = {"BLOCK_P": t.block_p, "BLOCK_O": t.block_o, "BLOCK_K": t.block_k, "PRECISION": precision}
     chosen["ROUND"] = precision == "tf32" and target != "gfx942"
     options = {"num_warps": t.num_warps, "num_stages": t.num_stages}
-    code = compile_launch(dual_conv1x1_kernel, _meta_launch(dtype, layout, mix) | chosen | options, target)
+    code = compile_launch(dual_conv1x1_kernel, _meta_launch(dtype, layout, mix, halves) | chosen | options, target)
     assert_no_spills(code, target)
     assert code.shared <= SHARED_LIMIT[target]
     if target == "gfx942":

@@ -53,6 +53,18 @@ def test_a_tile_is_at_least_half_full_or_the_smallest(pixels, out_channels):
     assert full or t == tiles(2, "ieee", 0)[-1]
 
 
+def test_halves_have_the_same_tiles_and_programs():
+    """A tile has half of its pixels from each half, so there are as many; fewer than one program never."""
+    for pixels, *join in REAL:
+        plain = tile(1, pixels, *join, 2, "ieee", 2, 132)
+        halves = tile(1, pixels // 2, *join, 2, "ieee", 2, 132, True)
+        assert halves == plain
+        assert programs(halves, 1, pixels // 2, join[-1], True) == programs(plain, 1, pixels, join[-1])
+    smallest = tiles(2, "ieee", 1)[-1]
+    assert tile(1, 1, 8, 8, 4, 2, "ieee", 1, 132, True) == smallest
+    assert programs(smallest, 1, 1, 4, True) == 1
+
+
 @pytest.mark.parametrize(("element_size", "precision"), WAYS)
 @pytest.mark.parametrize("buffers", [0, 1, 2, 3])
 def test_tiles_keep_what_the_launch_counts_on(element_size, precision, buffers):

@@ -11,6 +11,7 @@ from support.small import ONE_LEVEL, captured, engine_of, generate, loop_pipe, s
 from benchmarks.frontier.dampings import Apart as ByHand
 from benchmarks.frontier.weighted import weighted
 from stepcache import accelerate, denoising, last_run
+from stepcache.forwards import join
 
 PAIRS = [(1.0, 0.0), (0.75, -0.5), (0.0, 1.0)]
 
@@ -76,6 +77,19 @@ def test_one_compilation_a_graph_with_changing_weights():
     for _ in range(2):
         close(generate(pipe, steps=9, guidance_scale=7.5), want)
     assert counter.frame_count == 2
+
+
+def test_the_triton_joins_take_them(monkeypatch):
+    """kernels=True: the ops get the buffers and both rows of weights, and nobody sums them before."""
+    pipe = tiny_pipe()
+    call = functools.partial(generate, pipe, steps=7, guidance_scale=7.5)
+    accelerate(pipe, 3, predict=(1, -0.5))
+    want = call()
+    accelerate(pipe, 3, predict=(1, -0.5), kernels=True)
+    summed = []
+    monkeypatch.setattr(join.Blend, "value", lambda self: summed.append(self) or None)
+    close(call(), want)
+    assert not summed
 
 
 def test_guidance_dropped_mid_run():

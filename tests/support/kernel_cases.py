@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -18,7 +18,10 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one case; `mix` is the number of buffers that make up h, 0 for h itself."""
+    """Sizes of one case; `mix` is the number of buffers that make up h, 0 for h itself.
+
+    halves: each half of the batch takes from the other half's buffers too.
+    """
 
     why: str
     batch: int
@@ -29,6 +32,7 @@ class Shape:
     height: int
     width: int
     mix: int = 0
+    halves: bool = False
 
 
 def _real_joins() -> list[Shape]:
@@ -58,7 +62,14 @@ MIXES = [
     Shape("three buffers", 2, 40, 20, 24, 6, 5, 7, mix=3),
     Shape("the last join's channels from three buffers", 1, 320, 320, 320, 32, 4, 4, mix=3),
 ]
-SHAPES = REAL + EDGES + MIXES
+HALVES = [
+    Shape("halves of one buffer, a group across the seam", 2, 40, 20, 24, 2, 5, 7, mix=1, halves=True),
+    Shape("halves of two buffers, four images", 4, 40, 20, 24, 6, 5, 7, mix=2, halves=True),
+    Shape("halves of three buffers, odd channels", 4, 5, 7, 11, 4, 7, 3, mix=3, halves=True),
+    Shape("halves of two buffers, full tiles", 2, 64, 32, 32, 4, 8, 16, mix=2, halves=True),
+    Shape("halves of one pixel", 2, 16, 16, 16, 4, 1, 1, mix=2, halves=True),
+]
+SHAPES = REAL + EDGES + MIXES + HALVES
 
 
 def numeric_cases(*more: Shape) -> list:
@@ -84,10 +95,11 @@ def gpu_cases() -> list:
     shapes = [Shape(name, 2, *size) for size, name in sizes.items()]
     ways = [*product(("fp16", "bf16"), ("channels_last", "contiguous")), *product(("fp32",), LAYOUTS)]
     ways.sort(key=lambda way: way[1] == "contiguous")
+    halves = [replace(shape, why=f"{shape.why}, halves", mix=2, halves=True) for shape in compiled_cases()]
     return [
         pytest.param(shape, dtype, layout, id=f"{shape.why}-{dtype}-{layout}")
         for dtype, layout in ways
-        for shape in shapes
+        for shape in (*shapes, *(halves if dtype == "fp16" else ()))
     ]
 
 
@@ -111,7 +123,8 @@ def activations(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, s
     made = {"h": make(shape.hidden, 2.0), "skip": make(shape.skip, -1.0)}
     made |= {name: make(shape.hidden, 1.0) for name in ("h2", "h3")[: max(shape.mix - 1, 0)]}
     if shape.mix:
-        made["mix"] = torch.tensor([2.0, -1.25, 0.25])[: shape.mix].contiguous()
+        weights = torch.tensor([[2.0, -1.25, 0.25], [-0.5, 0.75, 1.5]])[:, : shape.mix]
+        made["mix"] = (weights if shape.halves else weights[0]).contiguous()
     return made
 
 
@@ -153,10 +166,13 @@ def stock_h(arguments: dict) -> Tensor:
     """h, or its mix as a tensor in h's dtype: the concat's input without our op."""
     if "mix" not in arguments:
         return arguments["h"]
-    buffers = [arguments[name] for name in ("h", "h2", "h3") if name in arguments]
-    total = arguments["mix"][0].to(buffers[0].dtype) * buffers[0]
-    for weight, buffer in zip(arguments["mix"][1:], buffers[1:], strict=True):
-        total = total + weight.to(buffer.dtype) * buffer
+    buffers, weights = [arguments[name] for name in ("h", "h2", "h3") if name in arguments], arguments["mix"]
+    if weights.dim() == 2:
+        buffers += [torch.cat(buffer.chunk(2)[::-1]) for buffer in buffers]
+    weights = weights.flatten().to(buffers[0].dtype)
+    total = weights[0] * buffers[0]
+    for weight, buffer in zip(weights[1:], buffers[1:], strict=True):
+        total = total + weight * buffer
     return total
 
 

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 SHAPE = Shape("small, a group across the seam", 2, 20, 12, 6, 4, 5, 7)
 WITH_MIX = Shape("small, from three buffers", 2, 20, 12, 6, 4, 5, 7, mix=3)
+WITH_HALVES = Shape("small, halves of three buffers", 2, 20, 12, 6, 4, 5, 7, mix=3, halves=True)
 ARGUMENTS = {"cat_group_norm_silu": norm_arguments, "dual_conv1x1": conv_arguments}
 
 
@@ -20,11 +21,12 @@ def _op(name: str) -> Callable[..., Tensor]:
 
 
 def _all_arguments(name: str) -> list[dict]:
-    return [ARGUMENTS[name](shape, torch.float32, layout) for shape in (SHAPE, WITH_MIX) for layout in LAYOUTS.values()]
+    shapes = SHAPE, WITH_MIX, WITH_HALVES
+    return [ARGUMENTS[name](shape, torch.float32, layout) for shape in shapes for layout in LAYOUTS.values()]
 
 
 def _few_arguments(name: str) -> list[dict]:
-    """Each shape and each layout once, for what takes long."""
+    """The first and the last shape, each layout once, for what takes long."""
     first, *_, last = _all_arguments(name)
     return [first, last]
 
@@ -47,7 +49,7 @@ def compiles(name: str, backend: str, dynamic: bool) -> None:
 
 
 def compiles_once_for_all_sizes(name: str) -> None:
-    """With dynamic shapes, three sizes of batch, height and width share one graph."""
+    """With dynamic shapes, three sizes of batch, height and width share one graph, with halves one of their own."""
     op, graphs = _op(name), []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., object]:
@@ -57,11 +59,14 @@ def compiles_once_for_all_sizes(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda a: op(**a), backend=backend, fullgraph=True, dynamic=True)
     # No size equals a channel count, because equal sizes share a symbol in the first trace.
-    for batch, height, width in ((2, 9, 11), (3, 5, 14), (7, 13, 8)):
-        shape = Shape("dynamic", batch, 20, 12, 6, 4, height, width)
+    plain, halved = {}, {"mix": 2, "halves": True}
+    for batch, height, width, options in (
+        (2, 9, 11, plain), (3, 5, 14, plain), (7, 13, 8, plain), (4, 9, 11, halved), (8, 5, 14, halved),
+    ):  # fmt: skip
+        shape = Shape("dynamic", batch, 20, 12, 6, 4, height, width, **options)
         arguments = ARGUMENTS[name](shape, torch.float32, torch.channels_last)
         torch.testing.assert_close(compiled(arguments), op(**arguments))
-    assert len(graphs) == 1
+    assert len(graphs) == 2
 
 
 def exports(name: str) -> None:

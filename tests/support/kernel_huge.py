@@ -33,8 +33,10 @@ def sparse(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def _norm_launches(h: Tensor, skip: Tensor, groups: int, channels_last: bool, one: bool) -> list[norm_op.Launch]:
-    """The launches of a call on h and skip, [N, H * W, C] or [N, C, H * W]; all other tensors are sparse."""
+def _norm_launches(
+    h: Tensor, skip: Tensor, groups: int, channels_last: bool, one: bool, mix: Tensor | None = None
+) -> list[norm_op.Launch]:
+    """The launches of a call on h and skip, [N, H * W, C] or [N, C, H * W]; all others but mix are sparse tensors."""
 
     def image(x: Tensor) -> Tensor:
         x = x.to("meta")[:, None]
@@ -42,9 +44,10 @@ def _norm_launches(h: Tensor, skip: Tensor, groups: int, channels_last: bool, on
 
     affine = torch.empty(sum(image(x).shape[1] for x in (h, skip)), device="meta")
     with mock.patch.object(norm_op, "one_launch", lambda *_: one):
-        made, _ = norm_op._launches(image(h), image(skip), affine, affine, groups, 1e-5, None, None, None)
+        weights = None if mix is None else mix.to("meta")
+        made, _ = norm_op._launches(image(h), image(skip), affine, affine, groups, 1e-5, None, None, weights)
     assert len(made) == (1 if one else 2)
-    tensors = {"h": h, "skip": skip}
+    tensors = {"h": h, "skip": skip, "mix": mix}
     for launch in made:
         for name, x in launch.arguments.items():
             if isinstance(x, Tensor):
@@ -65,24 +68,35 @@ def _run_programs(made: list[norm_op.Launch], programs: list[tuple[int, int, int
                 launch.kernel[(1,)](**launch.arguments)
 
 
-def norm_at_the_end(channels_last: bool, c1: int, one: bool) -> tuple[Tensor, Tensor]:
+# What the last image takes from itself, and from the last image of the first half of the batch.
+OF_HALVES = torch.tensor([[1.5], [-0.75]])
+
+
+def norm_at_the_end(channels_last: bool, c1: int, one: bool, halves: bool = False) -> tuple[Tensor, Tensor]:
     """The last of 2^24 + 1 images, the only one that is not 0: our result and the reference's, [C, H * W].
 
-    h, skip, the output and the partials have more than 2^31 elements each.
+    h, skip, the output and the partials have more than 2^31 elements each. With halves there are 2^24 + 2 images; the
+    last one of the first half is not 0 either, and in h more than 2^31 elements before the last.
     """
-    batch, channels, pixels, groups = 2**24 + 1, 160, 4, 5
+    batch, channels, pixels, groups = 2**24 + 1 + halves, 160, 4, 5
     sizes = [c1, channels - c1]
     assert min(*sizes) * pixels * batch > 2**31 / 8 and channels * batch > 2**31
     last = torch.randn(1, channels, 2, 2, generator=torch.Generator().manual_seed(0)).half()
     sources = [sparse(batch, pixels, c) if channels_last else sparse(batch, c, pixels) for c in sizes]
     for source, x in zip(sources, last.view(channels, pixels).split(sizes), strict=True):
         source[-1] = x.T if channels_last else x
-    made = _norm_launches(*sources, groups, channels_last, one)
+    h, mix = last[:, :c1], OF_HALVES if halves else None
+    if halves:
+        assert c1 * pixels * batch // 2 > 2**31
+        middle = torch.randn(1, c1, 2, 2, generator=torch.Generator().manual_seed(1)).half()
+        sources[0][batch // 2 - 1] = middle.view(c1, pixels).T if channels_last else middle.view(c1, pixels)
+        h = (OF_HALVES[0] * h.float() + OF_HALVES[1] * middle.float()).half()
+    made = _norm_launches(*sources, groups, channels_last, one, mix)
     weight, bias = (made[-1].arguments[name] for name in ("weight", "bias"))
     weight.fill_(1)
     _run_programs(made, [(batch - 1, i, 0) for i in range(made[0].grid[1])])
     out = made[-1].arguments["out"].view(batch, *((pixels, channels) if channels_last else (channels, pixels)))[-1]
-    expected = cat_group_norm_silu_reference(last[:, :c1], last[:, c1:], weight, bias, groups, 1e-5)
+    expected = cat_group_norm_silu_reference(h, last[:, c1:], weight, bias, groups, 1e-5)
     return (out.T if channels_last else out).clone(), expected.view(channels, pixels)
 
 
@@ -118,9 +132,12 @@ def norm_wide(channels_last: bool) -> tuple[Tensor, Tensor]:
     return got, torch.cat([x.mean(2).flatten(), y.flatten()])
 
 
-def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The last of 2^19 + 1 images, for the convolution: our result and the reference's, [O, H * W]."""
-    batch, c, out_channels, height, width = 2**19 + 1, 64, 64, 8, 8
+def conv_at_the_end(channels_last: bool, halves: bool = False) -> tuple[Tensor, Tensor]:
+    """The last of 2^19 + 1 images, for the convolution: our result and the reference's, [O, H * W].
+
+    With halves there are 2^20 + 2 images, and the last one of the first half is not 0 either.
+    """
+    batch, c, out_channels, height, width = (2**20 + 2 if halves else 2**19 + 1), 64, 64, 8, 8
     pixels = height * width
     generator = torch.Generator().manual_seed(0)
     last = torch.randn(1, 2 * c, height, width, generator=generator).half()
@@ -130,20 +147,28 @@ def conv_at_the_end(channels_last: bool) -> tuple[Tensor, Tensor]:
     for source, x in zip(sources, last.view(2 * c, pixels).split([c, c]), strict=False):
         source[-1] = x.T if channels_last else x
     residual[-1] = 1.0
+    expected_h, images, rows = last[:, :c], batch, 1
+    if halves:
+        images, rows = batch // 2, 2
+        assert images * c * pixels > 2**31
+        middle = torch.randn(1, c, height, width, generator=generator).half()
+        h[images - 1] = middle.view(c, pixels).T if channels_last else middle.view(c, pixels)
+        expected_h = (OF_HALVES[0] * expected_h.float() + OF_HALVES[1] * middle.float()).half()
     out = sparse(batch, pixels, out_channels) if channels_last else sparse(batch, out_channels, pixels)
-    size = batch * pixels if channels_last else pixels
+    size = images * pixels if channels_last else pixels
     tile = tiles(2, "ieee", 0)[-1]
-    last_tiles = -(-pixels // tile.block_p) * -(-out_channels // tile.block_o)
-    programs = batch * last_tiles
+    last_tiles = -(-pixels * rows // tile.block_p) * -(-out_channels // tile.block_o)
+    programs = images * last_tiles
     for index in range(programs - last_tiles, programs):
         with one_program(index, programs):
             dual_conv1x1_kernel[(1,)](
-                h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=residual,
-                residual_bias=None, out=out, P=size, C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0,
+                h=h, h2=None, h3=None, mix=OF_HALVES if halves else None, skip=skip, weight=weight, bias=None,
+                residual=residual, residual_bias=None, out=out, P=size, C1=c, C2=c, C_OUT=out_channels,
+                NUM_MIX=1 if halves else 0, HALVES=halves,
                 CHANNELS_LAST=channels_last, WIDE=False, EVEN_K=True, ROUND=False,
                 PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
             )  # fmt: skip
-    expected = dual_conv1x1_reference(last[:, :c], last[:, c:], weight, None, torch.ones(1, out_channels, 8, 8))
+    expected = dual_conv1x1_reference(expected_h, last[:, c:], weight, None, torch.ones(1, out_channels, 8, 8))
     return (out[-1].T if channels_last else out[-1]).clone(), expected.view(out_channels, pixels)
 
 
@@ -161,8 +186,9 @@ def conv_wide_rows() -> tuple[Tensor, Tensor]:
         dual_conv1x1_kernel[(1,)](
             h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
             out=out, P=pixels,
-            C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=False, WIDE=True, EVEN_K=False, ROUND=False,
-            PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
+            C1=c1, C2=c2, C_OUT=out_channels, NUM_MIX=0, HALVES=False, CHANNELS_LAST=False, WIDE=True, EVEN_K=False,
+            ROUND=False, PRECISION="ieee", UPCAST=True,
+            BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
     first = [x[:, :, :32].reshape(1, -1, 1, 32) for x in (h, skip)]
     return out[:, :, :32].clone(), dual_conv1x1_reference(*first, weight, None).view(1, out_channels, 32)
@@ -182,8 +208,9 @@ def conv_wide_pixels() -> tuple[Tensor, Tensor]:
         dual_conv1x1_kernel[(1,)](
             h=h, h2=None, h3=None, mix=None, skip=skip, weight=weight, bias=None, residual=None, residual_bias=None,
             out=out, P=pixels,
-            C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, CHANNELS_LAST=True, WIDE=True, EVEN_K=False, ROUND=False,
-            PRECISION="ieee", UPCAST=True, BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
+            C1=c, C2=c, C_OUT=out_channels, NUM_MIX=0, HALVES=False, CHANNELS_LAST=True, WIDE=True, EVEN_K=False,
+            ROUND=False, PRECISION="ieee", UPCAST=True,
+            BLOCK_P=tile.block_p, BLOCK_O=tile.block_o, BLOCK_K=tile.block_k,
         )  # fmt: skip
     sources = [x.T.reshape(1, c, 1, pixels) for x in (h, skip)]
     expected = dual_conv1x1_reference(*sources, weight[-32:].view(32, 2 * c, 1, 1), None)

@@ -14,8 +14,8 @@ class JoinShape(NamedTuple):
     """Everything about a join that its time depends on.
 
     dtype: "float16". layout: "channels_last" or "contiguous". hidden, skip, out: channels. height, width: pixels of the
-    latent. buffers: how many the hidden state is blended from, 0 if it is a tensor. resnet: kind of ResNet
-    (`shape_of`).
+    latent. buffers: how many the hidden state is blended from, 0 if it is a tensor; where the halves of the batch take
+    from each other, each buffer counts twice. resnet: kind of ResNet (`shape_of`).
     """
 
     dtype: str
@@ -50,7 +50,7 @@ def shape_of(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor) -> JoinSha
         groups=resnet.norm1.num_groups,
         height=h.shape[2],
         width=h.shape[3],
-        buffers=len(hidden.buffers) if isinstance(hidden, Blend) else 0,
+        buffers=hidden.weights.numel() if isinstance(hidden, Blend) else 0,
         resnet=" ".join(filter(None, (resnet.time_embedding_norm, sampler, shortcut))),
     )
 
