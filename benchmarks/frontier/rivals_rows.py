@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stepcache.images.bootstrap import Difference, bootstrap
+
 HOLD, NONUNIFORM, LINE, AUTO, FIXED, SPECTRUM, FEWER = (
     "hold", "DeepCache 1:N", "line", "auto", "fixed", "Spectrum", "fewer steps",
 )  # fmt: skip
 """Methods, or how their names begin: "fixed 1,-0.25", "Spectrum on features, even"."""
 SPECTRUM_OWN = f"{SPECTRUM} on outputs, own schedule"  # as published
-
-RESAMPLES, SEED, CONFIDENCE = 2000, 17, 0.95
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,6 @@ def psnrs_of(row: Row, *, most: bool = False) -> np.ndarray:
     return np.array([float(number) for number in text.split()]).reshape(row.prompts, row.seeds)
 
 
-class Difference(NamedTuple):
-    """How much more faithful one method is than another: mean over the images in dB, and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        mean, low, high = (round(value, 1) + 0.0 for value in self)  # no "-0.0"
-        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-    @property
-    def better(self) -> bool:
-        """Whether the whole interval is above 0."""
-        return self.low > 0
-
-
 def difference(ours: Row, theirs: Row, *, most: bool = False) -> Difference:
     """`ours` minus `theirs` on the same images. most: against the originals of most steps. ValueError if not the same.
 
@@ -95,24 +78,6 @@ def difference(ours: Row, theirs: Row, *, most: bool = False) -> Difference:
     if same[0] != same[1] or not (most or ours.steps == theirs.steps):
         raise ValueError(f"These rows are not of the same images: {same[0]}, {same[1]}.")
     return bootstrap(psnrs_of(ours, most=most) - psnrs_of(theirs, most=most))
-
-
-def bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> Difference:
-    """The mean of [prompts, seeds], and the percentile interval of its mean over resampled prompts.
-
-    The seeds of a prompt stay together, because they are not independent of each other. The same numbers always give
-    the same interval.
-    """
-    known = np.isfinite(differences)
-    sums, counts = np.where(known, differences, 0.0).sum(axis=1), known.sum(axis=1)
-    if not counts.any():
-        return Difference(math.nan, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
-    with np.errstate(invalid="ignore"):
-        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(means, [tail, 100 - tail])
-    return Difference(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
 def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:

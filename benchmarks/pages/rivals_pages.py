@@ -16,7 +16,6 @@ from benchmarks.frontier.rivals_rows import (
     NONUNIFORM,
     SPECTRUM,
     SPECTRUM_OWN,
-    Difference,
     Row,
     Setting,
     by_setting,
@@ -28,6 +27,7 @@ from benchmarks.pages.figures import Figure
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import Point, draw_points
 from stepcache.bench.rows import Rig, read
+from stepcache.images.bootstrap import Difference
 
 SCHEDULERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M", "dpm++-karras": "DPM++ 2M Karras"}
 # Over hold, in dB, by number of steps, guidance scale and interval.

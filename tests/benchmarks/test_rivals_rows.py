@@ -8,7 +8,6 @@ import pytest
 from benchmarks.frontier.rivals_rows import (
     FEWER,
     Row,
-    bootstrap,
     by_setting,
     difference,
     fewer_for,
@@ -28,35 +27,6 @@ def test_psnrs_are_prompt_major():
     assert psnrs_of(row, most=True).shape == (3, 2)
     with pytest.raises(ValueError, match="reshape"):
         psnrs_of(replace(row, seeds=4))
-
-
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    random, truth, trials = np.random.default_rng(5), 0.7, 300
-    covered = 0
-    for _ in range(trials):  # an effect of each prompt, shared by its seeds, and noise
-        sample = truth + random.normal(size=(12, 1)) + 0.3 * random.normal(size=(12, 3))
-        found = bootstrap(sample, resamples=400)
-        assert found.low < found.mean < found.high
-        covered += found.low <= truth <= found.high
-    assert 0.86 < covered / trials < 0.98  # percentile intervals of 12 prompts are a little too narrow
-
-
-def test_seeds_of_a_prompt_stay_together():
-    prompts = np.array([[-1.0], [0.0], [1.0], [2.0], [4.0]])
-    alone, repeated = bootstrap(prompts), bootstrap(np.repeat(prompts, 50, axis=1))
-    assert repeated == pytest.approx(alone)  # 50 equal seeds are no more evidence than one
-
-
-def test_a_bootstrap_is_the_same_each_time():
-    sample = np.random.default_rng(6).normal(size=(12, 3))
-    assert bootstrap(sample) == bootstrap(sample) != bootstrap(sample, seed=1)
-    assert bootstrap(sample).mean == pytest.approx(sample.mean())
-
-
-def test_an_identical_image_is_left_out():
-    assert bootstrap(np.array([[np.inf, 1.0], [2.0, 3.0]])).mean == 2.0
-    nothing = bootstrap(np.full((2, 2), np.inf))
-    assert np.isnan(nothing.mean) and not nothing.better
 
 
 def test_differences_are_of_the_same_images():
