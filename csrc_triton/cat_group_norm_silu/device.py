@@ -82,11 +82,11 @@ def fetch(source, source2, source3, weights, half, offsets, other, other_offsets
     if NUM_MIX > 2:
         x += w3 * tl.load(source3 + offsets, mask=own, other=0.0).to(tl.float32)
     if half is not None:
-        x += v1 * tl.load(source + half + offsets, mask=own, other=0.0).to(tl.float32)
+        x += v1 * tl.load(source + (offsets + half), mask=own, other=0.0).to(tl.float32)
         if NUM_MIX > 1:
-            x += v2 * tl.load(source2 + half + offsets, mask=own, other=0.0).to(tl.float32)
+            x += v2 * tl.load(source2 + (offsets + half), mask=own, other=0.0).to(tl.float32)
         if NUM_MIX > 2:
-            x += v3 * tl.load(source3 + half + offsets, mask=own, other=0.0).to(tl.float32)
+            x += v3 * tl.load(source3 + (offsets + half), mask=own, other=0.0).to(tl.float32)
     if other is not None:
         # Two loads, one of which a lane skips. One load of pointers chosen lane by lane would be 2 bytes wide.
         y = tl.load(other + other_offsets, mask=mask & (own == 0))

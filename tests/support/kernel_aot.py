@@ -20,10 +20,12 @@ def assert_no_spills(code: Compiled, target: str) -> None:
 
     ptxas 13 keeps scalars that live across a loop on the stack, even with free registers: a program's index, or a mix's
     three weights. It stores them before the loop and loads them after it, so no loop touches the stack (`ptxas -v`
-    reports "0 bytes spill stores, 0 bytes spill loads").
+    reports "0 bytes spill stores, 0 bytes spill loads"). AMD's compiler parks them in lanes of a vector register, which
+    is no memory.
     """
     if target == "gfx942":
-        assert code.spilled == 0
+        assert code.spilled <= 4
+        assert not re.search(r"\bscratch_(load|store)", code.asm)
         return
     assert code.spilled <= 16
     if code.spilled > 0:
