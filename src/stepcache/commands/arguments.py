@@ -74,6 +74,28 @@ def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
     )
 
 
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """--predict."""
+    parser.add_argument(
+        "--predict",
+        metavar="hold|linear|auto|NUMBER|MEAN,DIFFERENCE",
+        type=predict,
+        default="hold",
+        help="the feature in partial steps, as in accelerate(predict=...): of the last full step, on the line through "
+        "the last two, or that line damped; a pair damps the mean of guidance's halves and their difference apart "
+        "(default hold; write a pair that begins with a minus as --predict=-0.5,0.5)",
+    )
+
+
+def predict(text: str) -> str | float | tuple[float, ...]:
+    """ "0.5" as 0.5 and "1,-0.25" as (1.0, -0.25). All else stays as it is: `accelerate` says what it can be."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
     """PIPELINE, --size, --batch and --no-guidance of commands that make graphs. random: what of random weights."""
     parser.add_argument(

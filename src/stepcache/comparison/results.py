@@ -1,32 +1,69 @@
-"""What a comparison found: for each prompt, the original's image and one for each variant."""
+"""What a comparison found: for each prompt, the original's image and one for each setting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
 from ..images.make import Request
 from ..reuse.schedule import Schedule
+from .cost import Cost
+
+Predict = str | float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to accelerate."""
+    """One way to accelerate. predict: as `accelerate` takes it."""
 
     interval: int
     branch: int
+    predict: Predict = "hold"
 
     @property
     def name(self) -> str:
-        """ "interval 3, branch 0"."""
-        return f"interval {self.interval}, branch {self.branch}"
+        """ "interval 3, branch 0"; with another `predict` than the default "interval 3, branch 0, predict linear"."""
+        return f"interval {self.interval}, {self.detail}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `accelerate`."""
+        return {"interval": self.interval, "branch": self.branch, "predict": self.predict}
+
+    @property
+    def detail(self) -> str:
+        """The name without its interval."""
+        if self.predict == "hold":
+            return f"branch {self.branch}"
+        numbers = self.predict if isinstance(self.predict, tuple) else (self.predict,)
+        predict = ",".join(each if isinstance(each, str) else f"{each:g}" for each in numbers)
+        return f"branch {self.branch}, predict {predict}"
 
     @property
     def schedule(self) -> Schedule:
         """Which steps are full."""
         return Schedule.uniform(self.interval)
+
+
+@dataclass(frozen=True)
+class FewerSteps:
+    """The original pipeline with `steps` steps instead of `of`: the most that cost no more than `variants`."""
+
+    steps: int
+    of: int
+    variants: tuple[Variant, ...]
+
+    @property
+    def name(self) -> str:
+        """ "fewer steps: 12 of 30"."""
+        return f"fewer steps: {self.steps} of {self.of}"
+
+
+Setting = Variant | FewerSteps
+"""What is compared with the original."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +89,34 @@ class Shot:
 
 @dataclass(frozen=True)
 class Compared:
-    """One prompt's images: the original, and one for each variant, in their order. height and width in pixels."""
+    """One prompt's images: the original, and one for each setting, in their order. height and width in pixels."""
 
     request: Request
     height: int
     width: int
     original: Shot
-    reused: Sequence[Shot]
+    shots: Sequence[Shot]
 
 
 @dataclass
 class Comparison:
     """All results. drifts: for each variant, the drift of each step (drift.py) for each prompt it was measured on.
 
-    facts: what was run and on what, as (label, value); missing: which scores were not computed, and why.
+    facts: what was run and on what, as (label, value); missing: which scores were not computed, and why. cost: of full
+    and partial steps over all prompts, None if it was not counted.
     """
 
     model: str
     summary: str
-    variants: Sequence[Variant]
+    settings: Sequence[Setting]
     results: list[Compared] = field(default_factory=list)
     drifts: dict[Variant, list[list[float]]] = field(default_factory=dict)
     facts: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cost: Cost | None = None
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The settings that are accelerated."""
+        return [setting for setting in self.settings if isinstance(setting, Variant)]

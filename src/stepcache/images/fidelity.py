@@ -1,9 +1,9 @@
-"""How close images are to their originals: PSNR and SSIM. Higher is closer."""
+"""How close images are to their originals: PSNR and SSIM, higher is closer; and how sure a mean difference is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -81,3 +81,33 @@ def mean_of(psnrs: Iterable[float]) -> float:
 def in_words(decibel: float, name: str = "") -> str:
     """ "31.4 dB", or "identical" if infinite. name: goes before the number, "PSNR " for example."""
     return "identical" if math.isinf(decibel) else f"{name}{decibel:.1f} dB"
+
+
+def interval_of(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The bootstrap interval of the mean of `differences`, (low, high): from the percentiles of resampled means.
+
+    differences: [N], a paired difference for each prompt; with several seeds a prompt, first average over its seeds,
+    since they are not independent. level: how often such an interval holds the true mean, 0 to 1. draws: how often N of
+    them are drawn, with replacement. seed: of the draws, so that the same differences give the same interval. With
+    few differences it is too narrow. Price: `draws` * N random numbers, in blocks of at most a million or N.
+    InvalidSetting for fewer than 2 differences, and for one that is not finite.
+
+    Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 1979.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise InvalidSetting(
+            f"interval_of() takes at least 2 finite differences, a sequence of numbers; got {values.size} of shape "
+            f"{values.shape}, {int(np.isfinite(values).sum())} of them finite."
+        )
+    if not 0 < level < 1 or draws < 1:
+        raise InvalidSetting(f"interval_of() takes a level between 0 and 1 and at least 1 draw, got {level}, {draws}.")
+    random, means = np.random.default_rng(seed), np.empty(draws)
+    block = max(1, 1_000_000 // len(values))
+    for first in range(0, draws, block):
+        some = means[first : first + block]
+        some[:] = values[random.integers(len(values), size=(len(some), len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
