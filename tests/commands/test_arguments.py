@@ -2,7 +2,16 @@ import argparse
 
 import pytest
 
-from stepcache.commands.arguments import add_reuse, check_writable, distinct, image_size, integers, pixels_of, sizes
+from stepcache.commands.arguments import (
+    add_predict,
+    add_reuse,
+    check_writable,
+    distinct,
+    image_size,
+    integers,
+    pixels_of,
+    sizes,
+)
 from stepcache.errors import InvalidSetting
 
 
@@ -23,6 +32,16 @@ def test_integers_and_repetitions():
     assert distinct(args.branch, (9,)) == [3]
     assert distinct(parser.parse_args([]).interval, (2, 3)) == [2, 3]
     assert integers("7") == [7]
+
+
+def test_predict_is_as_accelerate_takes_it():
+    parser = argparse.ArgumentParser()
+    add_predict(parser)
+    assert parser.parse_args([]).predict == "hold"
+    for text, value in {"linear": "linear", "auto": "auto", "0.5": 0.5, "1,-0.25": (1.0, -0.25), "x,1": "x,1"}.items():
+        found = parser.parse_args(["--predict", text]).predict
+        assert found == value and type(found) is type(value)
+    assert parser.parse_args(["--predict=-0.5,1"]).predict == (-0.5, 1.0)
 
 
 def test_sizes_are_height_by_width():

@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from stepcache.errors import InvalidSetting
-from stepcache.images.fidelity import in_words, mean_psnr, psnr, ssim
+from stepcache.images.fidelity import in_words, interval_of, mean_psnr, psnr, ssim
 
 
 def grey(*levels, shape=(4, 4, 3)):
@@ -92,3 +93,43 @@ def test_ssim_by_hand():
 def test_ssim_of_images_smaller_than_its_window():
     with pytest.raises(InvalidSetting, match="11 pixels"):
         ssim(np.zeros((1, 10, 32, 3)), np.zeros((1, 10, 32, 3)))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_interval_is_that_of_all_resamples(level):
+    """Against the exact distribution: the means of all 5**5 ways to draw five of five with replacement."""
+    values = np.array([-1.0, 0.2, 0.7, 1.9, 4.0])
+    means = values[list(itertools.product(range(5), repeat=5))].mean(axis=1)
+    exact = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    assert interval_of(values, level, draws=100_000) == pytest.approx(exact, abs=0.05)
+
+
+def test_the_interval_of_many_is_the_normal_one_and_comes_in_blocks():
+    values = np.random.default_rng(1).normal(0.5, 2.0, 3000)
+    low, high = interval_of(list(values), draws=1000)  # three blocks
+    half = 1.96 * values.std() / math.sqrt(3000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+
+
+def test_the_interval_is_the_same_each_time():
+    assert (
+        interval_of([0.1, 0.5, 0.2]) == interval_of([0.1, 0.5, 0.2]) != interval_of([0.1, 0.5, 0.2], seed=1, draws=50)
+    )
+    assert interval_of([0.25, 0.25]) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ([1.0], "got 1 of shape"),
+        ([], "got 0 of shape"),
+        ([1.0, math.nan], "2 of shape .2,., 1 of them finite"),
+        ([1.0, math.inf, 2.0], "2 of them finite"),
+        ([[1.0, 2.0]], r"shape \(1, 2\)"),
+    ],
+)
+def test_what_has_no_interval(differences, words):
+    with pytest.raises(InvalidSetting, match=words):
+        interval_of(differences)
+    with pytest.raises(InvalidSetting, match=r"got 1\.5, 10"):
+        interval_of([1.0, 2.0], level=1.5, draws=10)
