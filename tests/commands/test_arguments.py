@@ -34,6 +34,16 @@ def test_integers_and_repetitions():
     assert integers("7") == [7]
 
 
+def test_predict_is_as_accelerate_takes_it():
+    parser = argparse.ArgumentParser()
+    add_predict(parser)
+    assert parser.parse_args([]).predict == "hold"
+    for text, value in {"linear": "linear", "auto": "auto", "0.5": 0.5, "1,-0.25": (1.0, -0.25), "x,1": "x,1"}.items():
+        found = parser.parse_args(["--predict", text]).predict
+        assert found == value and type(found) is type(value)
+    assert parser.parse_args(["--predict=-0.5,1"]).predict == (-0.5, 1.0)
+
+
 def test_sizes_are_height_by_width():
     assert sizes("512,768x1024") == [(512, 512), (768, 1024)]
     assert pixels_of("768X512") == image_size("768x512") == (768, 512)
@@ -58,23 +68,3 @@ def test_a_link_is_followed_and_a_folder_is_none(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(IsADirectoryError):
         check_writable(tmp_path / "folder.png")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("hold", "hold"), ("auto", "auto"), ("linear", "linear"), ("0.5", 0.5), ("1,-0.25", (1.0, -0.25))],
-)
-def test_predictions(text, value):
-    parser = argparse.ArgumentParser()
-    add_predict(parser)
-    assert parser.parse_args(["--predict", text]).predict == value
-    assert parser.parse_args([]).predict is None
-
-
-@pytest.mark.parametrize("text", ["often", "", "1,2,3", "1,", "hold,1"])
-def test_what_is_no_prediction(text, capsys):
-    parser = argparse.ArgumentParser()
-    add_predict(parser)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--predict", text])
-    assert "must be hold, linear, auto, a damping" in capsys.readouterr().err

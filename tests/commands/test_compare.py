@@ -37,7 +37,6 @@ def small_run(tmp_path_factory):
     result = run_command(
         "compare", small.DEMO, "--prompts", path / "prompts.jsonl", "--interval", "1,3", "--branch", 1, "--steps", 4,
         "--guidance", "3", "--drift", "1", "--clip", path / "clip", "--out", path / "page.html", "--device", "cpu",
-        "--no-fewer-steps",
     )  # fmt: skip
     return *result, (path / "page.html").read_text(), path / "page.png"
 
@@ -45,40 +44,52 @@ def small_run(tmp_path_factory):
 def test_the_table_has_every_setting(small_run):
     status, output, _, _, _ = small_run
     assert status == 0
-    original, exact, reused = (line for line in lines_of(output) if re.match(r"original|interval", line))
+    original, exact, reused, fewer = (line for line in lines_of(output) if re.match(r"original|interval|fewer", line))
     assert re.fullmatch(r"original [\d.]+ -?[\d.]+", original)  # seconds and CLIP score
     assert re.fullmatch(r"interval 1, branch 1 [\d.]+ [\d.]+x identical identical 1\.000 1\.000 -?[\d.]+", exact)
     assert original.split()[-1] == exact.split()[-1]
     assert re.fullmatch(r"interval 3, branch 1 [\d.]+ [\d.]+x [\d.]+ dB [\d.]+ dB 0\.\d+ 0\.\d+ -?[\d.]+", reused)
+    assert re.fullmatch(r"fewer steps: 2 of 4 [\d.]+ [\d.]+x [\d.]+ dB [\d.]+ dB 0\.\d+ 0\.\d+ -?[\d.]+", fewer)
     assert "LPIPS needs" in output and "CLIP scores need" not in output
     assert "2 prompts, 4 steps of DDIMScheduler, guidance 3, float32" in output
 
 
-def test_fewer_steps_stand_beside_what_costs_as_much(tmp_path):
-    """Their images are those of stock calls with so many steps."""
-    (tmp_path / "prompts.txt").write_text("red apple\nfox face\n")
-    status, output, _ = run_command(
-        "compare", "demo", "--prompts", tmp_path / "prompts.txt", "--interval", "2,3", "--steps", 6, "--guidance", 3,
-        "--seed", 4, "--drift", 0, "--predict", "1,-0.25", "--out", tmp_path / "page.html", "--device", "cpu",
-    )  # fmt: skip
-    page = (tmp_path / "page.html").read_text()
-    lines = [line.split("  ")[0] for line in lines_of(output) if "x " in line]
-    names = ["interval 2, branch 0, predict 1 and -0.25", "3 of 6 steps", "interval 3, branch 0, predict 1 and -0.25"]
-    assert status == 0 and [line[: len(name)] for line, name in zip(lines, [*names, "2 of 6 steps"], strict=True)] == [
-        *names,
-        "2 of 6 steps",
-    ]
-    for text in (output, page):
-        assert "Interval 2, branch 0, predict 1 and -0.25, against 3 of 6 steps: 2 images to compare" in text
-    shown = pictures(page, "reused")
-    assert len(shown) == 2 * 4 and "3 steps</span>" in page
-    for i, prompt in enumerate(("red apple", "fox face")):
-        for column, steps in ((1, 3), (3, 2)):
-            made = small.demo_pipe()(
-                prompt, num_inference_steps=steps, guidance_scale=3.0, output_type="np",
-                generator=torch.Generator().manual_seed(4 + i),
-            ).images[0]  # fmt: skip
-            assert np.abs(shown[4 * i + column] - made).max() <= 0.5 / 255 + 1e-6
+def test_fewer_steps_are_said_before_and_after(small_run):
+    """Interval 3 of four steps: two full ones, and two at a share of its size."""
+    _, output, _, page, _ = small_run
+    assert "Fewer steps at the same cost, of 4: 2 for interval 3, branch 1.\n" in output
+    assert "Fewer steps are left out for interval 1, branch 1: it costs as much as all 4 steps." in output
+    share = 0.240  # `stepcache inspect demo`, branch 1
+    words = (
+        "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at the same cost (2.0 full U-Net "
+        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original."
+    )
+    assert words in output and words in page
+    assert output.index("fewer steps: 2 of 4") < output.index(words)
+    assert page.index(words) < page.index('id="overview"')
+    assert "Fewer steps are left out for interval 1" in page
+
+
+def test_without_fewer_steps(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(compare, "count", lambda *args: pytest.fail("counted"))
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: [])
+    monkeypatch.setattr(compare, "make_all", lambda pipe, requests, comparison, *rest: seen.append(comparison) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_command("compare", "demo", "--no-fewer-steps", "--predict", "0.5", "--out", tmp_path / "x.html")
+    assert [each.name for each in seen[0].settings] == [f"interval {n}, branch 0, predict 0.5" for n in (2, 3, 5)]
+
+
+def test_a_cost_that_cannot_be_counted_only_costs_the_fewer_steps(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: [])  # a pipeline that does not call its U-Net as a module
+    monkeypatch.setattr(compare, "make_all", lambda pipe, requests, comparison, *rest: seen.append(comparison) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_command("compare", "demo", "--out", tmp_path / "x.html")
+    assert seen[0].settings == seen[0].variants
+    assert (
+        seen[0].notes[0].startswith("Fewer steps at the same cost are left out, since the cost cannot be counted: No")
+    )
 
 
 def pictures(page, kind):
@@ -90,24 +101,29 @@ def pictures(page, kind):
 def test_the_page_has_the_images_that_the_pipeline_makes(small_run):
     """Against stock calls of the same pipeline, with the prompts' seeds, sizes and negative prompts."""
     page = small_run[3]
-    originals, reused, differences = (pictures(page, kind) for kind in ("original", "reused", "difference"))
-    assert [len(images) for images in (originals, reused, differences)] == [2, 4, 4]
+    originals, faster, differences = (pictures(page, kind) for kind in ("original", "faster", "difference"))
+    assert [len(images) for images in (originals, faster, differences)] == [2, 6, 6]
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
     first = small.demo_pipe()("red apple", generator=torch.Generator().manual_seed(3), **options).images[0]
+    fewer = small.demo_pipe()(
+        "red apple", generator=torch.Generator().manual_seed(3), **{**options, "num_inference_steps": 2}
+    ).images[0]
     second = small.demo_pipe()(
         "fox face", negative_prompt="tiger face", height=48, width=80, generator=torch.Generator().manual_seed(1),
         **options,
     ).images[0]  # fmt: skip
-    for shown, made in zip(originals, (first, second), strict=True):
+    for shown, made in zip((*originals, faster[2]), (first, second, fewer), strict=True):
         assert shown.shape == made.shape
         assert np.abs(shown - made).max() <= 0.5 / 255 + 1e-6
     for i, original in enumerate(originals):
-        exact, fast = reused[2 * i : 2 * i + 2]
-        assert (exact == original).all() and not differences[2 * i].any()
-        expected = np.clip(4 * np.abs(fast - original).max(-1, keepdims=True), 0, 1)
-        assert np.abs(differences[2 * i + 1] - expected).max() < 0.03  # shown in 8 bits each
-        psnr = float(re.findall(r"<dt>PSNR</dt><dd>([\d.]+) dB", page)[i])
-        assert fidelity.psnr(fast[None], original[None])[0] == pytest.approx(psnr, abs=0.2)
+        exact = faster[3 * i]
+        assert (exact == original).all() and not differences[3 * i].any()
+        for j in (1, 2):
+            fast = faster[3 * i + j]
+            expected = np.clip(4 * np.abs(fast - original).max(-1, keepdims=True), 0, 1)
+            assert np.abs(differences[3 * i + j] - expected).max() < 0.03  # shown in 8 bits each
+            psnr = float(re.findall(r"<dt>PSNR</dt><dd>([\d.]+) dB", page)[2 * i + j - 1])
+            assert fidelity.psnr(fast[None], original[None])[0] == pytest.approx(psnr, abs=0.2)
 
 
 def test_the_page_says_what_was_run(small_run):
@@ -129,8 +145,8 @@ def test_the_sheet_has_a_row_a_setting(small_run):
 
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):
     _, output, errors, _, _ = small_run
-    assert "7/7 images" in errors and "to go" in errors  # two prompts, three pipes, one run for drift
-    assert "interval 3, branch 1" in errors and "drift" in errors
+    assert "9/9 images" in errors and "to go" in errors  # two prompts, four settings, one run for drift
+    assert "interval 3, branch 1" in errors and "fewer steps: 2 of 4" in errors and "drift" in errors
     for noise in ("torchvision (not", "Loading", "Warning", "deprecated"):
         assert noise not in errors + output
 
@@ -138,7 +154,7 @@ def test_progress_is_shown_and_libraries_are_not_heard(small_run):
 def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(compare, "make_all", lambda pipe, requests, *rest: asked.extend(requests) or 1 / 0)
-    monkeypatch.setattr(compare, "try_sizes", lambda *args: None)
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: [])
     for pipeline, first in (("demo", "fox face"), (small.DEMO, "a macro photograph")):
         asked.clear()
         with pytest.raises(ZeroDivisionError):
@@ -154,6 +170,10 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
         (["demo", "--prompts", "empty.txt"], "empty.txt has no prompts"),
         (["demo", "--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
         (["demo", "--interval", "0"], "interval must be an integer of at least 1, got 0"),
+        (["demo", "--predict", "straight"], "predict must be "),
+        (["demo", "--predict", "1.5"], "got 1.5"),
+        (["demo", "--predict", "1,2,3"], "got (1.0, 2.0, 3.0)"),
+        (["demo", "--predict", "nan"], "got nan (a NaN)"),
         (["demo", "--branch", "12"], "branch=12 is out of range"),
         (["demo", "--steps", "0"], "--steps must be an integer of at least 1, got 0"),
         (["demo", "--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
@@ -210,12 +230,13 @@ def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
 
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
-    monkeypatch.setattr(Request, "make", fake_make(0.1, 0.5, 0.6, 0.5, None))
+    monkeypatch.setattr(Request, "make", fake_make(0.1, 0.5, 0.6, 0.7, 0.5, None))
     status, output, _ = run_command(
         "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html"
     )
     assert status == 130
     assert "Interrupted after 1 of 12 prompts." in output
+    assert re.search(r"^fewer steps: 1 of 2 .*14\.0 dB", output, re.MULTILINE)
     assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
     assert (tmp_path / "x.png").exists()
 
@@ -229,7 +250,7 @@ def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
     """Without options: its scheduler and its guidance scale; a copy elsewhere is named after its directory."""
     shutil.copytree(small.DEMO, tmp_path / "my model")
     seen = []
-    monkeypatch.setattr(compare, "try_sizes", lambda *args: None)
+    monkeypatch.setattr(compare, "try_sizes", lambda *args: [])
     monkeypatch.setattr(
         compare, "make_all", lambda pipe, requests, comparison, *rest: seen.append((requests[0], comparison)) or 1 / 0
     )
@@ -237,12 +258,4 @@ def test_a_pipeline_s_own_defaults(tmp_path, monkeypatch):
         run_command("compare", tmp_path / "my model", "--out", tmp_path / "x.html")
     ((request, comparison),) = seen
     assert (request.call["guidance_scale"], request.steps, comparison.model) == (7.5, 30, "my model")
-    assert [variant.name for variant in comparison.accelerated] == [f"interval {n}, branch 0" for n in (2, 3, 5)]
-    assert [variant.label for variant in comparison.variants] == [
-        "2, 0",
-        "16 steps",
-        "3, 0",
-        "11 steps",
-        "5, 0",
-        "7 steps",
-    ]
+    assert [variant.name for variant in comparison.variants] == [f"interval {n}, branch 0" for n in (2, 3, 5)]

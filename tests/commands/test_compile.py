@@ -63,6 +63,7 @@ def test_options_are_those_of_accelerate(pipeline, compiler, tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        (("--predict", "often"), "predict must be"),
         (("--predict", "2"), "predict must be"),
         (("--batch", "0"), "--batch"),
         (("--preset", "fast", "--branch", "1"), "preset="),

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from stepcache.comparison.cost import Cost
 from stepcache.comparison.report import html_report
-from stepcache.comparison.results import Compared, Comparison, Shot, Variant
+from stepcache.comparison.results import Compared, Comparison, FewerSteps, Shot, Variant
 from stepcache.images.make import Request
 
 PIXEL = Image.new("RGB", (8, 8))
@@ -125,8 +126,8 @@ def test_scores_and_drift_where_there_are_some():
     full = comparison()
     full.results = [
         replace(result, original=replace(result.original, clip=31.0),
-                reused=[replace(shot, clip=30.0, lpips=0.125, psnr=30.0, ssim=0.9, censored=False)
-                        for shot in result.reused])
+                shots=[replace(shot, clip=30.0, lpips=0.125, psnr=30.0, ssim=0.9, censored=False)
+                        for shot in result.shots])
         for result in full.results
     ]  # fmt: skip
     full.drifts = {full.variants[1]: [[0.0, 0.1, 0.2], [0.0, 0.1, 0.4]]}
@@ -141,3 +142,23 @@ def test_scores_and_drift_where_there_are_some():
 def test_small_images_show_their_pixels():
     html = html_report(comparison())
     assert re.findall(r'<div class="(stage[^"]*)"', html) == ["stage small", "stage"]
+
+
+def test_fewer_steps_have_a_row_and_images_and_say_whose_cost_they_have():
+    full = comparison()
+    two, three = full.variants
+    full.settings = [two, three, FewerSteps(12, 30, (two, three))]
+    full.cost = Cost(100, {0: 25})
+    full.results = [replace(result, shots=[*result.shots, shot("F", psnr=18.0, ssim=0.7)]) for result in full.results]
+    page = Page(html_report(full))
+    assert "Fewer steps: 12 of 30 at the cost of interval 2, branch 0 and of interval 3, branch 0" in page.text
+    assert "cost of 1.0 full calls" in page.text and "cost of 1.2 full calls" in page.text
+    assert "Interval, branch; or steps 2, 0 3, 0 12 steps" in page.text
+    assert [choice["value"] for choice in page.all("input", name="setting")] == ["0", "1", "2"]
+    assert len(page.all("figure", **{"class": "faster", "data-setting": "2"})) == 2
+    assert page.all("li", **{"data-psnr": "20.0000 Infinity 18.0000"})
+    sentences = page.text[page.text.index("A summary.") : page.text.index("Overview")]
+    assert "2 prompts are too few to tell whether interval 2, branch 0 or 12 of 30 steps" in sentences
+    assert "Fewer steps: the original pipeline with the most steps that cost no more" in page.text
+    without = Page(html_report(comparison())).text
+    assert "steps" not in without and "full calls" not in without and "too few" not in without

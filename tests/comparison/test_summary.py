@@ -3,8 +3,9 @@ import math
 import pytest
 from PIL import Image
 
-from stepcache.comparison.results import Compared, Comparison, Shot, Variant
-from stepcache.comparison.summary import summaries
+from stepcache.comparison.cost import Cost
+from stepcache.comparison.results import Compared, Comparison, FewerSteps, Shot, Variant
+from stepcache.comparison.summary import summaries, table
 from stepcache.images.make import Request
 
 PIXEL = Image.new("RGB", (8, 8))
@@ -51,3 +52,20 @@ def test_images_that_were_not_compared_are_left_out():
     assert (row.psnr, row.ssim, row.lpips, row.clip) == (20.0, 0.8, None, None)
     *_, row = summaries(comparison((shot(1), shot(1, censored=True))))
     assert row.psnr is None and row.worst_ssim is None and row.speed_up == 1.0
+
+
+def test_fewer_steps_are_a_row_of_their_own():
+    variant = Variant(3, 1, (1.0, -0.25))
+    settings = [variant, FewerSteps(12, 30, (variant,))]
+    shots = [shot(2.0, "FPP", psnr=20.0, ssim=0.9), shot(1.5, "FF", psnr=18.0, ssim=0.8)]
+    found = Comparison("m", "s", settings, [Compared(Request("x", 0, 2), 8, 8, shot(3.0, "FFF"), shots)])
+    assert [row.cost for row in summaries(found)] == [None, None, None]
+    found.cost = Cost(1000, {1: 300})
+    rows = summaries(found)
+    assert [row.name for row in rows] == ["original", "interval 3, branch 1, predict 1,-0.25", "fewer steps: 12 of 30"]
+    assert [row.cost for row in rows] == [3.0, pytest.approx(1.6), 2.0]
+    assert (rows[2].speed_up, rows[2].psnr, rows[2].ssim) == (2.0, 18.0, 0.8)
+    lines = table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split("0.25")[1].split() == ["2.00", "1.50x", "20.0", "dB", "20.0", "dB", "0.900", "0.900"]
+    assert lines[3].startswith("fewer steps: 12 of 30 ")

@@ -74,29 +74,26 @@ def add_reuse(parser: argparse.ArgumentParser, branches: str) -> None:
     )
 
 
-def prediction(text: str) -> str | float | tuple[float, float]:
-    """--predict as `accelerate` takes it, which checks it: a word, a number, or two with a comma between."""
-    if text in ("hold", "linear", "auto"):
-        return text
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) in (1, 2):
-        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    raise argparse.ArgumentTypeError(
-        f"must be hold, linear, auto, a damping such as 0.5, or two such as 1,-0.25; got {text!r}"
-    )
-
-
-def add_predict(parser: argparse.ArgumentParser) -> None:
-    """--predict, None by default."""
+def add_predict(parser: argparse.ArgumentParser, default: str | None = "hold") -> None:
+    """--predict. default: None where it must be known whether it was given."""
     parser.add_argument(
         "--predict",
-        metavar="HOW",
-        type=prediction,
-        help="accelerate's predict: hold (default), linear, auto, a damping, or two (mean,difference)",
+        metavar="hold|linear|auto|NUMBER|MEAN,DIFFERENCE",
+        type=predict,
+        default=default,
+        help="the feature in partial steps, as in accelerate(predict=...): of the last full step, on the line through "
+        "the last two, or that line damped; a pair damps the mean of guidance's halves and their difference apart "
+        "(default hold; write a pair that begins with a minus as --predict=-0.5,0.5)",
     )
+
+
+def predict(text: str) -> str | float | tuple[float, ...]:
+    """ "0.5" as 0.5 and "1,-0.25" as (1.0, -0.25). All else stays as it is: `accelerate` says what it can be."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import torch
 from .. import __version__
 from ..api import accelerate, restore
 from ..bench.rows import Rig
-from ..comparison.fewer import fewer_steps
+from ..comparison.closer import closer
+from ..comparison.cost import Latents, count
+from ..comparison.fewer_steps import announced, dearer, with_fewer_steps
 from ..comparison.page import write_page
-from ..comparison.results import Comparison, Fewer, Variant, columns_of
+from ..comparison.results import Comparison, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
 from ..comparison.summary import summaries, table
-from ..comparison.verdicts import verdicts
+from ..errors import UnsupportedUNet
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
@@ -32,8 +34,7 @@ from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
 from ..images.sheet import png
-from ..reuse.predict import predictor_of
-from ..reuse.schedule import Schedule
+from ..settings import Settings
 from ..values import positive_int
 from .arguments import add_predict, add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
 from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
@@ -57,23 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
     )
     add_reuse(parser, "; several with commas, or repeated (default 0)")
+    add_predict(parser)
     add_call(parser, steps=30)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first prompt; the next ones count up (default 0)"
     )
     add_loading(parser)
-    add_predict(parser)
-    parser.add_argument(
-        "--no-fewer-steps",
-        action="store_true",
-        help="leave out the original with fewer steps, which is made at the cost of each variant to compare with it",
-    )
     parser.add_argument(
         "--drift",
         metavar="N",
         type=int,
         default=3,
         help="measure the feature's drift on the first N prompts; each takes one more run (default 3)",
+    )
+    parser.add_argument(
+        "--no-fewer-steps",
+        action="store_true",
+        help="leave out the original with fewer steps at the same cost, which takes one more run a prompt for each "
+        "setting, about as long as the setting's own (settings that cost the same number of steps share one)",
     )
     parser.add_argument(
         "--clip", metavar="DIR", type=Path, help="directory of a transformers CLIPModel, for CLIP scores"
@@ -91,12 +93,9 @@ def run(args: argparse.Namespace) -> int:
     """
     prompts, size = prompts_of(args), image_size(args.size)
     intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
-    for interval in intervals:
-        Schedule.uniform(interval)
-    predict = "hold" if args.predict is None else args.predict
-    if predict != "auto":
-        predictor_of(predict)
-    variants = [Variant(interval, branch, predict) for branch in branches for interval in intervals]
+    variants = [Variant(interval, branch, args.predict) for branch in branches for interval in intervals]
+    for variant in variants:
+        Settings.check(**variant.arguments)
     steps, drift = positive_int("--steps", args.steps), positive_int("--drift", args.drift, at_least=0)
     check_guidance(args.guidance)
     check_seed(args.seed)
@@ -112,29 +111,30 @@ def run(args: argparse.Namespace) -> int:
         _check_pipe(pipe, variants)
         swap_scheduler(pipe, args.scheduler, steps)
         guidance = guidance_of(args, pipe)
-        requests = requests_of(prompts, steps, guidance, args.seed, size)
-        first = requests[0].call
-        batch = 2 if guidance > 1 else 1
-        wanted = [] if args.no_fewer_steps else variants
-        rivals = fewer_steps(pipe, wanted, steps, (first["height"], first["width"]), batch)
         facts = _facts(args, pipe, len(prompts), guidance, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
             summary=_summary(len(prompts), steps, guidance, dict(facts)),
-            variants=columns_of(variants, rivals),
-            rivals=rivals,
+            settings=variants,
             facts=facts,
             missing=missing,
-            notes=_too_long(pipe, prompts) + _no_rival(rivals),
+            notes=_too_long(pipe, prompts),
         )
         print("\n".join([comparison.summary, *comparison.notes]), flush=True)
-        try_sizes(pipe, requests)
+        requests = requests_of(prompts, steps, guidance, args.seed, size)
+        latents = try_sizes(pipe, requests)
+        if not args.no_fewer_steps:
+            _add_fewer_steps(comparison, pipe, steps, latents)
         done = make_all(pipe, requests, comparison, scores, drift)
+    unfair = dearer(comparison)
+    comparison.notes += unfair
     if not done:
         comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
-    print("\n".join(["", table(summaries(comparison)), "", *verdicts(comparison), ""]))
+    print(f"\n{table(summaries(comparison))}\n")
+    if sentences := [*closer(comparison), *unfair]:
+        print("\n".join(sentences) + "\n")
     print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
     pictures = f", with its pictures in {folder}: move both" if folder else ""
     print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
@@ -157,14 +157,21 @@ def _check_pipe(pipe: Any, variants: Sequence[Variant]) -> None:
     """UnsupportedPipeline if it cannot make images from prompts alone, and what `accelerate` raises for a variant."""
     check_text_to_image(pipe, NEEDED, "compare")
     for variant in variants:
-        accelerate(pipe, variant.interval, variant.branch, predict=variant.predict, **EAGER)
+        accelerate(pipe, **variant.arguments, **EAGER)
     restore(pipe)
 
 
-def _no_rival(rivals: Mapping[Variant, Fewer | None]) -> list[str]:
-    """A line about the variants that cost less than any number of steps."""
-    names = [variant.name for variant, fewer in rivals.items() if fewer is None]
-    return [f"No number of steps costs as little as {'; '.join(names)}."] if names else []
+def _add_fewer_steps(comparison: Comparison, pipe: Any, steps: int, latents: Sequence[Latents]) -> None:
+    """Add fewer steps to the settings, and say so; a note where there are none."""
+    variants = comparison.variants
+    try:
+        comparison.cost = count(pipe.unet, latents, [variant.branch for variant in variants])
+    except UnsupportedUNet as error:
+        notes = [f"Fewer steps at the same cost are left out, since the cost cannot be counted: {error}"]
+    else:
+        comparison.settings, notes = with_fewer_steps(variants, steps, pipe.scheduler, comparison.cost)
+    comparison.notes += notes
+    print("\n".join([*announced(comparison.settings), *notes]), flush=True)
 
 
 def _too_long(pipe: Any, prompts: Sequence[Prompt]) -> list[str]:

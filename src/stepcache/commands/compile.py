@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the packages")
     parser.add_argument("--branch", type=int, help="how much of the U-Net a partial step runs (default 0)")
     parser.add_argument("--guidance", choices=("both", "reuse"), help="accelerate's guidance (default both)")
-    add_predict(parser)
+    add_predict(parser, default=None)
     parser.add_argument("--preset", choices=PRESETS, help="for accelerate(preset=...)")
     parser.add_argument("--plan", metavar="FILE", type=Path, help="for accelerate(plan=...)")
     parser.add_argument("--vae", action="store_true", help="the VAE's decoder too, for accelerate(vae=True)")

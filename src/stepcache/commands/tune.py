@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = "reuse" if args.reuse_guidance else "both"
-    attach(model.pipe, Settings.check(2, args.branch, predict=args.predict or "hold", guidance=guidance, **eager))
+    attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
     with torch.inference_mode():
         for height, width in args.size or [model.size()]:
             for batch in args.batch:

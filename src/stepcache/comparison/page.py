@@ -42,7 +42,7 @@ def write_page(comparison: Comparison, path: Path) -> Path | None:
 
 def _pictures(comparison: Comparison) -> Iterator[str]:
     for result in comparison.results:
-        for shot in (result.original, *result.reused):
+        for shot in (result.original, *result.shots):
             yield from (uri for uri in (shot.picture, shot.difference) if uri)
 
 

@@ -16,9 +16,9 @@ from markupsafe import Markup
 from ..images.fidelity import in_words
 from ..images.pictures import GAIN, LOSSLESS
 from .charts import drift_chart, round_up, schedule_bars
-from .results import Comparison
+from .closer import closer
+from .results import Comparison, FewerSteps
 from .summary import summaries
-from .verdicts import verdicts
 
 
 def html_report(comparison: Comparison, source: Callable[[str], str] | None = None) -> str:
@@ -34,15 +34,16 @@ def html_report(comparison: Comparison, source: Callable[[str], str] | None = No
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.from_string(template).render(
         comparison=comparison,
+        closer=closer(comparison),
+        fewer=[isinstance(setting, FewerSteps) for setting in comparison.settings],
         summaries=rows,
-        verdicts=verdicts(comparison),
         has_lpips=any(row.lpips is not None for row in rows),
         has_clip=any(row.clip is not None for row in rows),
         charts=_charts(comparison, round_up(max((max(run) for run in drifts), default=0))),
         drift_prompts="the first prompt" if count == 1 else f"the first {count} prompts",
         drift_many=count > 1,
-        # For each prompt its PSNR of each variant, to sort by. Images that were not compared go last.
-        ranks=[[_rank(shot.psnr) for shot in result.reused] for result in comparison.results],
+        # For each prompt its PSNR in each setting, to sort by. Images that were not compared go last.
+        ranks=[[_rank(shot.psnr) for shot in result.shots] for result in comparison.results],
         source=source or str,
         beside=source is not None,
         gain=GAIN,

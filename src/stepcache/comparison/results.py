@@ -1,39 +1,46 @@
-"""What a comparison found: for each prompt, the original's image and one for each variant."""
+"""What a comparison found: for each prompt, the original's image and one for each setting."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
 from ..images.make import Request
 from ..reuse.schedule import Schedule
+from .cost import Cost
+
+Predict = str | float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to accelerate. predict: as in `accelerate`."""
+    """One way to accelerate. predict: as `accelerate` takes it."""
 
     interval: int
     branch: int
-    predict: str | float | tuple[float, float] = "hold"
+    predict: Predict = "hold"
 
     @property
     def name(self) -> str:
-        """ "interval 3, branch 0"."""
-        return ", ".join(self.parts)
+        """ "interval 3, branch 0"; with another `predict` than the default "interval 3, branch 0, predict linear"."""
+        return f"interval {self.interval}, {self.detail}"
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The name's parts, of which the first is the shortest that tells most."""
-        parts = (f"interval {self.interval}", f"branch {self.branch}")
-        return parts if self.predict == "hold" else (*parts, f"predict {_shown(self.predict)}")
+    def arguments(self) -> dict[str, Any]:
+        """Those of `accelerate`."""
+        return {"interval": self.interval, "branch": self.branch, "predict": self.predict}
 
     @property
-    def label(self) -> str:
-        """The name for a small place: "3, 0"."""
-        return f"{self.interval}, {self.branch}"
+    def detail(self) -> str:
+        """The name without its interval."""
+        if self.predict == "hold":
+            return f"branch {self.branch}"
+        numbers = self.predict if isinstance(self.predict, tuple) else (self.predict,)
+        predict = ",".join(each if isinstance(each, str) else f"{each:g}" for each in numbers)
+        return f"branch {self.branch}, predict {predict}"
 
     @property
     def schedule(self) -> Schedule:
@@ -42,26 +49,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Fewer:
-    """The original with `steps` instead of `of` steps, all of them full."""
+class FewerSteps:
+    """The original pipeline with `steps` steps instead of `of`: the most that cost no more than `variants`."""
 
     steps: int
     of: int
+    variants: tuple[Variant, ...]
 
     @property
     def name(self) -> str:
-        """ "8 of 20 steps"."""
-        return f"{self.steps} of {self.of} steps"
+        """ "fewer steps: 12 of 30"."""
+        return f"fewer steps: {self.steps} of {self.of}"
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """As a variant's."""
-        return (self.name, "fewer steps")
 
-    @property
-    def label(self) -> str:
-        """The name for a small place."""
-        return f"{self.steps} steps"
+Setting = Variant | FewerSteps
+"""What is compared with the original."""
 
 
 @dataclass(frozen=True)
@@ -87,51 +89,34 @@ class Shot:
 
 @dataclass(frozen=True)
 class Compared:
-    """One prompt's images: the original, and one for each of `Comparison.variants`. height and width in pixels."""
+    """One prompt's images: the original, and one for each setting, in their order. height and width in pixels."""
 
     request: Request
     height: int
     width: int
     original: Shot
-    reused: Sequence[Shot]
+    shots: Sequence[Shot]
 
 
 @dataclass
 class Comparison:
-    """All results. variants: what is compared with the original, in the order of the columns.
+    """All results. drifts: for each variant, the drift of each step (drift.py) for each prompt it was measured on.
 
-    rivals: for each accelerated variant, fewer steps at its cost, if there are any. drifts: for each accelerated
-    variant, the drift of each step (drift.py) for each prompt it was measured on. facts: what was run and on what,
-    as (label, value); missing: which scores were not computed, and why.
+    facts: what was run and on what, as (label, value); missing: which scores were not computed, and why. cost: of full
+    and partial steps over all prompts, None if it was not counted.
     """
 
     model: str
     summary: str
-    variants: Sequence[Variant | Fewer]
+    settings: Sequence[Setting]
     results: list[Compared] = field(default_factory=list)
     drifts: dict[Variant, list[list[float]]] = field(default_factory=dict)
     facts: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    rivals: dict[Variant, Fewer | None] = field(default_factory=dict)
+    cost: Cost | None = None
 
     @property
-    def accelerated(self) -> list[Variant]:
-        """The variants that are accelerated."""
-        return [variant for variant in self.variants if isinstance(variant, Variant)]
-
-
-def columns_of(variants: Sequence[Variant], rivals: Mapping[Variant, Fewer | None]) -> list[Variant | Fewer]:
-    """The columns: each variant, and behind the last of those that cost the same the run of fewer steps."""
-    last = {fewer: variant for variant in variants if (fewer := rivals.get(variant)) is not None}
-    columns: list[Variant | Fewer] = []
-    for variant in variants:
-        columns.append(variant)
-        columns += [fewer for fewer, at in last.items() if at is variant]
-    return columns
-
-
-def _shown(predict: str | float | tuple[float, float]) -> str:
-    if isinstance(predict, tuple):
-        return " and ".join(f"{damping:g}" for damping in predict)
-    return predict if isinstance(predict, str) else f"{predict:g}"
+    def variants(self) -> list[Variant]:
+        """The settings that are accelerated."""
+        return [setting for setting in self.settings if isinstance(setting, Variant)]

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each prompt by the original pipeline and by each variant, with the same seed."""
+"""The runs of a comparison: each prompt by the original pipeline and in each setting, with the same seed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..images.pictures import DIFFERENCE_QUALITY, data_uri, difference, eight_bi
 from ..images.progress import ImageBar, image_bar
 from ..images.prompts import Prompt
 from ..images.scores import ClipScore, Lpips
+from .cost import Latents, calls_seen
 from .drift import measure_drift
-from .results import Compared, Comparison, Fewer, Shot, Variant
+from .results import Compared, Comparison, Setting, Shot, Variant
 
 THUMBNAIL = 256  # pixels, of the contact sheet's images
 
@@ -57,14 +58,21 @@ class Scores:
     clip: ClipScore | None = None
 
 
-def try_sizes(pipe: Any, requests: Sequence[Request]) -> None:
-    """Warm up: two steps of the first request of each size. StepCacheError with the reason if the pipeline refuses."""
+def try_sizes(pipe: Any, requests: Sequence[Request]) -> list[Latents]:
+    """Warm up: two steps of the first request of each size. StepCacheError with the reason if the pipeline refuses.
+
+    Returns the size of each request's latents, without those of a pipeline that does not call the U-Net as a module.
+    """
     first: dict[tuple[Any, Any], Request] = {}
     for request in requests:
-        first.setdefault((request.call["height"], request.call["width"]), request)
+        first.setdefault(_size(request), request)
+    latents: dict[tuple[Any, Any], Latents] = {}
     for (height, width), request in first.items():
         try:
-            request.make(pipe, steps=min(2, request.steps), each_step=lambda: None)
+            with calls_seen(pipe.unet) as seen:
+                request.make(pipe, steps=min(2, request.steps), each_step=lambda: None)
+            if seen:
+                latents[height, width] = seen[-1]
         except StepCacheError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
@@ -72,6 +80,12 @@ def try_sizes(pipe: Any, requests: Sequence[Request]) -> None:
             raise StepCacheError(
                 f"The pipeline, as it was loaded, cannot make {request.text!r} at {pixels}: {error}"
             ) from error
+    return [latents[size] for size in map(_size, requests) if size in latents]
+
+
+def _size(request: Request) -> tuple[Any, Any]:
+    """In pixels, None for the pipeline's own."""
+    return request.call["height"], request.call["width"]
 
 
 def make_all(pipe: Any, requests: Sequence[Request], comparison: Comparison, scores: Scores, drift: int) -> bool:
@@ -79,13 +93,13 @@ def make_all(pipe: Any, requests: Sequence[Request], comparison: Comparison, sco
 
     False if interrupted after at least one request; before that KeyboardInterrupt is passed on.
     """
-    variants, accelerated = comparison.variants, comparison.accelerated
-    total = len(requests) * (1 + len(variants)) + min(drift, len(requests))
+    settings, variants = comparison.settings, comparison.variants
+    total = len(requests) * (1 + len(settings)) + min(drift, len(requests))
     with image_bar(total) as bar:
         try:
             for i, request in enumerate(requests):
-                result = _compared(pipe, request, variants, scores, bar)
-                drifts = _drifts(pipe, request, accelerated, bar) if i < drift else {}
+                result = _compared(pipe, request, settings, scores, bar)
+                drifts = _drifts(pipe, request, variants, bar) if i < drift else {}
                 # Added together, so that an interrupted comparison has whole prompts.
                 comparison.results.append(result)
                 for variant, values in drifts.items():
@@ -97,32 +111,31 @@ def make_all(pipe: Any, requests: Sequence[Request], comparison: Comparison, sco
     return True
 
 
-def _compared(
-    pipe: Any, request: Request, variants: Sequence[Variant | Fewer], scores: Scores, bar: ImageBar
-) -> Compared:
-    """One prompt's images: the original's and each variant's."""
-    original = request.make(pipe, each_step=bar.begin("original", pipe))
-    reused = []
-    for variant in variants:
-        each_step = bar.begin(variant.name, pipe)
-        if isinstance(variant, Fewer):
-            made, kinds = _fewer(pipe, request, variant, each_step)
+def _compared(pipe: Any, request: Request, settings: Sequence[Setting], scores: Scores, bar: ImageBar) -> Compared:
+    """One prompt's images: the original's and each setting's."""
+    original, kinds = _original(pipe, request, request.steps, bar.begin("original", pipe))
+    shots = []
+    for setting in settings:
+        each_step = bar.begin(setting.name, pipe)
+        if isinstance(setting, Variant):
+            made, letters = _accelerated(pipe, request, setting, each_step)
         else:
-            made, kinds = _accelerated(pipe, request, variant, each_step)
-        reused.append(_reused(made, kinds, original, request.text, scores))
+            made, letters = _original(pipe, request, setting.steps, each_step)
+        shots.append(_beside(made, letters, original, request.text, scores))
     height, width = original.images.shape[1:3]
-    return Compared(request, height, width, _shot(original, "F" * len(reused[0].kinds), request.text, scores), reused)
+    return Compared(request, height, width, _shot(original, kinds, request.text, scores), shots)
 
 
-def _fewer(pipe: Any, request: Request, variant: Fewer, each_step: Callable[[], None]) -> tuple[Made, str]:
-    """The original's image in fewer steps, and a letter for each iteration."""
-    made = request.make(pipe, steps=variant.steps, each_step=each_step)
-    return made, "F" * len(pipe.scheduler.timesteps)
+def _original(pipe: Any, request: Request, steps: int, each_step: Callable[[], None]) -> tuple[Made, str]:
+    """A run of the original pipeline with so many steps, and a letter for each of its U-Net calls."""
+    with calls_seen(pipe.unet) as seen:
+        made = request.make(pipe, steps, each_step)
+    return made, "F" * len(seen)
 
 
 def _accelerated(pipe: Any, request: Request, variant: Variant, each_step: Callable[[], None]) -> tuple[Made, str]:
-    """The accelerated image, and a letter for each U-Net call."""
-    accelerate(pipe, variant.interval, variant.branch, predict=variant.predict, **EAGER)
+    """A run of a variant, and a letter for each of its U-Net calls."""
+    accelerate(pipe, **variant.arguments, **EAGER)
     try:
         made = request.make(pipe, each_step=each_step)
         record = last_run(pipe)
@@ -155,8 +168,8 @@ def _shot(made: Made, kinds: str, text: str, scores: Scores) -> Shot:
     return Shot(data_uri(image), thumbnail, made.seconds, kinds, clip=clip, censored=censored)
 
 
-def _reused(made: Made, kinds: str, original: Made, text: str, scores: Scores) -> Shot:
-    """The image of an accelerated run, compared with the original."""
+def _beside(made: Made, kinds: str, original: Made, text: str, scores: Scores) -> Shot:
+    """The image of a setting's run, compared with the original."""
     shot = _shot(made, kinds, text, scores)
     pair = made.images, original.images
     off = data_uri(difference(made.images[0], original.images[0]), DIFFERENCE_QUALITY)

@@ -1,4 +1,4 @@
-"""Figures of a comparison over all prompts: one summary for the original and one for each variant, and their table."""
+"""Figures of a comparison over all prompts: one summary for the original and one for each setting, and their table."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..images.fidelity import in_words, mean_of
-from .results import Comparison
+from .results import Comparison, Setting, Variant
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A variant's figures over all prompts; None if no image has one.
+    """A setting's figures over all prompts; None if no image has one.
 
-    seconds: median per image. speed_up: median over prompts of the original's seconds over the variant's, and its
-    range. Means, that of PSNR without identical images (fidelity.mean_of). worst_*: of the least faithful image.
+    setting: None for the original. kinds: a letter for each U-Net call; cost: of all of them, in full calls. seconds:
+    median per image. speed_up: median over prompts of the original's seconds over the setting's, and its range. Means,
+    that of PSNR without identical images (fidelity.mean_of). worst_*: of the least faithful image.
     """
 
-    name: str
+    setting: Setting | None
     kinds: str
     seconds: float
+    cost: float | None = None
     speed_up: float | None = None
     speed_ups: tuple[float, float] | None = None
     psnr: float | None = None
@@ -31,29 +33,36 @@ class Summary:
     worst_lpips: float | None = None
     clip: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The setting's, or "original"."""
+        return "original" if self.setting is None else self.setting.name
+
 
 def summaries(comparison: Comparison) -> list[Summary]:
-    """The original's, then one for each variant."""
+    """The original's, then one for each setting."""
     originals = [result.original for result in comparison.results]
     found = [
         Summary(
-            "original",
+            None,
             originals[0].kinds,
             statistics.median(shot.seconds for shot in originals),
+            _cost(comparison, None, originals[0].kinds),
             clip=_mean(shot.clip for shot in originals),
         )
     ]
-    for i, variant in enumerate(comparison.variants):
-        shots = [result.reused[i] for result in comparison.results]
+    for i, setting in enumerate(comparison.settings):
+        shots = [result.shots[i] for result in comparison.results]
         ratios = [original.seconds / shot.seconds for original, shot in zip(originals, shots, strict=True)]
         psnr = [shot.psnr for shot in shots if shot.psnr is not None]
         ssim = [shot.ssim for shot in shots if shot.ssim is not None]
         lpips = [shot.lpips for shot in shots if shot.lpips is not None]
         found.append(
             Summary(
-                variant.name,
+                setting,
                 shots[0].kinds,
                 statistics.median(shot.seconds for shot in shots),
+                _cost(comparison, setting, shots[0].kinds),
                 statistics.median(ratios),
                 (min(ratios), max(ratios)),
                 psnr=mean_of(psnr) if psnr else None,
@@ -66,6 +75,12 @@ def summaries(comparison: Comparison) -> list[Summary]:
             )
         )
     return found
+
+
+def _cost(comparison: Comparison, setting: Setting | None, kinds: str) -> float | None:
+    if comparison.cost is None:
+        return None
+    return comparison.cost.in_calls(kinds, setting.branch if isinstance(setting, Variant) else 0)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -87,9 +102,9 @@ def table(rows: Sequence[Summary]) -> str:
         columns.append(("LPIPS", 8, lambda row: _text(row.lpips, "{:.3f}")))
     if any(row.clip is not None for row in rows):
         columns.append(("CLIP", 8, lambda row: _text(row.clip, "{:.2f}")))
-    left = max(24, *(len(row.name) + 2 for row in rows))
-    lines = [f"{'setting':{left}}" + "".join(f"{name:>{width}}" for name, width, _ in columns)]
-    lines += [f"{row.name:{left}}" + "".join(f"{text(row):>{width}}" for _, width, text in columns) for row in rows]
+    first = max(24, *(len(row.name) + 2 for row in rows))
+    lines = [f"{'setting':{first}}" + "".join(f"{name:>{width}}" for name, width, _ in columns)]
+    lines += [f"{row.name:{first}}" + "".join(f"{text(row):>{width}}" for _, width, text in columns) for row in rows]
     return "\n".join(lines)
 
 

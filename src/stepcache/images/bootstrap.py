@@ -26,11 +26,6 @@ class Difference(NamedTuple):
         """Whether the whole interval is above 0."""
         return self.low > 0
 
-    @property
-    def worse(self) -> bool:
-        """Whether the whole interval is below 0."""
-        return self.high < 0
-
 
 def bootstrap(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED) -> Difference:
     """The mean of [prompts, seeds], and the percentile interval of its mean over resampled prompts.
