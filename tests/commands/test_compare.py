@@ -57,11 +57,11 @@ def test_the_table_has_every_setting(small_run):
 def test_fewer_steps_are_said_before_and_after(small_run):
     """Interval 3 of four steps: two full ones, and two at a share of its size."""
     _, output, _, page, _ = small_run
-    assert "Fewer steps at the same cost, of 4: 2 for interval 3, branch 1.\n" in output
+    assert "Fewer steps at no higher cost, of 4: 2 for interval 3, branch 1.\n" in output
     assert "Fewer steps are left out for interval 1, branch 1: it costs as much as all 4 steps." in output
     share = 0.240  # `stepcache inspect demo`, branch 1
     words = (
-        "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at the same cost (2.0 full U-Net "
+        "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at no higher cost (2.0 full U-Net "
         f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original."
     )
     assert words in output and words in page
@@ -87,9 +87,7 @@ def test_a_cost_that_cannot_be_counted_only_costs_the_fewer_steps(monkeypatch, t
     with pytest.raises(ZeroDivisionError):
         run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert seen[0].settings == seen[0].variants
-    assert (
-        seen[0].notes[0].startswith("Fewer steps at the same cost are left out, since the cost cannot be counted: No")
-    )
+    assert seen[0].notes[0].startswith("Fewer steps are left out, since their cost cannot be counted: No")
 
 
 def pictures(page, kind):

@@ -33,13 +33,13 @@ def test_each_variant_against_its_own_rival_with_an_interval():
     first, second = closer(comparison(rows, cost=Cost(100, {0: 10})))
     _, low, high = bootstrap(np.array([[5.0], [6.0], [7.0], [8.0]]))
     assert first == (
-        "Interval 2, branch 0 comes closer to the original than 16 of 30 steps at the same cost (16.0 full U-Net "
+        "Interval 2, branch 0 comes closer to the original than 16 of 30 steps at no higher cost (16.0 full U-Net "
         f"calls, against 16.5 with reuse): PSNR is 6.5 dB higher, on average over 4 prompts (95% interval {low:.1f} to "
         f"{high:.1f} dB)."
     )
     _, low, high = bootstrap(np.array([[-1.0], [-3.0], [-5.0], [-7.0]]))
     assert second == (
-        "12 of 30 steps come closer to the original than interval 3, branch 0, predict linear at the same cost (12.0 "
+        "12 of 30 steps come closer to the original than interval 3, branch 0, predict linear at no higher cost (12.0 "
         f"full U-Net calls, against 12.0 with reuse): PSNR is 4.0 dB higher, on average over 4 prompts (95% interval "
         f"{-high:.1f} to {-low:.1f} dB)."
     )
@@ -52,8 +52,8 @@ def test_no_clear_difference_where_the_interval_includes_zero(sign):
     _, low, high = bootstrap(sign * np.array([[-2.0], [-1.0], [1.0], [3.0]]))
     assert low < 0 < high
     assert line == (
-        "There is no clear difference between interval 2, branch 0 and 16 of 30 steps at the same cost: PSNR is 0.2 dB "
-        f"{'higher' if sign > 0 else 'lower'} with reuse, on average over 4 prompts (95% interval {low:.1f} to "
+        "There is no clear difference between interval 2, branch 0 and 16 of 30 steps at no higher cost: PSNR is 0.2 "
+        f"dB {'higher' if sign > 0 else 'lower'} with reuse, on average over 4 prompts (95% interval {low:.1f} to "
         f"{high:.1f} dB)."
     )
 
@@ -62,7 +62,7 @@ def test_fewer_than_four_prompts_are_too_few():
     for count, words in ((3, "3 prompts are too few to tell"), (1, "1 prompt is too few to tell")):
         (line,) = closer(comparison([(30.0, 20.0)] * count, SETTINGS[:2]))
         assert line == (
-            f"{words} whether interval 2, branch 0 or 16 of 30 steps at the same cost come closer to the original."
+            f"{words} whether interval 2, branch 0 or 16 of 30 steps at no higher cost come closer to the original."
         )
 
 

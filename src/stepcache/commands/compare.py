@@ -1,5 +1,7 @@
 """`stepcache compare`: the same prompts and seeds without and with stepcache, as an HTML page and a contact sheet.
 
+Beside each setting stands the original with fewer steps at no higher cost, so that one sees whether reuse is worth it.
+
 Images are made one by one, all variants of a prompt after each other, so that a busy minute of the machine does not hit
 one variant alone. Everything runs eager, on a GPU too: reuse alone is compared, and nobody waits for Inductor
 (`stepcache bench` measures compiled graphs). Seconds are those of whole pipeline calls.
@@ -74,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-fewer-steps",
         action="store_true",
-        help="leave out the original with fewer steps at the same cost, which takes one more run a prompt for each "
+        help="leave out the original with fewer steps at no higher cost, which takes one more run a prompt for each "
         "setting, about as long as the setting's own (settings that cost the same number of steps share one)",
     )
     parser.add_argument(
@@ -167,7 +169,7 @@ def _add_fewer_steps(comparison: Comparison, pipe: Any, steps: int, latents: Seq
     try:
         comparison.cost = count(pipe.unet, latents, [variant.branch for variant in variants])
     except UnsupportedUNet as error:
-        notes = [f"Fewer steps at the same cost are left out, since the cost cannot be counted: {error}"]
+        notes = [f"Fewer steps are left out, since their cost cannot be counted: {error}"]
     else:
         comparison.settings, notes = with_fewer_steps(variants, steps, pipe.scheduler, comparison.cost)
     comparison.notes += notes

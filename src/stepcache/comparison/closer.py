@@ -61,8 +61,8 @@ def _sentence(name: str, fewer: str, cost: str, differences: Sequence[float]) ->
 def _cost(fewer: float | None, reuse: float | None) -> str:
     """What both cost, the rival first."""
     if fewer is None or reuse is None:
-        return " at the same cost"
-    return f" at the same cost ({fewer:.1f} full U-Net calls, against {reuse:.1f} with reuse)"
+        return " at no higher cost"
+    return f" at no higher cost ({fewer:.1f} full U-Net calls, against {reuse:.1f} with reuse)"
 
 
 def _left_out(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Fewer steps: the rival of each variant that every user has, at the same cost in MACs of the U-Net.
+"""Fewer steps: the rival of each variant that every user has, at no higher cost in MACs of the U-Net.
 
 It is the original pipeline with as many steps as cost no more than the variant does. Cost is counted in U-Net calls: a
 full one counts 1, a partial one its share of the MACs. Most schedulers call the U-Net once a step. Others do not: Heun
@@ -53,7 +53,7 @@ def announced(settings: Sequence[Setting]) -> list[str]:
     if not rivals:
         return []
     each = [f"{rival.steps} for {' and '.join(variant.name for variant in rival.variants)}" for rival in rivals]
-    return [f"Fewer steps at the same cost, of {rivals[0].of}: {'; '.join(each)}."]
+    return [f"Fewer steps at no higher cost, of {rivals[0].of}: {'; '.join(each)}."]
 
 
 def dearer(comparison: Comparison) -> list[str]:
