@@ -81,6 +81,18 @@ def test_a_pipelines_images(demo, options):
         assert last_run(demo).captures == captures
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("options", [CAPTURED, BOTH], ids=["captured", "compiled and captured"])
+def test_halves_damped_apart(demo, options, kernels):
+    """The weights of each step reach the graphs, for the halves' mean and for their difference."""
+    call = {"steps": 9, "guidance_scale": 7.5}
+    want = generate(accelerate(demo, 3, predict=(1, -0.25), **EAGER), **call)
+    accelerate(demo, 3, predict=(1, -0.25), kernels=kernels, **options)
+    for _ in range(3):
+        assert close(generate(demo, **call), want)
+    assert not close(generate(accelerate(demo, 3, predict=1.0, **EAGER), **call), want)
+
+
 @pytest.mark.parametrize("options", [CAPTURED, BOTH], ids=["captured", "compiled and captured"])
 @pytest.mark.parametrize("channels_last", ["auto", True, False])
 def test_the_layout_of_weights(channels_last, options):
