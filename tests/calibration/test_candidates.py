@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stepcache.calibration.candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
 from stepcache.calibration.grams import Grams
-from stepcache.reuse.predict import HOLD, Fitted, Line
+from stepcache.reuse.predict import HOLD, Apart, Fitted, Line
 from stepcache.reuse.schedule import Schedule
 
 
@@ -72,7 +72,8 @@ def test_weights_of_hold_line_and_in_between():
     # Step 4 of 0..5: a fifth of the line's step of a third.
     assert ramp[0, 4, (3, 0)] == pytest.approx((1 + 0.2 / 3, -0.2 / 3), abs=1e-6)
     assert ramp[0, 5, (3, 0)] == (1.0, 0.0) and ramp[0, 1, (0,)] == (1.0,)
-    back = Candidate("FPPFPP", 0, False, early=-1.0, late=-1.0)
+    assert Candidate("FPPFPP", 0, False, early=-1.0, late=-1.0).predictor(grams) == Line(-1.0)
+    back = Candidate("FPPFPP", 0, False, early=-1.0, late=-1.0 - 1e-9)
     assert isinstance(back.predictor(grams), Fitted)
     assert back.table(grams)[0, 4, (3, 0)] == pytest.approx((1 - 1 / 3, 1 / 3), abs=1e-6)
 
@@ -84,3 +85,20 @@ def test_fitted_weights_find_the_line_and_have_a_table_for_each_value():
     assert set(table) == {(v, i, full) for v in (0, 1) for i, full in ((1, (0,)), (2, (0,)), (4, (3, 0)), (5, (3, 0)))}
     assert table[0, 5, (3, 0)] == pytest.approx(Line(1.0).weights(0, 5, (3, 0)), abs=1e-3)
     assert fitted.predictor(grams).order == 2
+
+
+def test_halves_apart_are_two_lines_or_a_table_for_both():
+    grams = Grams(line_gram(6))
+    apart = Candidate("FPPFPP", 0, False, early=1.0, late=1.0, difference=-0.25)
+    assert apart.predictor(grams) == Apart(1.0, -0.25) and apart.table(grams) == {}
+    ramp = Candidate("FPPFPP", 0, False, early=1.0, late=0.0, difference=-0.5)
+    found = ramp.predictor(grams)
+    assert found.apart and isinstance(found, Fitted) and len(found.table) == 8
+    assert found.table[0, 4, (3, 0)] == pytest.approx((1 + 0.2 / 3, -0.2 / 3), abs=1e-6)
+    assert found.table[1, 4, (3, 0)] == pytest.approx((1 - 0.5 / 3, 0.5 / 3), abs=1e-6)
+    # Each has a name of its own in the journal, and least squares take the halves together.
+    keys = {c.key for c in (apart, ramp, Candidate("FPPFPP", 0, False, early=1.0, late=1.0))}
+    assert len(keys) == 3
+    near = list(predictors(apart))
+    assert {c.difference for c in near if not c.fitted} >= {-0.5, 0.0}
+    assert all(c.difference is None for c in near if c.fitted) and any(c.fitted for c in near)

@@ -1,12 +1,17 @@
 """The search, on a stand-in for images whose best candidate is known."""
 
+import numpy as np
 import pytest
 
 from stepcache.calibration.candidates import Candidate, speedup
-from stepcache.calibration.search import Space, search
+from stepcache.calibration.search import Option, Space, search
 from stepcache.errors import InvalidSetting
 
 SPACE = Space(20, {0: 0.08, 1: 0.24}, reuse=True)
+
+
+def nothing(option):
+    return ()
 
 
 def distance(candidate, best):
@@ -24,10 +29,10 @@ def test_it_finds_the_best_mask_and_damping():
         assert (beat is None) == (not tried)
         tried.append(candidate)
         if (candidate.branch, candidate.reuse, candidate.mask.count("F")) != (0, True, 6):
-            return -100.0
-        return -distance(candidate, best)
+            return [-100.0, -100.0]
+        return [-distance(candidate, best)] * 2
 
-    found = search(SPACE, 3.0, 400, 0, measure)
+    found = search([SPACE], 3.0, 400, 0, measure, nothing)
     assert (found.mask, found.early, found.late) == (best.mask, best.early, best.late)
     assert len(tried) == len(set(tried)) <= 400
     assert all(SPACE.speedup(candidate) >= 3.0 for candidate in tried)
@@ -39,24 +44,84 @@ def test_it_is_the_same_again_and_keeps_to_its_trials():
 
         def measure(candidate, beat):
             tried.append(candidate)
-            return -distance(candidate, Candidate("F" * candidate.mask.count("F"), 0, False))
+            return [-distance(candidate, Candidate("F" * candidate.mask.count("F"), 0, False))]
 
-        return search(SPACE, 2.5, trials, 3, measure), tried
+        return search([SPACE], 2.5, trials, 3, measure, nothing), tried
 
     assert searched(40) == searched(40)
     assert len(searched(40)[1]) == 40 and searched(40)[1][:7] == searched(7)[1]
 
 
+def test_the_first_proposal_of_each_option_is_tried_first_then_all_of_the_best():
+    tried = []
+
+    def propose(option):
+        for damping in (0.3, 0.4):
+            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse, early=damping)
+
+    def measure(candidate, beat):
+        tried.append(candidate)
+        return [float(candidate.branch == 1)] * 3
+
+    options = SPACE.options(2.5)
+    assert {option.branch for option in options} == {0, 1}
+    found = search([SPACE], 2.5, len(options) + 1, 0, measure, propose)
+    assert [(c.branch, c.reuse, c.early) for c in tried[:-1]] == [(o.branch, o.reuse, 0.3) for o in options]
+    assert (tried[-1].branch, tried[-1].early) == (1, 0.4) and (found.branch, found.early) == (1, 0.3)
+
+
+@pytest.mark.parametrize(("gains", "taken"), [([3, 3, 3, 3], True), ([9, -5, -5, 5], False), ([-1, -1, -1, -1], False)])
+def test_a_gain_that_may_be_chance_is_none(gains, taken):
+    """The same mean can be a gain on each image, or one image's luck."""
+    plain = np.array([30.0, 20.0, 25.0, 35.0])
+
+    def propose(option):
+        if option == SPACE.options(2.5)[0]:
+            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse)
+            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse, early=0.9)
+
+    def measure(candidate, beat):
+        if candidate.early == 0.9:
+            return plain + gains
+        return plain if candidate.mask.startswith("FFFFF") else ()
+
+    found = search([SPACE], 2.5, 12, 0, measure, propose)
+    assert (found.early == 0.9) == taken
+
+
 def test_options_have_as_many_full_steps_as_fit():
     options = SPACE.options(2.5)
-    assert options[0] == (0, True, 7) and (0, False, 7) not in options
-    for branch, reuse, full in options:
-        assert speedup("F" * full + "P" * (20 - full), SPACE.shares[branch], reuse) >= 2.5
+    assert options[0] == Option(20, 0, True, 7) and Option(20, 0, False, 7) not in options
+    for steps, branch, reuse, full in options:
+        assert speedup("F" * full + "P" * (20 - full), SPACE.shares[branch], reuse) >= 2.5 and steps == 20
     # Where reuse gives no further full step, it is left out.
-    assert not any(reuse for branch, reuse, _ in SPACE.options(2.0) if branch == 0)
-    assert not any(reuse for _, reuse, _ in Space(20, {0: 0.08}, reuse=False).options(2.5))
+    assert not any(option.reuse for option in SPACE.options(2.0) if option.branch == 0)
+    assert not any(option.reuse for option in Space(20, {0: 0.08}, reuse=False).options(2.5))
+
+
+def test_the_budget_is_in_full_steps_of_the_most_steps():
+    fewer = Space(20, SPACE.shares, reuse=True, most=50)
+    assert fewer.options(2.5) == [Option(20, 0, False, 20)] == fewer.options(2.0)
+    assert fewer.speedup(Candidate("F" * 20, 0, False)) == pytest.approx(2.5)
+    for option in fewer.options(4.0):
+        mask = "F" * option.full + "P" * (20 - option.full)
+        assert 4.0 <= fewer.speedup(Candidate(mask, option.branch, option.reuse)) < 4.4
+    # 12.5 full steps of 50.
+    assert fewer.options(4.0)[0].full == 12
+
+
+@pytest.mark.parametrize("wanted", [20, 50])
+def test_the_number_of_steps_is_searched(wanted):
+    spaces = [Space(50, SPACE.shares, True), Space(20, SPACE.shares, True, most=50)]
+    found = search(spaces, 2.5, 30, 0, lambda candidate, beat: [float(len(candidate.mask) == wanted)] * 2, nothing)
+    assert len(found.mask) == wanted and found.mask.count("P") == (0 if wanted == 20 else 50 - found.mask.count("F"))
 
 
 def test_a_budget_that_cannot_be_had():
     with pytest.raises(InvalidSetting, match=r"12x cheaper: the most .* is 11\.36x"):
         SPACE.options(12)
+    few = Space(10, SPACE.shares, True, most=20)
+    found = search([SPACE, few], 13, 3, 0, lambda candidate, beat: [1.0], nothing)
+    assert len(found.mask) == 10
+    with pytest.raises(InvalidSetting, match="No run of 20 steps is 50x cheaper"):
+        search([SPACE, few], 50, 3, 0, lambda candidate, beat: [1.0], nothing)

@@ -17,7 +17,7 @@ from stepcache import Schedule, accelerate, denoising, last_run, warmup
 from stepcache.errors import InvalidSetting
 from stepcache.graphs.settings import GraphSettings
 from stepcache.plans.plan import Figures, MadeFor, Plan, plan_of, stretched
-from stepcache.reuse.predict import Fitted, Line
+from stepcache.reuse.predict import Apart, Fitted, Line
 from stepcache.run.attach import attach, attachment_of
 from stepcache.settings import Settings
 
@@ -57,7 +57,7 @@ def test_a_file_holds_all_of_it(tmp_path):
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan and plan_of(str(tmp_path / "plan.json")) == plan
     body = json.loads((tmp_path / "plan.json").read_text())
-    assert body["format"] == 1 and body["mask"] == MASK and body["made_for"]["scheduler"]["class"] == "DDIMScheduler"
+    assert body["format"] == 2 and body["mask"] == MASK and body["made_for"]["scheduler"]["class"] == "DDIMScheduler"
 
 
 @pytest.mark.parametrize("given", ["file", "object"])
@@ -78,6 +78,41 @@ def test_a_plan_without_weights_is_the_line():
     plan = make_plan(tiny_pipe(), table={}, damping=0.0, order=1, guidance="both", branch=0)
     want = generate(accelerate(tiny_pipe(), schedule=Schedule.explicit(MASK)))
     assert torch.equal(generate(accelerate(tiny_pipe(), plan=plan)), want)
+
+
+APART = {"guidance": "both", "apart": True, "damping": 1.0, "difference": -0.25}
+
+
+@pytest.mark.parametrize("table", [TABLE | {(1, 4, (3, 0)): (0.7, 0.3)}, {}], ids=["weights", "lines"])
+def test_a_plan_may_weigh_the_halves_apart(tmp_path, table):
+    make_plan(tiny_pipe(), table=table, **APART).write(tmp_path / "plan.json")
+    plan = Plan.read(tmp_path / "plan.json")
+    assert (plan.apart, plan.difference) == (True, -0.25)
+    otherwise = Apart(1.0, -0.25)
+    assert plan.predictor == (Fitted(table, 2, otherwise, apart=True) if table else otherwise)
+    call = {"guidance_scale": 7.5, "steps": 6}
+    found = generate(accelerate(tiny_pipe(), plan=plan), **call)
+    pipe = tiny_pipe()
+    attach(pipe, Settings(Schedule.explicit(MASK), 1, GraphSettings(), 4, plan.predictor))
+    assert torch.equal(found, generate(pipe, **call))
+    linked = make_plan(tiny_pipe(), table=table, guidance="both", damping=1.0)
+    assert not torch.equal(found, generate(accelerate(tiny_pipe(), plan=linked), **call))
+
+
+def test_a_file_of_format_1_is_a_plan_whose_halves_are_not_apart(tmp_path):
+    plan = make_plan(tiny_pipe())
+    body = json.loads(plan.to_json()) | {"format": 1}
+    del body["apart"], body["difference"]
+    (tmp_path / "old.json").write_text(json.dumps(body))
+    assert Plan.read(tmp_path / "old.json") == plan and not plan.apart
+    # The new keys are no keys of that format, and it does not lack them in the other.
+    for wrong, reason in (
+        (body | {"apart": True}, "apart is no key"),
+        (body | {"format": 2}, "it lacks apart, difference"),
+    ):
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        with pytest.raises(InvalidSetting, match=reason):
+            Plan.read(tmp_path / "wrong.json")
 
 
 def test_warm_up_and_hand_written_loops():
@@ -179,6 +214,14 @@ def test_adapt_stretches_the_mask_and_takes_the_line(caplog):
     assert torch.equal(generate(pipe), by_hand(tiny_pipe()))
 
 
+def test_adapt_takes_both_lines_of_a_plan_with_halves_apart(caplog):
+    plan = make_plan(tiny_pipe(), **APART)
+    assert plan.for_steps(9, adapt=True) == (Schedule.explicit("FPPPFPPFP"), Apart(1.0, -0.25))
+    with caplog.at_level(logging.WARNING, "stepcache"):
+        generate(accelerate(tiny_pipe(), plan=plan, adapt=True), steps=9)
+    assert "a line damped by 1 (the difference of the guidance halves by -0.25)" in caplog.text
+
+
 def test_image_to_image_has_fewer_steps():
     call = {"image": Image.new("RGB", (64, 64), "gray"), "sized": False}
     plan = make_plan(tiny_pipe())
@@ -203,13 +246,13 @@ def test_another_guidance_scale_is_said(caplog):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 2}, "format is 2"),
+        ({"format": 3}, "format is 3, and this version reads 1 and 2"),
         ({"mask": "PPF"}, "must start with a full step"),
         ({"branch": -1}, "branch of at least 0"),
         ({"guidance": "none"}, '"both" or "reuse"'),
         ({"order": 4}, "order of 1 to 3"),
         ({"order": 1}, "damping"),
-        ({"damping": 1.5}, "damping of 0 to 1"),
+        ({"damping": 1.5}, "damping of -1 to 1"),
         ({"table": [{"value": 0, "step": 1, "full": [0], "weights": [1, 2]}]}, "step 1 do not fit"),
         ({"figures": None}, "figures must be a list, got None"),
         ({"mask": None}, "mask must be a string, got None"),

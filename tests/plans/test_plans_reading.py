@@ -21,6 +21,7 @@ MADE_FOR = {"unet": "UNet2DConditionModel", "config": "0123456789abcdef", "weigh
 MADE_FOR["scheduler"] = {"class": "DDIMScheduler", "beta_start": 0.1, "trained_betas": None}
 FIGURES = {"what": "plan", "speedup": 1.75, "psnr": 40.5, "ssim": 0.99}
 PLAN = {"mask": "FPPFPF", "branch": 1, "guidance": "reuse", "order": 2, "damping": 0.5, "speedup": 1.75}
+PLAN |= {"apart": True, "difference": -0.25}
 TABLE = {(0, 1, (0,)): (0.9,), (1, 4, (3, 0)): (1.6, -0.5), (0, 4, (3, 0)): (1.5, -0.5)}
 PLAN |= {"table": TABLE, "made_with": {"seed": 0, "call": {"height": 64}}}
 
@@ -83,7 +84,8 @@ BIG = 10**400
 @pytest.mark.parametrize(
     ("path", "new", "reason"),
     [
-        (["format"], 2, "its format is 2"),
+        (["format"], 3, "its format is 3"),
+        (["format"], 1, "apart is no key"),
         (["format"], True, "its format is True"),
         (["format"], [[]], r"its format is \[\[\]\]"),
         (["mask"], REMOVED, "it lacks mask"),
@@ -102,9 +104,14 @@ BIG = 10**400
         (["guidance"], ["both"], '"both" or "reuse"'),
         (["order"], 2.0, "order of 1 to 3 .*got 2.0"),
         (["order"], True, "order of 1 to 3 .*got True"),
-        (["damping"], "Infinity", "damping of 0 to 1"),
-        (["damping"], None, "damping of 0 to 1"),
-        (["damping"], True, "damping of 0 to 1"),
+        (["damping"], "Infinity", "damping of -1 to 1"),
+        (["damping"], None, "damping of -1 to 1"),
+        (["damping"], True, "damping of -1 to 1"),
+        (["apart"], REMOVED, "it lacks apart"),
+        (["apart"], 1, "apart must be True or False, got 1"),
+        (["difference"], "NaN", "damping of the difference of -1 to 1"),
+        (["difference"], 1.5, "damping of the difference .*got 1.5"),
+        (["difference"], False, "damping of the difference .*got False"),
         (["speedup"], "2", "speedup must be a finite number"),
         (["speedup"], -1, "speedup must be a finite number from 0"),
         (["speedup"], BIG, "speedup must be a finite number"),
@@ -290,8 +297,10 @@ def doubled(levels):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"damping": math.nan}, "damping of 0 to 1"),
+        ({"damping": math.nan}, "damping of -1 to 1"),
         ({"order": np.float64(2)}, "order of 1 to 3"),
+        ({"apart": False}, "where halves are not apart.*got -0.25"),
+        ({"order": 1, "damping": 0.0, "table": {}}, "0 at order 1.*got -0.25"),
         ({"mask": b"FPP"}, "mask must be a string"),
         ({"mask": [True]}, "mask must be a string"),
         ({"table": {(0, 1, (0,)): (math.nan,)}}, r"table\[0\].weights\[0\] must be a finite number"),

@@ -1,9 +1,10 @@
 """Calibration: finds the plan whose images are closest to the original's at a given cost, by making images.
 
-grams.py reads the features of one run of the original; candidates.py defines what can be a plan; images.py runs one;
-laboratory.py measures it, and journal.py keeps the measurements; search.py chooses for each budget. Candidates are
-judged by their final images: the error of the feature is a bad guide (with high guidance the predictions that fit the
-feature best gave the worst images).
+grams.py reads the features of one run of the original; replay.py runs a few partial steps anywhere in it, and
+segments.py makes a table of what they cost, from which paths.py finds full steps for any budget; candidates.py defines
+what can be a plan; images.py runs one; laboratory.py measures it, and journal.py keeps the measurements; search.py
+chooses for each budget. Candidates are judged by their final images: the error of the feature is a bad guide (with high
+guidance the predictions that fit the feature best gave the worst images).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from ..api import restore
 from ..errors import InvalidSetting
 from ..images.make import check_text_to_image
 from ..plans.plan import MadeFor, Plan
-from ..values import positive_int
+from ..reuse.predict import Apart
+from ..values import as_entries, positive_int
 from .candidates import Candidate
-from .images import HEATS, HELD_OUT, NEEDED, PromptSet, split
+from .images import HEATS, HELD_OUT, NEEDED, PromptSet, score, split
 from .journal import Journal
 from .laboratory import Laboratory
 from .search import search
@@ -31,7 +33,7 @@ def calibrate(
     pipe: Any,
     prompts: Sequence[str],
     *,
-    steps: int,
+    steps: int | Sequence[int],
     guidance: float,
     budgets: Sequence[float],
     seed: int = 0,
@@ -47,22 +49,27 @@ def calibrate(
     """A plan for each of `budgets`, for `pipe` with its present U-Net and scheduler, and that many steps.
 
     pipe: a text-to-image pipeline; restored first, and left so. prompts: at least 8 different ones; half of them, drawn
-    by `seed`, calibrate, and the other half, with other noise, give the figures in the plans. budgets: how many times
-    fewer MACs the U-Net is to take, over 1; a plan saves that or a bit more. trials: candidates to try for a budget.
+    by `seed`, calibrate, and the other half, with other noise, give the figures in the plans. steps: at least 2; of
+    several numbers, the one whose images are closest to those of the run of the most steps is chosen for each budget.
+    budgets: how many times fewer MACs the U-Net is to take than in the run of the most steps, over 1; a plan saves that
+    or a bit more. So with steps (20, 50) and a budget of 2.5, 20 steps may all be full. trials: candidates to try for a
+    budget, of all numbers of steps together.
     branches: how many to look at, from the cheapest on. negatives: a negative prompt for each prompt. size: (height,
     width) in pixels; default: the pipeline's. batch: images in a pipeline call, at most. journal: a file for
     measurements, from which an interrupted search goes on; one calibration at a time may use it. command: for the
     plan's record. progress: show a bar with the remaining time.
 
-    Price: the original once over all prompts, and for each budget at most `trials` runs at its cost over half of them
-    (candidates that are clearly worse on a quarter stop there); all features of `batch` images in main memory for a
-    while. Budgets share the original's runs and all measurements. Everything runs eager. Figures: the plan's, then
-    those of DeepCache's algorithm (last feature held, both halves of guidance, full steps at regular intervals, the
-    best of these branches) within the budget, and at the next higher cost.
+    Price: the original once over all prompts, other numbers of steps over half of them; the table of segments, on at
+    most `batch` images of a quarter of them (SegmentMeter.table); for each budget at most `trials` runs at its cost
+    over half of them (candidates that are clearly worse on a quarter stop there). All features of `batch` images are in
+    main memory meanwhile, for each number of steps. Budgets share the original's runs and all measurements. Everything
+    runs eager. Figures: the plan's, then those of DeepCache's algorithm at the most steps (last feature held, both
+    halves of guidance, full steps at regular intervals, the best of these branches) within the budget, and at the next
+    higher cost; for several numbers of steps, then of the most steps that fit the budget, all full.
 
     InvalidSetting for invalid arguments; UnsupportedUNet and UnsupportedPipeline as in `accelerate`.
     """
-    steps, trials = positive_int("steps", steps, at_least=2), positive_int("trials", trials)
+    counts, trials = _counts(steps), positive_int("trials", trials)
     batch, branches = positive_int("batch", batch), positive_int("branches", branches)
     budgets = [_checked(budget) for budget in budgets]
     restore(pipe)
@@ -70,43 +77,47 @@ def calibrate(
     call: dict[str, Any] = {"guidance_scale": guidance}
     if size is not None:
         call["height"], call["width"] = size
-    sets = split(prompts, negatives, seed, steps, call, batch)
+    sets = split(prompts, negatives, seed, counts[0], call, batch)
     made_for = MadeFor.of(pipe, guidance)
-    header = _header(made_for, sets, steps, size, branches)
+    header = _header(made_for, sets, counts, size, branches)
     with Journal(journal, header) as notes, _bar(len(budgets) * trials, progress) as tell:
         tell(0, "the original")
-        laboratory = Laboratory.open(pipe, sets, branches, notes)
+        laboratory = Laboratory.open(pipe, sets, branches, notes, counts)
         found = []
         for budget in budgets:
-            best = _search(laboratory, budget, trials, seed, tell)
+            tell(0, f"{budget:g}x: segments")
+            best = _search(laboratory, budget, max(budgets), trials, seed, tell)
             tell(0, f"{budget:g}x: held-out prompts")
-            made_with = {"budget": budget, "call": {"num_inference_steps": steps, **call}}
+            own = laboratory.of(best).sets[HELD_OUT].steps
+            made_with = {"budget": budget, "call": {"num_inference_steps": own, **call}, "steps": counts}
             made_with |= {"seed": seed, "trials": trials, "command": command}
             found.append(_plan(laboratory, budget, best, made_for, made_with))
         return found
 
 
 def _search(
-    laboratory: Laboratory, budget: float, trials: int, seed: int, tell: Callable[[int, str], None]
+    laboratory: Laboratory, budget: float, highest: float, trials: int, seed: int, tell: Callable[[int, str], None]
 ) -> Candidate:
-    done, highest = 0, -float("inf")
+    done, best_psnr = 0, -float("inf")
 
-    def measure(candidate: Candidate, beat: Candidate | None) -> float:
-        nonlocal done, highest
-        value = laboratory.psnr(candidate, beat)
-        done, highest = done + 1, max(highest, value)
-        tell(1, f"{budget:g}x: {highest:.2f} dB")
-        return value
+    def measure(candidate: Candidate, beat: Candidate | None) -> tuple[float, ...]:
+        nonlocal done, best_psnr
+        values = laboratory.images(candidate, beat)
+        done, best_psnr = done + 1, max([best_psnr, *([score(values)] if values else [])])
+        tell(1, f"{budget:g}x: {best_psnr:.2f} dB")
+        return values
 
-    best = search(laboratory.space, budget, trials, seed, measure)
-    tell(trials - done, f"{budget:g}x: {highest:.2f} dB")
+    spaces = [length.space for length in laboratory.lengths.values()]
+    best = search(spaces, budget, trials, seed, measure, lambda option: laboratory.propose(option, highest))
+    tell(trials - done, f"{budget:g}x: {best_psnr:.2f} dB")
     return best
 
 
 def _plan(laboratory: Laboratory, budget: float, best: Candidate, made_for: MadeFor, made_with: dict) -> Plan:
     """The plan of a candidate, with its figures."""
     line = best.line or laboratory.best_line(best)
-    counts = {name: len(each.prompts) for name, each in laboratory.sets.items()}
+    length = laboratory.of(best)
+    counts = {name: len(each.prompts) for name, each in length.sets.items()}
     made_with = {
         **made_with,
         "candidate": best.key,
@@ -121,12 +132,23 @@ def _plan(laboratory: Laboratory, budget: float, best: Candidate, made_for: Made
         best.branch,
         "reuse" if best.reuse else "both",
         line.order if best.line else max(best.order, line.order),
-        line.damping,
-        best.table(laboratory.collector.grams[best.branch]),
-        laboratory.space.speedup(best),
+        line.mean if isinstance(line, Apart) else line.damping,
+        best.table(length.collector.grams[best.branch]),
+        length.space.speedup(best),
         (laboratory.figures("plan", best), *laboratory.rivals(budget)),
         made_with,
+        isinstance(line, Apart),
+        line.difference if isinstance(line, Apart) else 0.0,
     )
+
+
+def _counts(steps: object) -> list[int]:
+    """The numbers of steps to search, most first."""
+    given = as_entries(steps)
+    counts = [positive_int("steps", count, at_least=2) for count in ((steps,) if given is None else given)]
+    if not counts:
+        raise InvalidSetting("steps must be a number of steps or several, got none.")
+    return sorted(set(counts), reverse=True)
 
 
 def _checked(budget: object) -> float:
@@ -136,14 +158,14 @@ def _checked(budget: object) -> float:
 
 
 def _header(
-    made_for: MadeFor, sets: dict[str, PromptSet], steps: int, size: tuple[int, int] | None, branches: int
+    made_for: MadeFor, sets: dict[str, PromptSet], counts: list[int], size: tuple[int, int] | None, branches: int
 ) -> dict[str, Any]:
     """All that measurements depend on."""
     return {
         "model": [made_for.unet, made_for.config, list(made_for.weights)],
         "scheduler": made_for.scheduler,
         "guidance": made_for.guidance,
-        "steps": steps,
+        "steps": counts,
         "prompts": {name: [list(each.prompts), list(each.negatives)] for name, each in sets.items()},
         "seeds": {name: list(each.seeds) for name, each in sets.items()},
         "size": size,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..plans.plan import Table
-from ..reuse.predict import HOLD, Fitted, Line, Predictor
+from ..reuse.predict import DIFFERENCE, HOLD, Apart, Fitted, Line, Predictor
 from .grams import Grams, fitted_weights
 
 
@@ -18,6 +18,9 @@ class Candidate:
     A partial step predicts the feature as hold + d * (target - hold). target: the line through the last two full steps,
     or with `fitted` the least-squares combination of the last `order`. d goes linearly from `early` at step 0 to `late`
     at the last step. It may be negative, for samplers that undo a part of the last step.
+
+    difference: if given, the halves of guidance are damped apart: d is that of their mean (with reuse: of the feature),
+    and this that of their difference, in all steps.
     """
 
     mask: str
@@ -27,20 +30,25 @@ class Candidate:
     order: int = 2
     early: float = 0.0
     late: float = 0.0
+    difference: float | None = None
 
     @property
     def key(self) -> str:
         """Its name in the journal."""
         target = f"fitted {self.order}" if self.fitted else "line"
         how = f"{target} {self.early:g}..{self.late:g}" if self.early or self.late else "hold"
+        if self.difference is not None:
+            how += f", difference {self.difference:g}"
         return f"{self.mask} branch {self.branch} {'reuse' if self.reuse else 'both'} {how}"
 
     @property
-    def line(self) -> Line | None:
-        """The equivalent line, if it is one with the same damping in all steps."""
-        if not self.early and not self.late:
+    def line(self) -> Line | Apart | None:
+        """The equivalent line (two, if the halves are apart), if it has the same damping in all steps."""
+        if self.difference is None and not self.early and not self.late:
             return HOLD
-        return Line(self.early) if not self.fitted and self.early == self.late and 0 < self.early <= 1 else None
+        if self.fitted or self.early != self.late or max(abs(self.early), abs(self.difference or 0.0)) > 1:
+            return None
+        return Line(self.early) if self.difference is None else Apart(self.early, self.difference)
 
     def table(self, grams: Grams) -> Table:
         """Weights of all partial steps (predict.Fitted); empty if it is a `line`."""
@@ -52,13 +60,13 @@ class Candidate:
             if letter == "F":
                 full = (step, *full)[: self.order]
                 continue
-            for value in range(1 + self.reuse):
+            for value in range(1 + (self.reuse or self.difference is not None)):
                 table[value, step, full] = self._weights(grams, value, step, full)
         return table
 
-    def predictor(self, grams: Grams, otherwise: Line = HOLD) -> Predictor:
-        """The predictor of its runs. otherwise: for steps that are not in the table."""
-        return self.line or Fitted(self.table(grams), self.order, otherwise)
+    def predictor(self, grams: Grams) -> Predictor:
+        """The predictor of its runs."""
+        return self.line or Fitted(self.table(grams), self.order, apart=self.difference is not None)
 
     def _weights(self, grams: Grams, value: int, step: int, full: tuple[int, ...]) -> tuple[float, ...]:
         hold = HOLD.weights(value, step, full)
@@ -67,6 +75,8 @@ class Candidate:
         else:
             target = Line(1.0).weights(value, step, full)
         d = self.early + (self.late - self.early) * step / (len(self.mask) - 1)
+        if self.difference is not None and value == DIFFERENCE:
+            d = self.difference
         # Rounded as in the plan's file, so that plans run what was measured.
         return tuple(round(h + d * (t - h), 7) for h, t in zip(hold, target, strict=True))
 
@@ -99,13 +109,19 @@ def uniform(steps: int, interval: int) -> str:
 
 
 def predictors(near: Candidate) -> Iterator[Candidate]:
-    """The same run with other predictions: a little more or less of the target, then other targets."""
+    """The same run with other predictions: a little more or less of the target, then other targets.
+
+    Least squares are only tried with the halves together.
+    """
+    if near.difference is not None:
+        for by in (-0.25, 0.25):
+            yield replace(near, difference=near.difference + by)
     for early, late in ((0.25, 0.25), (-0.25, -0.25), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)):
         yield replace(near, early=near.early + early, late=near.late + late)
     for fitted, order in ((False, 2), (True, 2), (True, 3)):
         if near.line != HOLD:
-            yield replace(near, fitted=fitted, order=order)
-        yield replace(near, fitted=fitted, order=order, early=1.0, late=1.0)
+            yield replace(near, fitted=fitted, order=order, difference=None)
+        yield replace(near, fitted=fitted, order=order, early=1.0, late=1.0, difference=None)
 
 
 def moves(near: Candidate, chance: random.Random) -> Iterator[Candidate]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InvalidSetting
 from ..images.features import features_read
 from ..images.make import Made
+from .replay import Recording
 
 # Added to the diagonal, times the diagonal's mean. Features of neighbouring steps are nearly the same, and without it
 # the weights would be large numbers of both signs that fit rounding errors.
@@ -61,26 +62,38 @@ class Collector:
         self.grams: dict[int, Grams] = {}
         # [B, in_channels, H, W] of the U-Net's calls.
         self.sample: tuple[int, ...] = ()
+        self.recording: Recording | None = None
 
-    def run(self, make: Callable[[], Made], guided: Callable[[], bool]) -> Made:
-        """`make()`, which makes a batch of images with `pipe`. Price: the features of that run in main memory."""
+    def run(self, make: Callable[[], Made], guided: Callable[[], bool], record: bool = False) -> Made:
+        """`make()`, which makes a batch of images with `pipe`. Price: the features of that run in main memory.
+
+        record: let all of that run stay there, as `recording`.
+        """
         features: dict[int, list[Tensor]] = {branch: [] for branch in self.branches}
         outputs: list[Tensor] = []
+        samples: list[Tensor] = []
 
         def note_sample(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.sample = tuple((args[0] if args else kwargs["sample"]).shape)
+            sample = args[0] if args else kwargs["sample"]
+            self.sample = tuple(sample.shape)
+            if record:
+                samples.append(sample.detach().cpu().clone())
 
         def note_output(module: Any, args: tuple[Any, ...], output: Any) -> None:
-            outputs.append(output[0].detach().cpu())
+            outputs.append(output[0].detach().cpu().clone())
 
         with ExitStack() as hooks:
             hooks.callback(self.unet.register_forward_pre_hook(note_sample, with_kwargs=True).remove)
             hooks.callback(self.unet.register_forward_hook(note_output).remove)
             hooks.enter_context(
-                features_read(self.unet, self.branches, lambda branch, value: features[branch].append(value.cpu()))
+                features_read(
+                    self.unet, self.branches, lambda branch, value: features[branch].append(value.cpu().contiguous())
+                )
             )
             made = make()
         self._add(features, outputs, guided())
+        if record:
+            self.recording = Recording(samples, outputs, features, made.images, guided())
         return made
 
     def _add(self, features: dict[int, list[Tensor]], outputs: list[Tensor], guided: bool) -> None:

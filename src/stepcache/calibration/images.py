@@ -118,6 +118,11 @@ class Closeness:
         return cls(each, float(fidelity.ssim(images, originals).mean()))
 
 
+def counted(psnr: Sequence[float]) -> tuple[float, ...]:
+    """PSNR as candidates are compared by it: an identical image counts as IDENTICAL dB."""
+    return tuple(min(value, IDENTICAL) for value in psnr)
+
+
 def score(psnr: Sequence[float]) -> float:
-    """The figure that candidates are compared by: mean PSNR, in which an identical image counts as IDENTICAL dB."""
-    return float(np.minimum(psnr, IDENTICAL).mean())
+    """The mean of `counted` PSNR."""
+    return float(np.mean(counted(psnr)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,17 @@ from ..forwards.macs import branch_macs, meta_unet
 from ..images.fidelity import mean_of
 from ..images.make import Request
 from ..pipes.batches import guided
+from ..pipes.solvers import is_first_order
 from ..plans.plan import Figures
-from ..reuse.predict import HOLD, Line
-from .candidates import Candidate, speedup, uniform
+from ..reuse.auto import Auto, Loop
+from ..reuse.predict import HOLD, Apart, Line
+from .candidates import Candidate, most_full_steps, speedup, uniform
 from .grams import Collector
-from .images import HEATS, HELD_OUT, Closeness, PromptSet, score
+from .images import HEATS, HELD_OUT, Closeness, PromptSet, counted, score
 from .journal import Journal
-from .search import Space
+from .replay import Replay
+from .search import Option, Space
+from .segments import SegmentMeter
 
 # A candidate that is worse than the best by more than this, in dB, on the first half of the calibration prompts is not
 # measured on the second.
@@ -29,80 +33,177 @@ CLEARLY = 1.0
 # Dampings to try for a line, for steps without fitted weights.
 DAMPINGS = (0.0, 0.5, 1.0)
 
+# Dampings of the halves' mean and difference to try beside those of predict="auto".
+PAIRS = ((1.0, -0.25), (1.0, 0.5), (0.5, -0.25), (1.0, 0.0))
+
+
+@dataclass
+class Length:
+    """What is known of runs of one number of steps. sets: prompts by name, HEATS and HELD_OUT."""
+
+    sets: Mapping[str, PromptSet]
+    collector: Collector
+    space: Space
+    meter: SegmentMeter
+    loop: Loop
+
+    def proposals(self, option: Option, highest: float) -> Iterator[Candidate]:
+        """Starts for a search, whose masks the table of segments gives. highest: the largest budget of all searches.
+
+        The table has segments for the fewest full steps, so that it is measured once.
+        """
+        steps, branch, reuse, full = option
+        if full == steps:
+            return
+        fewest = most_full_steps(steps, self.space.shares[branch], reuse, highest * steps / (self.space.most or steps))
+        table = self.meter.table(branch, reuse, longest_of(steps, fewest or full))
+        mean, difference = (round(damping, 2) for damping in Auto(self.loop).dampings(round(steps / full)))
+        apart = [(mean, difference), *PAIRS] if self.space.reuse else []
+        linked = [max(0.0, min(mean, difference)), *DAMPINGS]
+        for minimax in (False, True):
+            mask = table.mask(full, mean, difference, minimax)
+            for m, d in apart:
+                yield Candidate(mask, branch, reuse, early=m, late=m, difference=d)
+            for d in linked:
+                yield Candidate(mask, branch, reuse, early=d, late=d)
+
+
+def longest_of(steps: int, full: int) -> int:
+    """The longest segment to measure for masks of `full` full steps."""
+    return min(steps, -(-3 * steps // (2 * full)) + 1)
+
 
 @dataclass
 class Laboratory:
-    """A pipe, its prompt sets (HEATS to calibrate with, and HELD_OUT), and the original's images of each."""
+    """A pipe, what is known of each number of steps by iterations of the loop, and the original's images by set.
+
+    The original is the run of the most steps. notes: what has been measured.
+    """
 
     pipe: Any
-    sets: Mapping[str, PromptSet]
+    lengths: Mapping[int, Length]
     originals: Mapping[str, np.ndarray]
-    collector: Collector
-    space: Space
     notes: Journal
 
     @classmethod
-    def open(cls, pipe: Any, sets: Mapping[str, PromptSet], branches: int, notes: Journal) -> Laboratory:
-        """Run the original over all prompts, and read the features of those to calibrate with."""
+    def open(
+        cls, pipe: Any, sets: Mapping[str, PromptSet], branches: int, notes: Journal, steps: Sequence[int] = ()
+    ) -> Laboratory:
+        """Run the original over all prompts, and read the features of those to calibrate with.
+
+        steps: other numbers of steps than that of the sets to know too, all lower.
+        """
         joins = len(family_of(pipe.unet).layout(pipe.unet).joins)
-        collector, is_guided = Collector(pipe, range(min(branches, joins))), _guided(pipe)
-
-        def read(request: Request) -> np.ndarray:
-            return collector.run(lambda: request.make(pipe), is_guided).images
-
-        originals = {name: np.concatenate([read(request) for request in sets[name].requests()]) for name in HEATS}
+        lengths: dict[int, Length] = {}
+        originals: dict[str, np.ndarray] = {}
+        for count in sorted({sets[HELD_OUT].steps, *steps}, reverse=True):
+            own = {name: replace(each, steps=count) for name, each in sets.items()}
+            collector, is_guided = Collector(pipe, range(min(branches, joins))), _guided(pipe)
+            images = {name: _read(pipe, own[name].requests(), collector, is_guided) for name in HEATS}
+            originals = originals or images
+            batch, _, height, width = collector.sample
+            macs = branch_macs(meta_unet(pipe.unet.config), height, width, batch, collector.branches)
+            iterations = len(collector.grams[0].whole)
+            shares = {each.branch: each.share for each in macs}
+            space = Space(iterations, shares, is_guided(), max(lengths, default=None))
+            assert collector.recording is not None
+            replay = Replay(pipe, own[HEATS[0]].requests()[0], collector.recording)
+            meter = SegmentMeter(replay, notes, min(shares), apart=space.reuse)
+            guidance = own[HELD_OUT].call.get("guidance_scale")
+            loop = Loop(iterations, count, is_first_order(pipe.scheduler), guidance)
+            lengths[iterations] = Length(own, collector, space, meter, loop)
         originals[HELD_OUT] = sets[HELD_OUT].make(pipe)
-        batch, _, height, width = collector.sample
-        counted = branch_macs(meta_unet(pipe.unet.config), height, width, batch, collector.branches)
-        iterations = len(collector.grams[0].whole)
-        space = Space(iterations, {m.branch: m.share for m in counted}, reuse=is_guided())
-        return cls(pipe, sets, originals, collector, space, notes)
+        return cls(pipe, lengths, originals, notes)
+
+    @property
+    def original(self) -> Length:
+        """What is known of the most steps."""
+        return self.lengths[max(self.lengths)]
+
+    def of(self, candidate: Candidate) -> Length:
+        """What is known of the candidate's number of steps."""
+        return self.lengths[len(candidate.mask)]
+
+    def propose(self, option: Option, highest: float) -> Iterator[Candidate]:
+        """`Length.proposals`."""
+        return self.lengths[option.steps].proposals(option, highest)
 
     def measure(self, candidate: Candidate, name: str) -> Closeness:
         """Closeness on one of the sets; from the notes, if known."""
-        key = f"{name}: {candidate.key}"
-        if len(self.notes.known.get(key, ())) != 1 + len(self.sets[name].prompts):
-            images = self.sets[name].under(self.pipe, candidate, self.collector.grams[candidate.branch])
-            close = Closeness.of(images, self.originals[name])
-            self.notes.add(key, [close.ssim, *close.psnr])
-        ssim, *psnr = self.notes.known[key]
-        return Closeness(tuple(psnr), ssim)
+        length = self.of(candidate)
+        grams = length.collector.grams[candidate.branch]
+        return self._noted(name, candidate.key, lambda: length.sets[name].under(self.pipe, candidate, grams))
 
-    def psnr(self, candidate: Candidate, beat: Candidate | None = None) -> float:
-        """Mean PSNR on calibration prompts; -inf if on half of them it is clearly below that of `beat`."""
+    def images(self, candidate: Candidate, beat: Candidate | None = None) -> tuple[float, ...]:
+        """PSNR of each calibration image (images.counted); none if half of them are clearly below those of `beat`."""
         first, second = HEATS
         psnr = self.measure(candidate, first).psnr
         if beat is not None and score(psnr) < score(self.measure(beat, first).psnr) - CLEARLY:
-            return -float("inf")
-        return score(psnr + self.measure(candidate, second).psnr)
+            return ()
+        return counted(psnr + self.measure(candidate, second).psnr)
 
-    def best_line(self, found: Candidate) -> Line:
+    def psnr(self, candidate: Candidate) -> float:
+        """Mean PSNR on calibration prompts."""
+        return score(self.images(candidate))
+
+    def best_line(self, found: Candidate) -> Line | Apart:
         """The damped line that does best with the candidate's mask, for steps without fitted weights."""
-        lines = [Candidate(found.mask, found.branch, found.reuse, early=d, late=d) for d in DAMPINGS]
-        return max(lines, key=self.psnr).line or HOLD
+        limited = None if found.difference is None else min(1.0, max(-1.0, found.difference))
+        near = Candidate(found.mask, found.branch, found.reuse, difference=limited)
+        return max((replace(near, early=d, late=d) for d in DAMPINGS), key=self.psnr).line or HOLD
 
     def figures(self, what: str, candidate: Candidate) -> Figures:
         """The candidate's figures on held-out prompts, under the name `what`."""
         close = self.measure(candidate, HELD_OUT)
-        return Figures(what, self.space.speedup(candidate), mean_of(close.psnr), close.ssim)
+        return Figures(what, self.of(candidate).space.speedup(candidate), mean_of(close.psnr), close.ssim)
 
     def rivals(self, budget: float) -> list[Figures]:
-        """DeepCache's algorithm: the best within the budget, and the best with the next smaller interval."""
-        steps = self.space.steps
+        """What else costs as much.
+
+        DeepCache's algorithm at the most steps: the best within the budget, and the best with the next smaller
+        interval. Where several numbers of steps are searched, then also the most steps that fit the budget, all full.
+        """
+        space = self.original.space
         within, over = [], []
-        for branch, share in self.space.shares.items():
-            intervals = range(2, steps + 1)
-            fits = [n for n in intervals if speedup(uniform(steps, n), share, reuse=False) >= budget - 1e-9]
+        for branch, share in space.shares.items():
+            intervals = range(2, space.steps + 1)
+            fits = [n for n in intervals if speedup(uniform(space.steps, n), share, reuse=False) >= budget - 1e-9]
             if fits:
                 within.append((fits[0], branch))
             if fits[:1] != [2]:
-                over.append((fits[0] - 1 if fits else steps, branch))
+                over.append((fits[0] - 1 if fits else space.steps, branch))
         sides = [[self._deepcache(*each) for each in side] for side in (within, over) if side]
-        return [max(side, key=lambda figures: figures.psnr) for side in sides]
+        found = [max(side, key=lambda figures: figures.psnr) for side in sides]
+        return found if len(self.lengths) == 1 else [*found, self._fewer_steps(budget)]
 
     def _deepcache(self, interval: int, branch: int) -> Figures:
         name = f"DeepCache, interval {interval}, branch {branch}"
-        return self.figures(name, Candidate(uniform(self.space.steps, interval), branch, reuse=False))
+        return self.figures(name, Candidate(uniform(self.original.space.steps, interval), branch, reuse=False))
+
+    def _fewer_steps(self, budget: float) -> Figures:
+        held_out = self.original.sets[HELD_OUT]
+        count = max(1, int(held_out.steps / budget + 1e-9))
+        what = f"fewer steps: {count}, all full"
+        close = self._noted(HELD_OUT, what, lambda: replace(held_out, steps=count).make(self.pipe))
+        return Figures(what, held_out.steps / count, mean_of(close.psnr), close.ssim)
+
+    def _noted(self, name: str, what: str, make: Callable[[], np.ndarray]) -> Closeness:
+        """Closeness of images of one of the sets; made only if the notes do not have them."""
+        key = f"{name}: {what}"
+        if len(self.notes.known.get(key, ())) != 1 + len(self.originals[name]):
+            close = Closeness.of(make(), self.originals[name])
+            self.notes.add(key, [close.ssim, *close.psnr])
+        ssim, *psnr = self.notes.known[key]
+        return Closeness(tuple(psnr), ssim)
+
+
+def _read(pipe: Any, requests: Sequence[Request], collector: Collector, is_guided: Callable[[], bool]) -> np.ndarray:
+    """The images of requests, whose features are collected; the very first ones are recorded."""
+    images = []
+    for request in requests:
+        record = collector.recording is None
+        images.append(collector.run(lambda made=request: made.make(pipe), is_guided, record).images)  # type: ignore[misc]
+    return np.concatenate(images)
 
 
 def _guided(pipe: Any) -> Callable[[], bool]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from ..errors import InvalidSetting
 from .candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
@@ -14,78 +17,130 @@ WORTH_A_TRY = 0.7
 POWERS = (0.8, 0.65, 1.25, 1.6)
 STARTS = (0.0, 0.5, 1.0)  # dampings
 
+# A candidate replaces the best if its mean gain over the images is larger than this many standard errors of the gain.
+# Of many candidates with the same fidelity, some are better on a few images.
+SURELY = 1.0
+
+
+class Option(NamedTuple):
+    """A choice of steps, branch and guidance, with the most full steps that the budget allows it."""
+
+    steps: int
+    branch: int
+    reuse: bool
+    full: int
+
 
 @dataclass(frozen=True)
 class Space:
-    """What a candidate can choose.
+    """What a candidate of one number of steps can choose.
 
-    shares: by branch, a partial step's MACs over a full one's. reuse: whether guidance can be reused.
+    steps: iterations of the loop. shares: by branch, a partial step's MACs over a full one's. reuse: whether guidance
+    can be reused. most: iterations of the run that costs are relative to; None: of this one.
     """
 
     steps: int
     shares: Mapping[int, float]
     reuse: bool
+    most: int | None = None
 
     def speedup(self, candidate: Candidate) -> float:
-        """The original's MACs over the candidate's."""
-        return speedup(candidate.mask, self.shares[candidate.branch], candidate.reuse)
+        """The MACs of the run that costs are relative to over the candidate's."""
+        return self._relative * speedup(candidate.mask, self.shares[candidate.branch], candidate.reuse)
 
-    def options(self, budget: float) -> list[tuple[int, bool, int]]:
-        """(branch, reuse of guidance, full steps) to try, most full steps first; InvalidSetting if none fits."""
+    def options(self, budget: float) -> list[Option]:
+        """What to try, most full steps first; InvalidSetting if nothing fits."""
+        own = budget / self._relative
+        if own <= 1:  # all steps can be full
+            return [Option(self.steps, min(self.shares), False, self.steps)]
         options = []
         for branch, share in self.shares.items():
-            both = most_full_steps(self.steps, share, False, budget)
-            half = most_full_steps(self.steps, share, True, budget) if self.reuse else 0
-            options += [(branch, False, both)] * (both > 0)
+            both = most_full_steps(self.steps, share, False, own)
+            half = most_full_steps(self.steps, share, True, own) if self.reuse else 0
+            options += [Option(self.steps, branch, False, both)] * (both > 0)
             # Reuse that allows no more full steps only loses.
-            options += [(branch, True, half)] * (half > both)
+            options += [Option(self.steps, branch, True, half)] * (half > both)
         if not options:
-            highest = max(speedup("F" + "P" * (self.steps - 1), s, self.reuse) for s in self.shares.values())
+            shares = self.shares.values()
+            highest = max(speedup("F" + "P" * (self.steps - 1), s, self.reuse) for s in shares) * self._relative
             raise InvalidSetting(
                 f"No run of {self.steps} steps is {budget:g}x cheaper: the most that these branches can save is "
                 f"{highest:.2f}x."
             )
-        options.sort(key=lambda option: -option[2])
-        return [option for option in options if option[2] >= WORTH_A_TRY * options[0][2]]
+        options.sort(key=lambda option: -option.full)
+        return [option for option in options if option.full >= WORTH_A_TRY * options[0].full]
+
+    @property
+    def _relative(self) -> float:
+        return (self.most or self.steps) / self.steps
+
+
+Measure = Callable[[Candidate, Candidate | None], Sequence[float]]
+"""(candidate, the best before it) -> PSNR of each calibration image; none of a candidate that is clearly worse."""
+
+Propose = Callable[[Option], Iterable[Candidate]]
 
 
 def search(
-    space: Space, budget: float, trials: int, seed: int, measure: Callable[[Candidate, Candidate | None], float]
+    spaces: Sequence[Space], budget: float, trials: int, seed: int, measure: Measure, propose: Propose
 ) -> Candidate:
-    """The best of at most `trials` candidates.
+    """The best of at most `trials` candidates of these numbers of steps; InvalidSetting if none has one that fits.
 
-    measure: (candidate, the best before it) -> PSNR of calibration images; -inf is allowed for a worse one.
+    propose: starts for an option, the most promising first.
 
-    It tries the choices of branch and guidance with uniform masks. From the best of them it tries in turn other
-    predictions, warped masks, and single full steps moved, until nothing improves.
+    It tries the first start of each choice of steps, branch and guidance, and with the best of them all starts. From
+    the best it tries in turn other predictions, warped masks, and single full steps moved, until nothing improves.
     """
     climb = _Climb(trials, measure)
-    options = space.options(budget)
-    for branch, reuse, full in options:
-        # DeepCache's mask is among them, if it has as many full steps, so that the plan is no worse.
-        masks = [warped(space.steps, full), uniform(space.steps, -(-space.steps // full))]
-        for mask in dict.fromkeys(mask for mask in masks if mask.count("F") == full):
-            climb.over(Candidate(mask, branch, reuse, early=d, late=d) for d in STARTS)
+    options = _options(spaces, budget)
+    starts = {option: [*propose(option), *uniform_starts(option)] for option in options}
+    climb.over((tries[0] for tries in starts.values()), surely=0.0)
+    for tries in starts.values():
+        if climb.best is tries[0]:
+            climb.over(tries[1:])
+            break
     chance = random.Random(seed)
-    count = {(branch, reuse): full for branch, reuse, full in options}
-    while climb.left:
-        before = climb.psnr
+    while climb.left and "P" in climb.best.mask:
+        before = climb.best
         climb.descend(predictors)
-        masks = [warped(space.steps, count[climb.best.branch, climb.best.reuse], power) for power in POWERS]
+        masks = [warped(len(before.mask), before.mask.count("F"), power) for power in POWERS]
         climb.over(replace(climb.best, mask=mask) for mask in masks)
         climb.descend(lambda near: moves(near, chance))
-        if climb.psnr <= before:
+        if climb.best is before:
             break
     return climb.best
+
+
+def _options(spaces: Sequence[Space], budget: float) -> list[Option]:
+    found, errors = [], []
+    for space in spaces:
+        try:
+            found += space.options(budget)
+        except InvalidSetting as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def uniform_starts(option: Option) -> list[Candidate]:
+    """Full steps at regular intervals, held and along a line; one candidate if all steps are full."""
+    steps, branch, reuse, full = option
+    if full == steps:
+        return [Candidate("F" * steps, branch, reuse)]
+    # DeepCache's mask is among them, if it has as many full steps.
+    masks = [warped(steps, full), uniform(steps, -(-steps // full))]
+    fits = dict.fromkeys(mask for mask in masks if mask.count("F") == full)
+    return [Candidate(mask, branch, reuse, early=d, late=d) for mask in fits for d in STARTS]
 
 
 class _Climb:
     """The best candidate so far."""
 
-    def __init__(self, trials: int, measure: Callable[[Candidate, Candidate | None], float]) -> None:
+    def __init__(self, trials: int, measure: Measure) -> None:
         self.left, self._measure = trials, measure
         self._tried: set[Candidate] = set()
-        self.psnr = -float("inf")
+        self._psnr: np.ndarray | None = None
         self._best: Candidate | None = None
 
     @property
@@ -94,24 +149,32 @@ class _Climb:
         assert self._best is not None
         return self._best
 
-    def over(self, candidates: Iterable[Candidate]) -> None:
+    def over(self, candidates: Iterable[Candidate], surely: float = SURELY) -> None:
         """Try each of them."""
         for candidate in candidates:
-            self._try(candidate)
+            self._try(candidate, surely)
 
     def descend(self, neighbours: Callable[[Candidate], Iterable[Candidate]]) -> None:
         """Go to the first better neighbour, from there to its first better neighbour, and so on."""
-        while self.left and any(self._try(candidate) for candidate in neighbours(self.best)):
+        while self.left and any(self._try(candidate, SURELY) for candidate in neighbours(self.best)):
             pass
 
-    def _try(self, candidate: Candidate) -> bool:
+    def _try(self, candidate: Candidate, surely: float) -> bool:
         """Whether it is the best so far. A new candidate counts as a trial, even if its figures are known."""
         if candidate in self._tried or not self.left:
             return False
         self._tried.add(candidate)
         self.left -= 1
-        psnr = self._measure(candidate, self._best)
-        if psnr <= self.psnr:
+        psnr = np.asarray(self._measure(candidate, self._best), dtype=float)
+        if self._psnr is not None and not _is_better(psnr, self._psnr, surely):
             return False
-        self._best, self.psnr = candidate, psnr
+        self._best, self._psnr = candidate, psnr
         return True
+
+
+def _is_better(psnr: np.ndarray, best: np.ndarray, surely: float) -> bool:
+    if len(psnr) != len(best):
+        return False
+    gains = psnr - best
+    doubt = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return bool(gains.mean() > surely * doubt)

@@ -1,4 +1,6 @@
-"""`stepcache calibrate`: the plan with the best images at a given cost, for one pipeline, scheduler and step count.
+"""`stepcache calibrate`: the plan with the best images at a given cost, for one pipeline and scheduler.
+
+It is for one number of steps, or for that of several which is best for the budget.
 
 It makes images of your prompts, many times over, and judges candidates by them: see stepcache.calibration. All runs are
 eager.
@@ -21,7 +23,7 @@ from ..images.pipelines import DEMO
 from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
 from ..values import positive_int
-from .arguments import check_guidance, check_seed, check_writable, image_size
+from .arguments import check_guidance, check_seed, check_writable, distinct, image_size, integers
 from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet
 from .threads import one_thread
@@ -38,12 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"negative_prompt". Half of them calibrate, the others measure the plan (default: bundled ones)',
     )
     add_call(parser, steps=50)
+    parser.conflict_handler = "resolve"  # other commands take one --steps
+    parser.add_argument(
+        "--steps",
+        metavar="N,N",
+        type=integers,
+        action="extend",
+        help="denoising steps; of several with commas, such as 20,25,30,50, the number that is best for the budget, by "
+        "its images against those of the most steps (default 50)",
+    )
     parser.add_argument(
         "--budget",
         metavar="N",
         type=budget,
         default=2.5,
-        help="how many times fewer multiply-accumulates the U-Net is to take, such as 2.5x (default)",
+        help="how many times fewer multiply-accumulates the U-Net is to take than in the run of the most --steps, such "
+        "as 2.5x (default)",
     )
     parser.add_argument("--trials", type=int, default=60, help="candidates to try (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="of images and of the search (default 0)")
@@ -75,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             "and --seed."
         )
     size = image_size(args.size)
-    steps = positive_int("--steps", args.steps, at_least=2)
+    steps = [positive_int("--steps", count, at_least=2) for count in distinct(args.steps, (50,))]
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
@@ -84,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
     with quiet("diffusers", "transformers"), one_thread(args.pipeline == DEMO and device == "cpu"):
         pipe = load(args, device, dtype)
         check_text_to_image(pipe, NEEDED, "calibration")
-        swap_scheduler(pipe, args.scheduler, steps)
+        for count in steps:
+            swap_scheduler(pipe, args.scheduler, count)
         (plan,) = calibrate(
             pipe,
             [prompt.text for prompt in prompts],
@@ -101,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
         )
     plan.write(args.out)
     print(f"\n{table([plan])}\n\nFigures are those of the held-out prompts; the cost is the U-Net's, in MACs.")
+    if len(steps) > 1:
+        found = plan.made_with["call"]["num_inference_steps"]
+        print(f"PSNR and SSIM are against the run of {max(steps)} steps; the plan is for {found} steps.")
     print(f'{plan.mask}, branch {plan.branch}, guidance "{plan.guidance}"\nPlan: {args.out}')
     return 0
 

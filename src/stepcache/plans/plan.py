@@ -16,14 +16,18 @@ from typing import Any
 from ..errors import InvalidSetting
 from ..files.reading import NotJson, parsed, path_of, read_text
 from ..files.replacing import write_text
-from ..reuse.predict import Fitted, Line, Predictor
+from ..reuse.predict import Apart, Fitted, Line, Predictor
 from ..reuse.schedule import MOST_STEPS, Schedule
-from ..values import LARGEST, as_int, as_number, as_word, is_a, is_one_of, shown
+from ..values import LARGEST, as_int, as_number, as_word, is_a, is_one_of, shown, true_or_false
 from .fingerprints import config_hash, same_weights, sampling, sampling_differs, weight_sample
 from .reading import entries, infinite, integer, number, plain, sequence, word
 from .weights import Table, checked_table
 
-FORMAT = 1
+FORMAT = 2
+"""Of files that are written. Those of format 1 have no halves apart (`UNKNOWN_IN`)."""
+
+UNKNOWN_IN: dict[int, dict[str, Any]] = {1: {"apart": False, "difference": 0.0}, FORMAT: {}}
+"""By format of files that are read: the keys that it lacks, with their values."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,12 @@ class Plan:
     """One way to run, for `accelerate(pipe, plan=...)`.
 
     mask: a letter for each iteration of the loop, F or P. branch, guidance: as in `accelerate`. order, table: fitted
-    weights (predict.Fitted); with an empty table the line alone predicts. damping: the line's, for steps that the table
-    lacks. speedup: the original's MACs over the plan's, in the U-Net. figures: on held-out prompts, first this plan's,
-    then those of DeepCache's algorithm at the same or lower cost, then (if any) at the next higher cost. made_with:
-    versions, date, prompts, seeds, command.
+    weights (predict.Fitted); with an empty table the line alone predicts. damping: the line's, from -1 to 1, for steps
+    that the table lacks. apart: whether the mean of the guidance halves and their difference are predicted apart, by
+    values 0 and 1 of the table; `damping` is then the mean's, and `difference` that of the difference. speedup: MACs of
+    the run that the figures compare with over the plan's, in the U-Net. figures: on held-out prompts, first this
+    plan's, then those of DeepCache's algorithm at the same or lower cost, then (if any) at the next higher cost.
+    made_with: versions, date, prompts, seeds, command.
 
     Raises InvalidSetting, with the key and the value, for what no run could use: another type, a number that is not
     finite, a weight over 1,000 (weights.HEAVIEST), or one for a step outside of the mask or for full steps after it.
@@ -119,6 +125,8 @@ class Plan:
     speedup: float
     figures: tuple[Figures, ...] = ()
     made_with: dict[str, Any] = field(default_factory=dict, repr=False)
+    apart: bool = False
+    difference: float = 0.0
 
     def __post_init__(self) -> None:
         mask = _mask(self.mask)
@@ -130,10 +138,16 @@ class Plan:
                 f'A plan has a branch of at least 0 and guidance "both" or "reuse", got {shown(self.branch)} and '
                 f"{shown(self.guidance)}."
             )
-        if order not in (1, 2, 3) or damping is None or not 0 <= damping <= 1 or (damping and order == 1):
+        if order not in (1, 2, 3) or damping is None or not -1 <= damping <= 1 or (damping and order == 1):
             raise InvalidSetting(
-                f"A plan has an order of 1 to 3 and a damping of 0 to 1 (0 at order 1), got {shown(self.order)} and "
+                f"A plan has an order of 1 to 3 and a damping of -1 to 1 (0 at order 1), got {shown(self.order)} and "
                 f"{shown(self.damping)}."
+            )
+        apart, difference = true_or_false("apart", self.apart), as_number(self.difference)
+        if difference is None or not -1 <= difference <= 1 or (difference and (order == 1 or not apart)):
+            raise InvalidSetting(
+                "A plan has a damping of the difference of -1 to 1 (0 at order 1, and where halves are not apart), got "
+                f"{shown(self.difference)}."
             )
         figures = sequence(self.figures, "figures")
         for i, each in enumerate(figures):
@@ -150,6 +164,7 @@ class Plan:
             speedup=number(self.speedup, "speedup", 0),
             figures=figures,
             made_with=_settings(self.made_with, "made_with"),
+            difference=difference,
         )
 
     @property
@@ -160,7 +175,12 @@ class Plan:
     @property
     def predictor(self) -> Predictor:
         """How partial steps predict the feature."""
-        return Fitted(self.table, self.order, Line(self.damping)) if self.table else Line(self.damping)
+        return Fitted(self.table, self.order, self.line, self.apart) if self.table else self.line
+
+    @property
+    def line(self) -> Line | Apart:
+        """How steps are predicted that the table lacks."""
+        return Apart(self.damping, self.difference) if self.apart else Line(self.damping)
 
     def check(self, scheduler: Any, unet: Any) -> None:
         """Raise InvalidSetting if it was made for another scheduler or U-Net. unet: None if known to be the plan's."""
@@ -176,9 +196,12 @@ class Plan:
     def remarks(self, steps: int | None, guidance: object) -> Iterator[str]:
         """Warnings for a run of `steps` at that guidance scale; None and tensors are not checked."""
         if steps is not None and steps != len(self.mask):
+            damped = f"{self.damping:g}"
+            if self.apart:
+                damped += f" (the difference of the guidance halves by {self.difference:g})"
             yield (
                 f"A plan for {len(self.mask)} steps in a run of {steps}: its full steps are stretched to "
-                f"{stretched(self.mask, steps)}, and a line damped by {self.damping:g} replaces its weights."
+                f"{stretched(self.mask, steps)}, and a line damped by {damped} replaces its weights."
             )
         if isinstance(guidance, (int, float)) and guidance != self.made_for.guidance:
             yield (
@@ -199,7 +222,7 @@ class Plan:
                 f"This plan is for {len(self.mask)} steps of the loop, but was used in a run {known}. Run that many, "
                 "calibrate a plan for this number, or let accelerate(..., adapt=True) stretch it."
             )
-        return Schedule.explicit(stretched(self.mask, steps)), Line(self.damping)
+        return Schedule.explicit(stretched(self.mask, steps)), self.line
 
     def to_json(self) -> str:
         """The file's text."""
@@ -243,10 +266,13 @@ def plan_of(plan: object) -> Plan:
 def _body(value: object) -> dict[str, Any]:
     """The arguments of `Plan` in a file's JSON value."""
     found = value.get("format") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or as_int(found) != FORMAT:
-        raise InvalidSetting(f"its format is {shown(found)}, and this version reads {FORMAT}.")
-    body = entries(value, "", ["format", *(each.name for each in fields(Plan))])
+    lacks = UNKNOWN_IN.get(as_int(found) or 0)
+    if not isinstance(value, dict) or lacks is None:
+        known = " and ".join(str(each) for each in UNKNOWN_IN)
+        raise InvalidSetting(f"its format is {shown(found)}, and this version reads {known}.")
+    body = entries(value, "", ["format", *(each.name for each in fields(Plan) if each.name not in lacks)])
     del body["format"]
+    body.update(lacks)
     body["made_for"] = MadeFor(**entries(body["made_for"], "made_for", [each.name for each in fields(MadeFor)]))
     figures = enumerate(sequence(body["figures"], "figures"))
     body["figures"] = tuple(_figures(each, f"figures[{i}]") for i, each in figures)
