@@ -39,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='at least 8 prompts like those you will use: text, a prompt a line, or JSONL with "prompt" and '
         '"negative_prompt". Half of them calibrate, the others measure the plan (default: bundled ones)',
     )
-    add_call(parser, steps=50)
-    parser.conflict_handler = "resolve"  # other commands take one --steps
     parser.add_argument(
         "--steps",
         metavar="N,N",
@@ -49,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="denoising steps; of several with commas, such as 20,25,30,50, the number that is best for the budget, by "
         "its images against those of the most steps (default 50)",
     )
+    add_call(parser, steps=None)
     parser.add_argument(
         "--budget",
         metavar="N",

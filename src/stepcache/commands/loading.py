@@ -24,9 +24,10 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_call(parser: argparse.ArgumentParser, steps: int) -> None:
-    """--steps (default: `steps`), --scheduler, --guidance and --size."""
-    parser.add_argument("--steps", type=int, default=steps, help="denoising steps (default %(default)s)")
+def add_call(parser: argparse.ArgumentParser, steps: int | None) -> None:
+    """--steps (default: `steps`; None: not here), --scheduler, --guidance and --size."""
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="denoising steps (default %(default)s)")
     parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
     parser.add_argument(
