@@ -30,8 +30,9 @@ def found(variants, steps, name="DDIMScheduler", **changes):
         ("DDIMScheduler", 2, 2, 1),
         ("DPMSolverMultistepScheduler", 3, 20, 8),  # 7 and 13: 8.3
         ("HeunDiscreteScheduler", 2, 30, 16),  # of 59 calls 30 and 29: 32.9; 16 steps are 31 calls, 17 are 33
-        ("KDPM2DiscreteScheduler", 3, 20, 8),  # of 39 calls 13 and 26: 15.6; 8 steps are 15 calls
-        ("PNDMScheduler", 2, 30, 16),  # of 31 calls 16 and 15: 17.5; 16 steps are 17 calls
+        # By steps instead of calls, these would be 5 and 10.
+        ("KDPM2DiscreteScheduler", 5, 20, 6),  # of 39 calls 8 and 31: 11.1; 6 steps are 11 calls
+        ("PNDMScheduler", 3, 25, 9),  # of 26 calls 9 and 17: 10.7; 9 steps are 10 calls
     ],
 )
 def test_the_most_steps_that_cost_no_more(name, interval, steps, fewer):
