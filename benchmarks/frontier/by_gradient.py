@@ -67,7 +67,7 @@ def fitted(
     for _ in range(iterations):
         with running(pipe, Run(pipe, EachStep(start.interval, dampings), steps, guidance, 0.0)):
             loss = decibel(make(), wanted)
-        losses.append(float(loss))
+        losses.append(loss.item())
         tried.append(dampings.detach().clone())
         descent.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
