@@ -223,12 +223,30 @@ def measure(
     all_of_them: bool = True,
     iterations: int = 0,
 ) -> Iterator[Row]:
-    """All rows of one setting. The scheduler of `pipe` is replaced by the setting's.
+    """All rows of one setting. Afterwards `pipe` has its own scheduler again.
 
     iterations: of the descent through the run, 0 for none.
     """
-    scheduler, steps, guidance = setting
+    scheduler, steps, _ = setting
+    own = pipe.scheduler
     swap_scheduler(pipe, scheduler, steps)
+    try:
+        yield from _measured(pipe, setting, intervals, chosen_on, judged_on, all_of_them, iterations)
+    finally:
+        pipe.scheduler = own  # the next one is made from its config, which must not be this setting's
+
+
+def _measured(
+    pipe: Any,
+    setting: tuple[str, int, float],
+    intervals: Sequence[int],
+    chosen_on: tuple[Sequence[str], int],
+    judged_on: tuple[Sequence[str], int],
+    all_of_them: bool,
+    iterations: int,
+) -> Iterator[Row]:
+    """`measure`, with the setting's scheduler in place."""
+    _, steps, guidance = setting
     size = pipe.unet.config.sample_size
     (count,) = branch_macs(meta_unet(pipe.unet.config), size, size, branches=[0])
     calibration = Pictures(pipe, count.share, steps, guidance, *chosen_on)

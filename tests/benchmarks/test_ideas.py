@@ -216,10 +216,12 @@ def test_the_descent_brings_the_latents_nearer_and_stays_with_what_it_says():
 
 
 def test_rows_of_a_tiny_setting(tmp_path):
-    pipe, prompts = made(), ("fox face", "hamburger")
+    pipe, prompts = piped("euler"), ("fox face", "hamburger")
+    own = pipe.scheduler
     rows = list(
         ideas.measure(pipe, ("dpm++", 8, 3.0), (3,), chosen_on=(prompts[:1], 7), judged_on=(prompts, 9), iterations=2)
     )
+    assert pipe.scheduler is own  # else the next setting's scheduler would be made from this one's config
     by_idea = {row.idea: row for row in rows}
     assert len(by_idea) == 13 and [row.setting for row in rows[:5]] == [ideas.told(*pair) for pair in ideas.PAIRS]
     (best,) = (row for row in rows[:5] if row.psnr_calibration is not None)
