@@ -21,6 +21,7 @@ from benchmarks.pages import two_graphs
 from benchmarks.pages.bench_tables import headline_table, ladder_tables
 from benchmarks.pages.figures import Figure
 from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline, frontier_table
+from benchmarks.pages.ideas_tables import ideas_table, stability_table
 from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
@@ -33,6 +34,7 @@ from stepcache.graphs.options import CUDA_OPTIONS
 Made = TypeVar("Made")
 PAGES = (
     ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md", ROOT / "docs" / "fidelity.md",
+    ROOT / "docs" / "notes.md",
 )  # fmt: skip
 
 
@@ -165,6 +167,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "frontier_headline": csv(frontier_headline, "frontier.csv"),
     "rivals_aims": csv(aims_table, "rivals.csv"),
     "rivals_fewer": csv(fewer_table, "rivals.csv"),
+    "ideas": csv(ideas_table, "ideas.csv"),
+    "stability": csv(stability_table, "stability.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
     "kernel_code": csv(kernel_code_table, "kernel_code.csv"),
     "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
