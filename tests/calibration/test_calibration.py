@@ -1,7 +1,9 @@
 """Calibration as a whole, with few steps and small images: plans of the demo pipeline, the rest on a tiny one."""
 
 import copy
+import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from stepcache.calibration import _plan, calibrate, laboratory
 from stepcache.calibration.candidates import Candidate
 from stepcache.calibration.images import PromptSet, split
 from stepcache.calibration.journal import Journal
+from stepcache.calibration.segments import SegmentMeter
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
 from stepcache.images.fidelity import mean_psnr
 from stepcache.images.make import Request
@@ -39,9 +42,14 @@ def found(pipe, budgets=(2.0,), **changes):
 
 
 def count_measured(patch):
-    """A list that grows with each candidate whose images are made."""
-    measured, under = [], PromptSet.under
+    """A list that grows with each candidate whose images are made, and with each part of the table of segments."""
+    measured, under, noted = [], PromptSet.under, SegmentMeter._noted
+
+    def note(self, name, shape, measure):
+        return noted(self, name, shape, lambda: measured.append(name) or measure())
+
     patch.setattr(PromptSet, "under", lambda *args: measured.append(args) or under(*args))
+    patch.setattr(SegmentMeter, "_noted", note)
     return measured
 
 
@@ -83,6 +91,37 @@ def test_a_plan_within_the_budget_whose_figures_are_those_of_accelerate(planned,
     assert plan.figures[2].speedup < 2.0
 
 
+def held_out(pipe, steps):
+    """Images of the held-out prompts, made by hand."""
+    shuffled = [(prompt, "") for prompt in PROMPTS]
+    random.Random(4).shuffle(shuffled)
+    held = tuple(prompt for prompt, _ in shuffled[4:])
+    return Request(held, (8, 9, 10, 11), steps, {"guidance_scale": 3.0, **SIZE}).make(pipe).images
+
+
+def test_of_several_numbers_of_steps_the_figures_are_against_the_most(tmp_path):
+    path, pipe = tmp_path / "trials.jsonl", demo_pipe()
+    (plan,) = found(pipe, steps=[4, 8, 6], trials=6, journal=path)
+    head = json.loads(path.read_text().splitlines()[0])
+    assert head["steps"] == [8, 6, 4] == plan.made_with["steps"]
+    own = plan.made_with["call"]["num_inference_steps"]
+    assert own == len(plan.mask) and own in (4, 6, 8) and plan.speedup >= 2.0
+    tried = path.read_text()
+    # All three were tried, one of them without partial steps: half the steps are half the cost.
+    assert "first: FFFF branch 0 both hold" in tried
+    assert {len(mask) for mask in re.findall(r'"first: ([FP]+) ', tried)} == {4, 6, 8}
+    assert {int(steps) for steps in re.findall(r'"(\d) steps: segments', tried)} == {6, 8}
+    originals = held_out(pipe, 8)
+    accelerate(pipe, plan=plan)
+    assert plan.figures[0].psnr == pytest.approx(mean_psnr(held_out(pipe, own), originals), abs=1e-3)
+    restore(pipe)
+    fewer = plan.figures[-1]
+    assert (fewer.what, fewer.speedup) == ("fewer steps: 4, all full", 2.0)
+    assert fewer.psnr == pytest.approx(mean_psnr(held_out(pipe, 4), originals), abs=1e-3)
+    with pytest.raises(InvalidSetting, match="not the same: steps"):
+        found(pipe, steps=[8, 6], journal=path)
+
+
 def test_the_pipe_is_what_it_was():
     pipe = accelerate(tiny_pipe(), 2)
     before = vars(state_of(restore(copy.copy(pipe))))
@@ -94,14 +133,14 @@ def test_the_pipe_is_what_it_was():
 def test_an_interrupted_search_goes_on_and_finds_the_same(planned, tmp_path, monkeypatch):
     plan, notes, count = planned
     lines = notes.read_text().splitlines(keepends=True)
-    images = [i for i, line in enumerate(lines) if i and " steps: " not in line]  # the others are segments
-    path, kept = tmp_path / "trials.jsonl", images[1]
-    path.write_text("".join(lines[:kept]))
+    path = tmp_path / "trials.jsonl"
+    path.write_text("".join(lines[:5]))
     calls = count_measured(monkeypatch)
     (again,) = found(demo_pipe(), journal=path)
     assert again == plan and path.read_text() == notes.read_text()
-    assert len(calls) == len([i for i in images if i >= kept])
-    assert count == len(images)  # each candidate once: two budgets share what was measured
+    assert len(calls) == len(lines) - 5
+    # A head, and each segment and candidate once: two budgets share what was measured.
+    assert count == len(lines) - 1 and "segments 0 to" in notes.read_text()
     # All of it known: nothing is measured.
     calls.clear()
     assert found(demo_pipe(), journal=path) == [plan] and not calls
@@ -133,6 +172,9 @@ def test_without_guidance():
         ({"budgets": ("fast",)}, "A budget is a number over 1"),
         ({"budgets": (60.0,)}, "the most that these branches can save"),
         ({"steps": 1}, "steps must be"),
+        ({"steps": [5, 1]}, "steps must be"),
+        ({"steps": []}, "got none"),
+        ({"steps": "20,50"}, "steps must be"),
         ({"trials": 0}, "trials must be"),
         ({"negatives": ["blue"]}, "8 prompts and 1 negative"),
     ],
@@ -164,3 +206,18 @@ def test_fitted_plans_know_what_to_do_in_other_steps():
     image = pipe("rose", num_inference_steps=6, guidance_scale=3.0, output_type="latent").images
     assert torch.isfinite(image).all() and last_run(pipe).kinds == "FPFPFP"
     restore(pipe)
+
+
+def test_plans_of_halves_apart_have_two_lines_for_other_steps():
+    pipe = tiny_pipe()
+    sets = split(PROMPTS, None, 0, 6, {"guidance_scale": 3.0, **SIZE}, 8)
+    lab = laboratory.Laboratory.open(pipe, sets, 1, Journal(None, {}))
+    lines = _plan(
+        lab, 1.5, Candidate("FPFPFP", 0, False, early=1.0, late=1.0, difference=-0.25), MadeFor.of(pipe, 3.0), {}
+    )
+    assert lines.apart and (lines.damping, lines.difference, dict(lines.table)) == (1.0, -0.25, {})
+    ramp = _plan(
+        lab, 1.5, Candidate("FPFPFP", 0, False, early=1.0, late=0.5, difference=-1.25), MadeFor.of(pipe, 3.0), {}
+    )
+    assert ramp.apart and len(ramp.table) == 6 and ramp.difference == -1.0
+    assert ramp.predictor.weights(1, 3, (2, 0)) == pytest.approx((1 - 1.25 / 2, 1.25 / 2))
