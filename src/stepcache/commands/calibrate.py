@@ -20,11 +20,11 @@ from ..errors import InvalidSetting
 from ..images.fidelity import in_words
 from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
-from ..images.schedulers import swap_scheduler
+from ..images.schedulers import SCHEDULERS, swap_scheduler
 from ..plans.plan import Plan
 from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size, integers
-from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
+from .loading import add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='at least 8 prompts like those you will use: text, a prompt a line, or JSONL with "prompt" and '
         '"negative_prompt". Half of them calibrate, the others measure the plan (default: bundled ones)',
     )
-    add_call(parser, steps=50)
-    parser.conflict_handler = "resolve"  # other commands take one --steps
+    # As loading.add_call, except for --steps, of which other commands take one.
     parser.add_argument(
         "--steps",
         metavar="N,N",
@@ -48,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         help="denoising steps; of several with commas, such as 20,25,30,50, the number that is best for the budget, by "
         "its images against those of the most steps (default 50)",
+    )
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
+    parser.add_argument(
+        "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
     )
     parser.add_argument(
         "--budget",
