@@ -49,6 +49,7 @@ def test_prompts_of_a_file(tmp_path, capsys):
         (["--budget", "1x"], "A budget is a number over 1"),
         (["--budget", "nanx"], "A budget is a number over 1"),
         (["--steps", "0"], "--steps must be"),
+        (["--steps", "6,1"], "--steps must be"),
         (["--guidance", "nan"], "--guidance must be"),
         (["--seed", "-1"], "--seed must be"),
         (["--size", "big"], "--size must be"),
@@ -60,6 +61,26 @@ def test_what_cannot_be_done(tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     assert cli.main([*QUICK, *arguments]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_of_several_numbers_of_steps_one_is_chosen(tmp_path, capsys):
+    out, prompts = tmp_path / "plan.json", tmp_path / "prompts.txt"
+    prompts.write_text("rose\ntulip\nfox face\nlemon\npanda face\ntiger face\nred apple\nmushroom\n")
+    several = ["--steps", "8", "--trials", "3", "--prompts", str(prompts), "--out", str(out)]  # besides 4
+    with macs_counted_once(laboratory):
+        assert cli.main([*QUICK, *several]) == 0
+    plan, printed = Plan.read(out), capsys.readouterr().out
+    own = plan.made_with["call"]["num_inference_steps"]
+    assert plan.made_with["steps"] == [8, 4] and own == len(plan.mask) and own in (4, 8)
+    assert f"against the run of 8 steps; the plan is for {own} steps" in printed
+    assert "fewer steps: 4, all full" in printed
+
+
+@pytest.mark.parametrize("steps", ["20,", "20;50", "", "20.5", "x,30"])
+def test_steps_that_are_no_numbers(capsys, steps):
+    with pytest.raises(SystemExit):
+        cli.main([*QUICK, "--steps", steps])
+    assert "argument --steps: must be integers with commas between" in capsys.readouterr().err
 
 
 def test_a_budget_that_is_no_number(capsys):
