@@ -1,5 +1,6 @@
 """Rivals run at equal cost, against two references, on originals that are made once."""
 
+import copy
 import functools
 import math
 from collections import Counter
@@ -108,8 +109,8 @@ def test_originals_are_made_once_and_kept(monkeypatch, tmp_path):
     other = Bench(tiny_pipe(), "tiny", PROMPTS[1:2], SEEDS[:1], MOST, tmp_path / "kept")
     other.originals("ddim", 4, 3.0)
     assert len(made) == 1  # of another prompt
-    bench.pipe.to(torch.bfloat16)
-    half = Bench(bench.pipe, "tiny", PROMPTS[:1], SEEDS[:1], MOST, tmp_path / "kept")
+    pipe = copy.deepcopy(bench.pipe).to(torch.bfloat16)  # the VAE and the text encoder are those of other tests
+    half = Bench(pipe, "tiny", PROMPTS[:1], SEEDS[:1], MOST, tmp_path / "kept")
     half.originals("ddim", 4, 3.0)
     assert len(made) == 2  # in another dtype
 
