@@ -4,7 +4,8 @@
 
 Each method makes plans for all budgets in one calibration, on the demo's calibration prompts. Their images are compared
 with the original's on other prompts and seeds. `seconds` are those of one core for the whole calibration, all budgets,
-with the original's runs. The search that was replaced gets four times the trials, which takes about as long as the table and the rest.
+with the original's runs. The search that was replaced gets four times the trials, which takes about as long as the
+table.
 """
 
 from __future__ import annotations
