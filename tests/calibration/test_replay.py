@@ -21,7 +21,7 @@ def recorded(pipe, guidance=7.5):
     request = Request(("tiger face", "rose"), (3, 4), STEPS, {"guidance_scale": guidance, "height": 32, "width": 32})
     collector = Collector(pipe, (0, 1))
     collector.run(lambda: request.make(pipe), lambda: guidance > 1, record=True)
-    return Replay(pipe, request, collector.recording)
+    return Replay(pipe, request, collector.recordings[0])
 
 
 def accelerated(replay, mask, predictor, branch=0, reuse=False):

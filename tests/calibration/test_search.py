@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 from stepcache.calibration.candidates import Candidate, speedup
-from stepcache.calibration.search import Option, Space, search
+from stepcache.calibration.search import Option, Space, dampings, search, uniform_starts
 from stepcache.errors import InvalidSetting
+from stepcache.reuse.predict import HOLD
 
 SPACE = Space(20, {0: 0.08, 1: 0.24}, reuse=True)
-
-
-def nothing(option):
-    return ()
 
 
 def distance(candidate, best):
@@ -32,7 +29,7 @@ def test_it_finds_the_best_mask_and_damping():
             return [-100.0, -100.0]
         return [-distance(candidate, best)] * 2
 
-    found = search([SPACE], 3.0, 400, 0, measure, nothing)
+    found = search([SPACE], 3.0, 400, 0, measure, uniform_starts)
     assert (found.mask, found.early, found.late) == (best.mask, best.early, best.late)
     assert len(tried) == len(set(tried)) <= 400
     assert all(SPACE.speedup(candidate) >= 3.0 for candidate in tried)
@@ -46,28 +43,36 @@ def test_it_is_the_same_again_and_keeps_to_its_trials():
             tried.append(candidate)
             return [-distance(candidate, Candidate("F" * candidate.mask.count("F"), 0, False))]
 
-        return search([SPACE], 2.5, trials, 3, measure, nothing), tried
+        return search([SPACE], 2.5, trials, 3, measure, uniform_starts), tried
 
     assert searched(40) == searched(40)
     assert len(searched(40)[1]) == 40 and searched(40)[1][:7] == searched(7)[1]
 
 
-def test_the_first_proposal_of_each_option_is_tried_first_then_all_of_the_best():
+def test_masks_are_tried_before_dampings():
+    """The first start of each option, all of the best, DeepCache's algorithm, and other dampings of the best mask."""
     tried = []
 
     def propose(option):
-        for damping in (0.3, 0.4):
-            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse, early=damping)
+        for place in (1, 2):
+            mask = "F" + "P" * place + "F" * (option.full - 1) + "P" * (20 - place - option.full)
+            yield Candidate(mask, option.branch, option.reuse, early=0.3, late=0.3)
 
     def measure(candidate, beat):
         tried.append(candidate)
-        return [float(candidate.branch == 1)] * 3
+        return [float(candidate.branch == 1) + candidate.mask.startswith("FPP")] * 3
 
     options = SPACE.options(2.5)
     assert {option.branch for option in options} == {0, 1}
-    found = search([SPACE], 2.5, len(options) + 1, 0, measure, propose)
-    assert [(c.branch, c.reuse, c.early) for c in tried[:-1]] == [(o.branch, o.reuse, 0.3) for o in options]
-    assert (tried[-1].branch, tried[-1].early) == (1, 0.4) and (found.branch, found.early) == (1, 0.3)
+    best = next(option for option in options if option.branch == 1)
+    others = list(dampings(list(propose(best))[1], halves=True))
+    assert len(others) == 7 and sum(c.difference is None for c in others) == 3
+    found = search([SPACE], 2.5, len(options) + 2 + len(others), 0, measure, propose)
+    count = len(options)
+    assert [(c.branch, c.reuse, c.mask[:3]) for c in tried[:count]] == [(o.branch, o.reuse, "FPF") for o in options]
+    assert tried[count] == list(propose(best))[1] == found
+    assert (tried[count + 1].line, tried[count + 1].mask) == (HOLD, uniform_starts(best)[-1].mask)
+    assert tried[count + 2 :] == others
 
 
 @pytest.mark.parametrize(("gains", "taken"), [([3, 3, 3, 3], True), ([9, -5, -5, 5], False), ([-1, -1, -1, -1], False)])
@@ -76,14 +81,18 @@ def test_a_gain_that_may_be_chance_is_none(gains, taken):
     plain = np.array([30.0, 20.0, 25.0, 35.0])
 
     def propose(option):
+        mask = "F" * option.full + "P" * (20 - option.full)
+        yield Candidate(mask, option.branch, option.reuse)
         if option == SPACE.options(2.5)[0]:
-            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse)
-            yield Candidate("F" * option.full + "P" * (20 - option.full), option.branch, option.reuse, early=0.9)
+            yield Candidate(mask, option.branch, option.reuse, early=0.9)
 
     def measure(candidate, beat):
         if candidate.early == 0.9:
             return plain + gains
-        return plain if candidate.mask.startswith("FFFFF") else ()
+        first = SPACE.options(2.5)[0]
+        return (
+            plain if (candidate.branch, candidate.reuse) == first[1:3] and candidate.mask[:5] == "FFFFF" else plain - 9
+        )
 
     found = search([SPACE], 2.5, 12, 0, measure, propose)
     assert (found.early == 0.9) == taken
@@ -113,7 +122,9 @@ def test_the_budget_is_in_full_steps_of_the_most_steps():
 @pytest.mark.parametrize("wanted", [20, 50])
 def test_the_number_of_steps_is_searched(wanted):
     spaces = [Space(50, SPACE.shares, True), Space(20, SPACE.shares, True, most=50)]
-    found = search(spaces, 2.5, 30, 0, lambda candidate, beat: [float(len(candidate.mask) == wanted)] * 2, nothing)
+    found = search(
+        spaces, 2.5, 30, 0, lambda candidate, beat: [float(len(candidate.mask) == wanted)] * 2, uniform_starts
+    )
     assert len(found.mask) == wanted and found.mask.count("P") == (0 if wanted == 20 else 50 - found.mask.count("F"))
 
 
@@ -121,7 +132,7 @@ def test_a_budget_that_cannot_be_had():
     with pytest.raises(InvalidSetting, match=r"12x cheaper: the most .* is 11\.36x"):
         SPACE.options(12)
     few = Space(10, SPACE.shares, True, most=20)
-    found = search([SPACE, few], 13, 3, 0, lambda candidate, beat: [1.0], nothing)
+    found = search([SPACE, few], 13, 3, 0, lambda candidate, beat: [1.0], uniform_starts)
     assert len(found.mask) == 10
     with pytest.raises(InvalidSetting, match="No run of 20 steps is 50x cheaper"):
-        search([SPACE, few], 50, 3, 0, lambda candidate, beat: [1.0], nothing)
+        search([SPACE, few], 50, 3, 0, lambda candidate, beat: [1.0], uniform_starts)

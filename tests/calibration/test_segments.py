@@ -23,7 +23,7 @@ def replay():
     request = Request(("tiger face", "rose"), (3, 4), STEPS, {"guidance_scale": 3.0, "height": 32, "width": 32})
     collector = Collector(pipe, (0, 1))
     collector.run(lambda: request.make(pipe), lambda: True, record=True)
-    return Replay(pipe, request, collector.recording)
+    return Replay(pipe, request, collector.recordings[0])
 
 
 def counted(replay, monkeypatch):
@@ -35,7 +35,7 @@ def counted(replay, monkeypatch):
 @pytest.mark.parametrize("reuse", [False, True])
 def test_costs_are_those_of_direct_runs(replay, reuse):
     """Exactly at hold; nearly, under dampings that the table does not measure, for the images are not quite linear."""
-    table = SegmentMeter(replay, Journal(None, {}), 0, apart=True).table(0, reuse, 3)
+    table = SegmentMeter([replay], Journal(None, {}), 0, apart=True).table(0, reuse, 3)
     assert set(table.errors) == {(a, b) for a in range(5) for b in (a + 2, a + 3) if b <= STEPS}
     for a, b in table.errors:
         full = (a, max(a - 2, 0)) if a else (0,)
@@ -53,7 +53,7 @@ def test_costs_are_those_of_direct_runs(replay, reuse):
 
 
 def test_growth_is_that_of_a_held_step(replay):
-    table = SegmentMeter(replay, Journal(None, {}), 0, apart=True).table(0, False, 2)
+    table = SegmentMeter([replay], Journal(None, {}), 0, apart=True).table(0, False, 2)
     for b in range(2, STEPS):
         torch.testing.assert_close(
             table.costs(b - 2, b, 0.0, 0.0),
@@ -67,7 +67,7 @@ def test_each_is_measured_once_and_found_in_the_journal(replay, tmp_path, monkey
     runs = counted(replay, monkeypatch)
     path = tmp_path / "trials.jsonl"
     with Journal(path, {}) as notes:
-        meter = SegmentMeter(replay, notes, 0, apart=True)
+        meter = SegmentMeter([replay], notes, 0, apart=True)
         first = meter.table(0, False, 3)
         count = len(runs)
         assert count == 1 + 3 * (STEPS - 2) + 4  # one without a line; then hold and two lines; growth at 2 to 5
@@ -79,7 +79,7 @@ def test_each_is_measured_once_and_found_in_the_journal(replay, tmp_path, monkey
     path.write_text("".join(lines[:5]))
     runs.clear()
     with Journal(path, {}) as notes:
-        again = SegmentMeter(replay, notes, 0, apart=True).table(0, False, 3)
+        again = SegmentMeter([replay], notes, 0, apart=True).table(0, False, 3)
     assert 0 < len(runs) < count
     for segment, errors in first.errors.items():
         assert torch.equal(errors, again.errors[segment])
@@ -87,7 +87,7 @@ def test_each_is_measured_once_and_found_in_the_journal(replay, tmp_path, monkey
 
 def test_without_halves_there_is_one_line(replay, monkeypatch):
     runs = counted(replay, monkeypatch)
-    table = SegmentMeter(replay, Journal(None, {}), 0, apart=False).table(0, False, 2)
+    table = SegmentMeter([replay], Journal(None, {}), 0, apart=False).table(0, False, 2)
     assert {type(stretch.predictor) for stretch, _ in runs} == {Line}
     assert table.errors[2, 4].shape == (2, 2, 2)
     errors = replay.errors(Partial((2, 0), 4, 0, False, Line(1.0)), 4)[4].square().mean(1)

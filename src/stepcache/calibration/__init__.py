@@ -60,8 +60,8 @@ def calibrate(
     plan's record. progress: show a bar with the remaining time.
 
     Price: the original once over all prompts, other numbers of steps over half of them; the table of segments, on at
-    most `batch` images of a quarter of them (SegmentMeter.table); for each budget at most `trials` runs at its cost
-    over half of them (candidates that are clearly worse on a quarter stop there). All features of `batch` images are in
+    most twice `batch` images of them (SegmentMeter.table); for each budget at most `trials` runs at its cost
+    over half of them (candidates that are clearly worse on a quarter stop there). All features of those images are in
     main memory meanwhile, for each number of steps. Budgets share the original's runs and all measurements. Everything
     runs eager. Figures: the plan's, then those of DeepCache's algorithm at the most steps (last feature held, both
     halves of guidance, full steps at regular intervals, the best of these branches) within the budget, and at the next

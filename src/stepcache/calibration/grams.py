@@ -62,12 +62,12 @@ class Collector:
         self.grams: dict[int, Grams] = {}
         # [B, in_channels, H, W] of the U-Net's calls.
         self.sample: tuple[int, ...] = ()
-        self.recording: Recording | None = None
+        self.recordings: list[Recording] = []
 
     def run(self, make: Callable[[], Made], guided: Callable[[], bool], record: bool = False) -> Made:
         """`make()`, which makes a batch of images with `pipe`. Price: the features of that run in main memory.
 
-        record: let all of that run stay there, as `recording`.
+        record: let all of that run stay there, as the last of `recordings`.
         """
         features: dict[int, list[Tensor]] = {branch: [] for branch in self.branches}
         outputs: list[Tensor] = []
@@ -93,7 +93,7 @@ class Collector:
             made = make()
         self._add(features, outputs, guided())
         if record:
-            self.recording = Recording(samples, outputs, features, made.images, guided())
+            self.recordings.append(Recording(samples, outputs, features, made.images, guided()))
         return made
 
     def _add(self, features: dict[int, list[Tensor]], outputs: list[Tensor], guided: bool) -> None:

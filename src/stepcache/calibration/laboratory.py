@@ -23,7 +23,7 @@ from .grams import Collector
 from .images import HEATS, HELD_OUT, Closeness, PromptSet, counted, score
 from .journal import Journal
 from .replay import Replay
-from .search import Option, Space
+from .search import Option, Space, uniform_starts
 from .segments import SegmentMeter
 
 # A candidate that is worse than the best by more than this, in dB, on the first half of the calibration prompts is not
@@ -32,9 +32,6 @@ CLEARLY = 1.0
 
 # Dampings to try for a line, for steps without fitted weights.
 DAMPINGS = (0.0, 0.5, 1.0)
-
-# Dampings of the halves' mean and difference to try beside those of predict="auto".
-PAIRS = ((1.0, -0.25), (1.0, 0.5), (0.5, -0.25), (1.0, 0.0))
 
 
 @dataclass
@@ -48,24 +45,24 @@ class Length:
     loop: Loop
 
     def proposals(self, option: Option, highest: float) -> Iterator[Candidate]:
-        """Starts for a search, whose masks the table of segments gives. highest: the largest budget of all searches.
+        """Masks to begin a search with, under the dampings of predict="auto": the table's, then uniform ones.
 
-        The table has segments for the fewest full steps, so that it is measured once.
+        highest: the largest budget of all searches. The table has segments for its full steps, so that it is measured
+        once.
         """
         steps, branch, reuse, full = option
         if full == steps:
+            yield from uniform_starts(option)
             return
         fewest = most_full_steps(steps, self.space.shares[branch], reuse, highest * steps / (self.space.most or steps))
         table = self.meter.table(branch, reuse, longest_of(steps, fewest or full))
         mean, difference = (round(damping, 2) for damping in Auto(self.loop).dampings(round(steps / full)))
-        apart = [(mean, difference), *PAIRS] if self.space.reuse else []
-        linked = [max(0.0, min(mean, difference)), *DAMPINGS]
-        for minimax in (False, True):
-            mask = table.mask(full, mean, difference, minimax)
-            for m, d in apart:
-                yield Candidate(mask, branch, reuse, early=m, late=m, difference=d)
-            for d in linked:
-                yield Candidate(mask, branch, reuse, early=d, late=d)
+        masks = [table.mask(full, mean, difference, minimax) for minimax in (False, True)]
+        for mask in [*masks, *(start.mask for start in uniform_starts(option))]:
+            if self.space.reuse:
+                yield Candidate(mask, branch, reuse, early=mean, late=mean, difference=difference)
+            else:
+                yield Candidate(mask, branch, reuse, early=(d := max(0.0, min(mean, difference))), late=d)
 
 
 def longest_of(steps: int, full: int) -> int:
@@ -99,16 +96,16 @@ class Laboratory:
         for count in sorted({sets[HELD_OUT].steps, *steps}, reverse=True):
             own = {name: replace(each, steps=count) for name, each in sets.items()}
             collector, is_guided = Collector(pipe, range(min(branches, joins))), _guided(pipe)
-            images = {name: _read(pipe, own[name].requests(), collector, is_guided) for name in HEATS}
+            images = {name: _read(own[name].requests(), pipe, collector, is_guided) for name in HEATS}
             originals = originals or images
             batch, _, height, width = collector.sample
             macs = branch_macs(meta_unet(pipe.unet.config), height, width, batch, collector.branches)
             iterations = len(collector.grams[0].whole)
             shares = {each.branch: each.share for each in macs}
             space = Space(iterations, shares, is_guided(), max(lengths, default=None))
-            assert collector.recording is not None
-            replay = Replay(pipe, own[HEATS[0]].requests()[0], collector.recording)
-            meter = SegmentMeter(replay, notes, min(shares), apart=space.reuse)
+            recorded = zip(HEATS, collector.recordings, strict=True)
+            replays = [Replay(pipe, own[name].requests()[0], recording) for name, recording in recorded]
+            meter = SegmentMeter(replays, notes, min(shares), apart=space.reuse)
             guidance = own[HELD_OUT].call.get("guidance_scale")
             loop = Loop(iterations, count, is_first_order(pipe.scheduler), guidance)
             lengths[iterations] = Length(own, collector, space, meter, loop)
@@ -197,12 +194,12 @@ class Laboratory:
         return Closeness(tuple(psnr), ssim)
 
 
-def _read(pipe: Any, requests: Sequence[Request], collector: Collector, is_guided: Callable[[], bool]) -> np.ndarray:
-    """The images of requests, whose features are collected; the very first ones are recorded."""
+def _read(requests: Sequence[Request], pipe: Any, collector: Collector, is_guided: Callable[[], bool]) -> np.ndarray:
+    """The images of requests, whose features are collected; the first request is recorded."""
     images = []
-    for request in requests:
-        record = collector.recording is None
-        images.append(collector.run(lambda made=request: made.make(pipe), is_guided, record).images)  # type: ignore[misc]
+    for i, request in enumerate(requests):
+        made = collector.run(lambda each=request: each.make(pipe), is_guided, record=i == 0)  # type: ignore[misc]
+        images.append(made.images)
     return np.concatenate(images)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from .candidates import Candidate, most_full_steps, moves, predictors, speedup, 
 WORTH_A_TRY = 0.7
 POWERS = (0.8, 0.65, 1.25, 1.6)
 STARTS = (0.0, 0.5, 1.0)  # dampings
+PAIRS = ((1.0, -0.25), (1.0, 0.0), (0.5, -0.25), (1.0, 0.5))  # of the halves' mean and difference
 
 # A candidate replaces the best if its mean gain over the images is larger than this many standard errors of the gain.
 # Of many candidates with the same fidelity, some are better on a few images.
@@ -86,19 +87,21 @@ def search(
 ) -> Candidate:
     """The best of at most `trials` candidates of these numbers of steps; InvalidSetting if none has one that fits.
 
-    propose: starts for an option, the most promising first.
+    propose: for an option, starts of as many masks, the most promising first; at least one.
 
-    It tries the first start of each choice of steps, branch and guidance, and with the best of them all starts. From
-    the best it tries in turn other predictions, warped masks, and single full steps moved, until nothing improves.
+    It tries the first start of each choice of steps, branch and guidance, with the best of them the others, and with
+    the best of those DeepCache's algorithm and other dampings. From the best it tries in turn other predictions, warped
+    masks, and single full steps moved, until nothing improves.
     """
     climb = _Climb(trials, measure)
     options = _options(spaces, budget)
-    starts = {option: [*propose(option), *uniform_starts(option)] for option in options}
+    starts = {option: list(dict.fromkeys(propose(option))) for option in options}
     climb.over((tries[0] for tries in starts.values()), surely=0.0)
-    for tries in starts.values():
-        if climb.best is tries[0]:
-            climb.over(tries[1:])
-            break
+    option = next((option for option, tries in starts.items() if climb.best is tries[0]), options[0])
+    climb.over(starts[option][1:])
+    if option.full < option.steps:
+        climb.over(uniform_starts(option)[-len(STARTS) :][:1])
+        climb.over(dampings(climb.best, next(space for space in spaces if space.steps == option.steps).reuse))
     chance = random.Random(seed)
     while climb.left and "P" in climb.best.mask:
         before = climb.best
@@ -121,6 +124,15 @@ def _options(spaces: Sequence[Space], budget: float) -> list[Option]:
     if not found:
         raise errors[0]
     return found
+
+
+def dampings(near: Candidate, halves: bool) -> Iterator[Candidate]:
+    """The same run with other dampings: of the halves apart, if the batch is halves; then of one line."""
+    if halves:
+        for mean, difference in PAIRS:
+            yield replace(near, early=mean, late=mean, difference=difference)
+    for damping in STARTS:
+        yield replace(near, early=damping, late=damping, difference=None)
 
 
 def uniform_starts(option: Option) -> list[Candidate]:

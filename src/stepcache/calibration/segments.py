@@ -12,7 +12,7 @@ full step is taken from the original two steps before a: a line through points f
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,21 +95,22 @@ class Segments:
 
 
 class SegmentMeter:
-    """Measures segments with replays of one batch, and notes them in a journal.
+    """Measures segments with replays of some batches, which are alike, and notes them in a journal.
 
     apart: whether the halves of guidance can be damped apart.
     """
 
-    def __init__(self, replay: Replay, notes: Journal, cheapest_branch: int, apart: bool) -> None:
-        self._replay, self._notes, self._branch, self._apart = replay, notes, cheapest_branch, apart
-        self.steps, self._images = len(replay.recording.samples), len(replay.recording.images)
+    def __init__(self, replays: Sequence[Replay], notes: Journal, cheapest_branch: int, apart: bool) -> None:
+        self._replays, self._notes, self._branch, self._apart = replays, notes, cheapest_branch, apart
+        self.steps = len(replays[0].recording.samples)
+        self._images = sum(len(replay.recording.images) for replay in replays)
         self._tables: dict[tuple[int, bool, int], Segments] = {}
 
     def table(self, branch: int, reuse: bool, longest: int) -> Segments:
         """The table of segments of up to `longest` steps; measured, if it is not known.
 
-        Price, in full steps of one batch: for each step three times longest - 1 partial ones. For the first table half
-        a run at each of `GROWTHS` steps as well.
+        Price, in steps of those batches: for each step of the run three times longest - 1 partial ones. For the first
+        table half a run at each of `GROWTHS` steps as well.
         """
         longest = min(longest, self.steps)
         if (branch, reuse, longest) not in self._tables:
@@ -129,7 +130,7 @@ class SegmentMeter:
 
         def measure() -> Tensor:
             full = (a,) if not a else (a, max(a - GAP, 0))
-            runs = [self._replay.errors(Partial(full, stop, branch, reuse, line), stop) for line in lines]
+            runs = [self._errors(Partial(full, stop, branch, reuse, line), stop) for line in lines]
             products = []
             for b in range(a + 2, stop + 1):
                 hold, *others = (run[b] for run in runs)
@@ -140,6 +141,11 @@ class SegmentMeter:
         how = "reuse" if reuse else "both"
         found = self._noted(f"{self.steps} steps: segments {a} to {stop}, branch {branch} {how}", shape, measure)
         return {(a, a + 2 + i): each for i, each in enumerate(found)}
+
+    def _errors(self, stretch: Partial, stop: int) -> dict[int, Tensor]:
+        """Replay.errors over all images."""
+        found = [replay.errors(stretch, stop) for replay in self._replays]
+        return {step: torch.cat([each[step] for each in found]) for step in found[0]}
 
     def _lines(self, reuse: bool) -> list[Predictor]:
         if self._apart or reuse:
@@ -158,7 +164,7 @@ class SegmentMeter:
 
         def measure() -> Tensor:
             stretch = Partial((b - 2,), b, self._branch, False, HOLD)
-            errors = self._replay.errors(stretch, self.steps)
+            errors = self._errors(stretch, self.steps)
             at, after = (errors[step].square().mean(1) for step in (b, self.steps))
             return (after + TINY) / (at + TINY)
 
