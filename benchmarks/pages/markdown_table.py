@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from stepcache.bench.rows import Rig
 
+LISTED = 2  # commands of one script that a caption spells out
+
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
@@ -15,10 +17,20 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def caption(rigs: Iterable[Rig]) -> str:
-    """Where the figures come from: a paragraph for each rig, day and commit, with the commands."""
+    """Where the figures come from: a paragraph for each rig, day and commit, with the commands.
+
+    Of many runs of one script, only the script is named: the CSV has the options of each row.
+    """
     commands: dict[str, dict[str, None]] = {}
     for rig in rigs:
         threads = f"{rig.threads} thread" + "s" * (rig.threads > 1)
         where = f"{rig.gpu or rig.cpu}, {threads}, torch {rig.torch}, diffusers {rig.diffusers}, {rig.date[:10]}"
         commands.setdefault(f"{where}, commit {rig.commit}.", {})[f"`{rig.command}`"] = None
-    return "\n".join(f"\n{where} {', '.join(run)}" for where, run in commands.items())
+    return "\n".join(f"\n{where} {_shortened(list(run))}" for where, run in commands.items())
+
+
+def _shortened(commands: list[str]) -> str:
+    scripts = {" ".join(command.split()[:3]).strip("`") for command in commands}
+    if len(commands) <= LISTED or len(scripts) > 1:
+        return ", ".join(commands)
+    return f"{len(commands)} runs of `{scripts.pop()}`, whose options are in the CSV's column `command`."

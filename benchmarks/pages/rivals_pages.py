@@ -62,12 +62,19 @@ def _named(setting: Setting) -> str:
 
 
 def compared(rows: Iterable[Row]) -> list[Compared]:
-    """All settings and intervals, in the order of the file."""
-    return [
+    """All settings and intervals, by scheduler, guidance scale, number of steps and interval."""
+    found = [
         Compared(setting, interval, [row for row in group if row.interval == interval])
         for setting, group in by_setting(rows).items()
         for interval in sorted({row.interval for row in group if row.interval is not None})
     ]
+    order = list(SCHEDULERS)
+
+    def place(here: Compared) -> tuple[int, float, int, int]:
+        _, scheduler, steps, guidance = here.setting
+        return order.index(scheduler) if scheduler in order else len(order), guidance, steps, here.interval
+
+    return sorted(found, key=place)
 
 
 def aims_table(path: Path) -> str:
@@ -91,7 +98,7 @@ def aims_table(path: Path) -> str:
         "setting", "speed-up", "auto, dB", "over hold", "over the best of hold, line, fixed",
         "over Spectrum, own schedule", "over the best of Spectrum's variants",
     )  # fmt: skip
-    return "\n\n".join([table(header, lines), *_sentences(everywhere), caption(read(path, Rig)).strip("\n")])
+    return table(header, lines) + "\n" + caption(read(path, Rig))
 
 
 def _over(ours: Row, theirs: Row | None, aim: float | None, *, named: bool = False) -> str:
@@ -112,40 +119,48 @@ def _better(ours: Row, theirs: Row | None, *, named: bool = False) -> str:
     return f"{_over(ours, theirs, None, named=named)}; > 0: {verdict}"
 
 
-def _sentences(everywhere: Sequence[Compared]) -> list[str]:
-    """In how many of all settings and intervals auto is certainly better than hold, and than Spectrum."""
-    made = []
+def everywhere_table(path: Path) -> str:
+    """`predict="auto"` over each rival in all settings, against the originals of as many steps: a grid a rival."""
+    everywhere = compared(read(path, Row))
     rivals = {
         "hold": (HOLD,),
-        "Spectrum by its own schedule": (SPECTRUM_OWN,),
-        "all of Spectrum's variants": (SPECTRUM,),
+        "Spectrum, own schedule": (SPECTRUM_OWN,),
+        "the best of Spectrum's variants": (SPECTRUM,),
     }
+    grids = []
     for name, methods in rivals.items():
         pairs = [(here, here.best(AUTO), here.best(*methods)) for here in everywhere]
-        known = [(here, difference(a, b)) for here, a, b in pairs if a is not None and b is not None]
-        if known:
-            others = [f"{here} ({found})" for here, found in known if not found.better]
-            better = f"`auto` is certainly better than {name} in {len(known) - len(others)}"
-            made.append(
-                f"Of all {len(known)} settings and intervals, {better}"
-                + (f". Not in: {'; '.join(others)}." if others else ".")
-            )
-    return made
+        found = [(here, difference(a, b)) for here, a, b in pairs if a is not None and b is not None]
+        grids.append(_grid(f"`auto` over {name}", found))
+    return "\n\n".join(grids)
+
+
+def _grid(what: str, found: Sequence[tuple[Compared, Difference]]) -> str:
+    """A sentence with the count, and a table: schedulers and guidance scales down, steps and intervals across."""
+    cells: dict[str, dict[tuple[int, int], str]] = {}
+    for here, each in found:
+        mean = f"{round(each.mean, 1) + 0.0:+.1f}"  # no "-0.0"
+        cell = mean if each.better else f"**{mean}**"
+        cells.setdefault(_named(here.setting), {})[here.setting.steps, here.interval] = cell
+    columns = sorted({(here.setting.steps, here.interval) for here, _ in found})
+    header = ["dB", *(f"{steps} steps, interval {interval}" for steps, interval in columns)]
+    lines = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
+    certain = sum(each.better for _, each in found)
+    return f"{what}: certainly better in {certain} of {len(found)}.\n\n{table(header, lines)}"
 
 
 def fewer_table(path: Path) -> str:
     """Reuse against fewer full steps of the same scheduler, both against the originals of most steps."""
     rows = read(path, Row)
-    everywhere = compared(rows)
     lines = []
-    for here in everywhere:
+    for here in compared(rows):
         fewer = fewer_for(here.dearest, rows)
         if here.setting.guidance_scale == SHOWN and fewer is not None:
             cells = [_cell(found) for found in _over_fewer(here, fewer)]
             price = f"{here.dearest.cost:.1f} ({here.dearest.speedup:.2f}x)"
             lines.append([str(here), price, f"{fewer.steps}: {fewer.psnr_most:.1f}", *cells])
     header = ("setting", "cost in full steps", "fewer steps: dB", *REUSED)
-    return "\n\n".join([table(header, lines), *_no_better(everywhere, rows)])
+    return table(header, lines)
 
 
 REUSED = {
@@ -169,21 +184,20 @@ def _cell(found: Difference | None) -> str:
     return str(found) if found.better else f"**{found}**"
 
 
-def _no_better(everywhere: Sequence[Compared], rows: Sequence[Row]) -> list[str]:
-    """For each of REUSED: where the interval of its gain over fewer steps is not above 0."""
-    pairs = [(here, fewer_for(here.dearest, rows)) for here in everywhere]
+def fewer_everywhere_table(path: Path) -> str:
+    """Each of REUSED over fewer steps in all settings: a grid for ours and for DeepCache's, and counts of all."""
+    rows = read(path, Row)
+    pairs = [(here, fewer_for(here.dearest, rows)) for here in compared(rows)]
     known = [(here, _over_fewer(here, fewer)) for here, fewer in pairs if fewer is not None]
-    made = []
+    grids, counts = [], []
     for i, name in enumerate(REUSED):
-        each = [(here, found[i]) for here, found in known]
-        there = [(here, found) for here, found in each if found is not None]
-        if there:
-            others = [str(here) for here, found in there if not found.better]
-            made.append(
-                f"- {name}: no better than fewer steps in {len(others)} of {len(there)} settings and intervals"
-                + (f": {'; '.join(others)}." if others else ".")
-            )
-    return ["\n".join(made)] if made else []
+        found = [(here, each) for here, differences in known if (each := differences[i]) is not None]
+        if found and name in ("hold", "auto"):
+            grids.append(_grid(f"`{name}` over fewer steps", found))
+        elif found:
+            counts.append(f"{name} in {sum(each.better for _, each in found)} of {len(found)}")
+    others = [f"Certainly better than fewer steps, of the others: {', '.join(counts)}."] if counts else []
+    return "\n\n".join([*grids, *others])
 
 
 def rivals_figures(path: Path) -> list[Figure]:

@@ -25,7 +25,13 @@ from benchmarks.pages.ideas_tables import ideas_table, stability_table
 from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
-from benchmarks.pages.rivals_pages import aims_table, fewer_table, rivals_figures
+from benchmarks.pages.rivals_pages import (
+    aims_table,
+    everywhere_table,
+    fewer_everywhere_table,
+    fewer_table,
+    rivals_figures,
+)
 from benchmarks.pages.support_matrix import support_table
 from stepcache.bench.rows import Rig, read
 from stepcache.files.replacing import write_text
@@ -166,7 +172,9 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "frontier": csv(frontier_table, "frontier.csv"),
     "frontier_headline": csv(frontier_headline, "frontier.csv"),
     "rivals_aims": csv(aims_table, "rivals.csv"),
+    "rivals_everywhere": csv(everywhere_table, "rivals.csv"),
     "rivals_fewer": csv(fewer_table, "rivals.csv"),
+    "rivals_fewer_everywhere": csv(fewer_everywhere_table, "rivals.csv"),
     "ideas": csv(ideas_table, "ideas.csv"),
     "stability": csv(stability_table, "stability.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),

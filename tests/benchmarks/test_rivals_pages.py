@@ -6,7 +6,13 @@ import pytest
 
 from benchmarks.frontier.rivals_rows import FEWER, Row
 from benchmarks.pages.figures import LIGHT
-from benchmarks.pages.rivals_pages import aims_table, fewer_table, rivals_figures
+from benchmarks.pages.rivals_pages import (
+    aims_table,
+    everywhere_table,
+    fewer_everywhere_table,
+    fewer_table,
+    rivals_figures,
+)
 from stepcache.bench.rows import write
 
 PROMPTS, SEEDS = 4, 2
@@ -62,10 +68,37 @@ def test_the_aims(path):
     assert euler[3:] == [
         "+0.5 (+0.5 to +0.5); ≥ 0.8: **no**", "-1.5 (-1.5 to -1.5), fixed 1,0; ≥ -0.8: **no**", "", "",
     ]  # fmt: skip
-    assert "Of all 2 settings and intervals, `auto` is certainly better than hold in 2." in text
-    spectrum = "all of Spectrum's variants in 0. Not in: DDIM, guidance 7.5, 20 steps, interval 2 (-2.5"
-    assert f"Of all 1 settings and intervals, `auto` is certainly better than {spectrum}" in text
     assert "commit" in text
+
+
+def test_everywhere(path):
+    text = everywhere_table(path)
+    hold, own, spectrum = text.split("`auto` over ")[1:]
+    assert hold.startswith("hold: certainly better in 2 of 2.\n")
+    assert lines_of(hold) == [
+        ["dB", "20 steps, interval 2"], ["---"] * 2, ["DDIM, guidance 7.5", "+1.5"], ["Euler, guidance 7.5", "+0.5"],
+    ]  # fmt: skip
+    assert own.startswith("Spectrum, own schedule: certainly better in 0 of 1.\n")
+    assert lines_of(own)[2:] == [["DDIM, guidance 7.5", "**-1.5**"]]
+    assert lines_of(spectrum)[2:] == [["DDIM, guidance 7.5", "**-2.5**"]]
+
+
+def test_a_grid_has_all_settings_in_order(tmp_path):
+    cells = [(scheduler, steps, interval, guidance) for scheduler in ("dpm++", "ddim") for steps, interval, guidance in
+             ((50, 3, 7.5), (20, 3, 7.5), (20, 2, 7.5), (20, 2, 3.0))]  # fmt: skip
+    rows = []
+    for i, (scheduler, steps, interval, guidance) in enumerate(cells):
+        at = {"scheduler": scheduler, "steps": steps, "interval": interval, "guidance": guidance}
+        rows += [row("hold", 30.0, 26.0, **at), row("auto", 30.0 + i, 26.0, **at)]
+    write(tmp_path / "rivals.csv", rows)
+    assert lines_of(everywhere_table(tmp_path / "rivals.csv").split("`auto` over ")[1]) == [
+        ["dB", "20 steps, interval 2", "20 steps, interval 3", "50 steps, interval 3"],
+        ["---"] * 4,
+        ["DDIM, guidance 3", "+7.0", "", ""],
+        ["DDIM, guidance 7.5", "+6.0", "+5.0", "+4.0"],
+        ["DPM++ 2M, guidance 3", "+3.0", "", ""],
+        ["DPM++ 2M, guidance 7.5", "+2.0", "+1.0", "**+0.0**"],
+    ]
 
 
 def test_aims_at_50_steps(tmp_path):
@@ -88,7 +121,8 @@ def test_what_is_not_certain(tmp_path):
     rows[2] = replace(rows[2], psnrs=row("", 31.0, 26.0).psnrs)
     write(tmp_path / "rivals.csv", rows)
     text = aims_table(tmp_path / "rivals.csv")
-    assert "+0.5 (-2.5 to +3.5); > 0: **not certain**" in text and "all of Spectrum's variants in 0. Not in" in text
+    assert "+0.5 (-2.5 to +3.5); > 0: **not certain**" in text
+    assert "| **+0.5** |" in everywhere_table(tmp_path / "rivals.csv")
 
 
 def test_fewer_steps(path):
@@ -100,15 +134,21 @@ def test_fewer_steps(path):
     assert cells["line"].startswith("**-0.5 (-2.5 to +1.5") and cells["line"].endswith(")**")
     assert cells["best Spectrum"] == "+1.8 (+1.8 to +1.8)"  # nearest to 50 steps, not to as many
     assert cells["DeepCache 1:N"] == ""
-    assert "- hold: no better than fewer steps in 0 of 1 settings and intervals." in text
-    assert "- line: no better than fewer steps in 1 of 1 settings and intervals: DDIM, guidance 7.5" in text
+
+
+def test_fewer_steps_everywhere(path):
+    text = fewer_everywhere_table(path)
+    assert "`hold` over fewer steps: certainly better in 1 of 1." in text
+    assert lines_of(text.split("`auto`")[1])[2:] == [["DDIM, guidance 7.5", "+2.0"]]
+    assert text.endswith("Certainly better than fewer steps, of the others: line in 0 of 1, best Spectrum in 1 of 1.")
 
 
 def test_an_interval_with_0_in_it_is_no_better(tmp_path):
     rows = [row("hold", 30.0, 25.3, noise=1.0), fewer(10, 25.0)]
     write(tmp_path / "rivals.csv", rows)
     text = fewer_table(tmp_path / "rivals.csv")
-    assert "**+0.3 (" in text and "hold: no better than fewer steps in 1 of 1" in text
+    assert "**+0.3 (" in text
+    assert "`hold` over fewer steps: certainly better in 0 of 1." in fewer_everywhere_table(tmp_path / "rivals.csv")
 
 
 def test_a_figure_for_each_scheduler(tmp_path):
