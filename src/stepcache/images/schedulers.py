@@ -23,12 +23,16 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def swap_scheduler(pipe: Any, name: str | None, steps: int) -> None:
-    """Give `pipe` the scheduler of that name; None keeps its own. InvalidSetting if the scheduler cannot do `steps`."""
+    """Give `pipe` the scheduler of that name; None keeps its own. InvalidSetting if the scheduler cannot do `steps`.
+
+    It keeps the config that it finds, but for Karras sigmas: those the name decides.
+    """
     import diffusers
 
     if name is not None:
         cls, extra = SCHEDULERS[name]
-        pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **extra)
+        changes = {"use_karras_sigmas": False, **extra}
+        pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
     try:
         pipe.scheduler.set_timesteps(steps)
     except (ValueError, IndexError, RuntimeError) as error:
