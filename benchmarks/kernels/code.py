@@ -52,6 +52,8 @@ SIZES = (
     (320, 320, 320, 128),
 )
 LARGEST = (640, 320, 320, 128)
+# Buffers that h is combined from, and whether each half of the batch takes from the other's too.
+MIXES = ((2, False), (2, True), (3, False), (3, True))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Row:
     out: int
     height: int
     width: int
-    mix: int  # buffers that are combined to h; 0 if h is given
+    mix: int  # buffers that are combined to h; 0 if h is given. If halves take from each other: HALVES=True (constants)
     constants: str  # "BLOCK_P=128 BLOCK_O=64"
     num_warps: int
     num_stages: int
@@ -79,6 +81,11 @@ class Row:
     instructions: int
     loops: str  # "96; 12"
 
+    @property
+    def halves(self) -> bool:
+        """Whether each half of the batch takes from the other's elements too."""
+        return "HALVES=True" in self.constants.split()
+
 
 class OpCall(NamedTuple):
     """One call of an op at a join."""
@@ -87,6 +94,7 @@ class OpCall(NamedTuple):
     join: JoinCase
     dtype: torch.dtype
     mix: int = 0
+    halves: bool = False
 
 
 def the_joins() -> list[JoinCase]:
@@ -96,13 +104,14 @@ def the_joins() -> list[JoinCase]:
 
 
 def op_calls() -> list[OpCall]:
-    """Calls of both ops: every join in 16 bits, the largest also in float32 and with h from three buffers."""
+    """Calls of both ops: every join in 16 bits, the largest also in float32 and with h from buffers (MIXES)."""
     every = the_joins()
     largest = every[SIZES.index(LARGEST)]
     made = []
     for op in OPS:
         made += [OpCall(op, join, dtype) for dtype in (torch.bfloat16, torch.float16) for join in every]
-        made += [OpCall(op, largest, torch.float32), OpCall(op, largest, torch.bfloat16, mix=3)]
+        made.append(OpCall(op, largest, torch.float32))
+        made += [OpCall(op, largest, torch.bfloat16, mix, halves) for mix, halves in MIXES]
     return made
 
 
@@ -122,7 +131,7 @@ def launches_of(called: OpCall, target: str = "sm_90") -> list[OwnLaunch]:
         h, skip = activation(join.hidden), activation(join.skip)
         mixed: dict[str, Any] = {name: activation(join.hidden) for name in ("h2", "h3")[: max(called.mix - 1, 0)]}
         if called.mix:
-            mixed["mix"] = torch.empty(called.mix, device="cuda")
+            mixed["mix"] = torch.empty((2, called.mix) if called.halves else called.mix, device="cuda")
         if called.op == "cat_group_norm_silu":
             cat_group_norm_silu_triton(h, skip, vector(channels), vector(channels), join.groups, 1e-5, **mixed)
         else:
@@ -168,9 +177,9 @@ def rows_of(called: OpCall, targets: Sequence[str]) -> Iterator[Row]:
 def line(r: Row) -> str:
     """A row as text."""
     join = f"{r.hidden}+{r.skip}->{r.out} at {r.height}x{r.width}"
-    mix = f" from {r.mix} buffers" if r.mix else ""
+    mix = f" from {r.mix} buffers{', halves' * r.halves}" if r.mix else ""
     return (
-        f"{r.kernel:26}{r.target:8}{r.dtype:5}{join + mix:40}{r.registers:4} registers {r.spilled:3} spilled "
+        f"{r.kernel:26}{r.target:8}{r.dtype:5}{join + mix:48}{r.registers:4} registers {r.spilled:3} spilled "
         f"{r.shared:7} shared {r.instructions:5} instructions, loops {r.loops}"
     )
 

@@ -49,10 +49,34 @@ def kernel_code_table(path: Path) -> str:
     )
 
 
+def kernel_mix_table(path: Path) -> str:
+    """Registers and loops of each kernel at the largest join, by the buffers that its hidden state is combined from."""
+    rows = [r for r in read(path, kernel_code.Row) if r.dtype == "bf16" and _join(r) == kernel_code.LARGEST]
+    kinds = dict.fromkeys((r.mix, r.halves) for r in rows)
+    found = {((ROLES.get(r.kernel, ONE_LAUNCH), (r.mix, r.halves)), r.target): _loops(r) for r in rows}
+    lines = [
+        (role, _buffers(*kind), *(found.get(((role, kind), target), "none") for target in TARGETS))
+        for role in ROLES.values()
+        for kind in kinds
+        if any(((role, kind), target) in found for target in TARGETS)
+    ]
+    return table(("kernel", "hidden state from", *TARGETS), lines)
+
+
+def _buffers(mix: int, halves: bool) -> str:
+    if not mix:
+        return "one tensor"
+    return f"{mix} buffers" + ", and the other half's" * halves
+
+
+def _join(r: kernel_code.Row) -> tuple[int, int, int, int]:
+    return r.hidden, r.skip, r.out, r.height
+
+
 def _code(rows: Iterable[kernel_code.Row]) -> dict[tuple[tuple[int, ...], str, str], str]:
     """Registers and loops by join, role and target."""
     return {
-        ((r.hidden, r.skip, r.out, r.height), ROLES.get(r.kernel, ONE_LAUNCH), r.target): _loops(r)
+        (_join(r), ROLES.get(r.kernel, ONE_LAUNCH), r.target): _loops(r)
         for r in rows
         if r.dtype == "bf16" and not r.mix
     }

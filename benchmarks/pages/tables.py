@@ -22,7 +22,12 @@ from benchmarks.pages.bench_tables import headline_table, ladder_tables
 from benchmarks.pages.figures import Figure
 from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline, frontier_table
 from benchmarks.pages.ideas_tables import ideas_table, stability_table
-from benchmarks.pages.kernel_tables import kernel_code_table, kernel_measured_table, kernel_model_table
+from benchmarks.pages.kernel_tables import (
+    kernel_code_table,
+    kernel_measured_table,
+    kernel_mix_table,
+    kernel_model_table,
+)
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.rivals_pages import (
@@ -179,6 +184,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "stability": csv(stability_table, "stability.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),
     "kernel_code": csv(kernel_code_table, "kernel_code.csv"),
+    "kernel_mix": csv(kernel_mix_table, "kernel_code.csv"),
     "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
     "kernel_measured": kernel_measured_table,
     "support": support_table,

@@ -195,9 +195,10 @@ def test_inductors_code_before_and_after_weights_are_re_laid(results):
     assert line[-1] == "? / 230 / 1400"
 
 
-def code(kernel, registers, loops, join=kernel_code.LARGEST, target="sm_90"):
+def code(kernel, registers, loops, join=kernel_code.LARGEST, target="sm_90", mix=0, halves=False):
+    constants = f"HALVES={halves} BLOCK=64"
     return kernel_code.Row(
-        "op", kernel, target, "bf16", "channels_last", 2, *join, join[-1], 0, "BLOCK=64", 8, 3, registers, 0, 0, 900,
+        "op", kernel, target, "bf16", "channels_last", 2, *join, join[-1], mix, constants, 8, 3, registers, 0, 0, 900,
         loops,
     )  # fmt: skip
 
@@ -222,6 +223,21 @@ def test_kernels_before_and_after(results):
     ]
     (folder / "kernel_code_before.csv").unlink()
     assert "none → 61: 119, 119" in tables.TABLES["kernel_code"](folder)
+
+
+def test_kernels_that_combine_buffers(results):
+    rows = [
+        code("dual_conv1x1_kernel", 120, "9"),
+        code("dual_conv1x1_kernel", 126, "20", mix=2),
+        code("dual_conv1x1_kernel", 140, "40; 2", mix=2, halves=True, target="sm_80"),
+        code("dual_conv1x1_kernel", 200, "50", kernel_tables.SHOWN[1], mix=2),  # a smaller join
+    ]
+    header, _, *lines = cells_of(tables.TABLES["kernel_mix"](results("kernel_code.csv", rows)))
+    assert [(*line[:2], line[header.index("sm_80")], line[header.index("sm_90")]) for line in lines] == [
+        ("shortcut", "one tensor", "none", "120: 9"),
+        ("shortcut", "2 buffers", "none", "126: 20"),
+        ("shortcut", "2 buffers, and the other half's", "140: 40", "none"),
+    ]
 
 
 def test_modelled_joins(results):
