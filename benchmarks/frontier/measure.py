@@ -10,7 +10,8 @@ best of the seeds.
 
 - `DeepCache`: hold, both halves of the batch, uniform intervals, branches 0 and 1. `DeepCache 1:N`: the paper's
   non-uniform schedule (section 4.3), centred in the middle of the run, power 1.4.
-- `linear`, `damped`: the feature extrapolated with damping 1 and 0.5. `reuse`: guidance reuse. Also both together.
+- `linear`, `damped`: the feature extrapolated with damping 1 and 0.5. `auto`: by `predict="auto"`. `reuse`: guidance
+  reuse. Also both together.
 - `linear + alternate (prototype)`: every second full step on the conditional half alone (alternate.py).
 - `calibrated`: plans from `stepcache calibrate` on other prompts, one for each cost on DeepCache's front.
 """
@@ -78,8 +79,9 @@ def candidates(steps: int, intervals: Sequence[int], branches: Sequence[int]) ->
                 paper = Schedule.nonuniform(steps, interval, center=steps // 2, power=1.4)
                 yield Candidate(f"{DEEPCACHE} 1:N", branch, {"schedule": paper, "branch": branch})
             yield Candidate("reuse", branch, {**uniform, "guidance": "reuse"})
-            yield Candidate("damped", branch, {**uniform, "predict": 0.5})
-            yield Candidate("damped + reuse", branch, {**uniform, "predict": 0.5, "guidance": "reuse"})
+            for method, predict in (("damped", 0.5), ("auto", "auto")):
+                yield Candidate(method, branch, {**uniform, "predict": predict})
+                yield Candidate(f"{method} + reuse", branch, {**uniform, "predict": predict, "guidance": "reuse"})
 
 
 class Bench:

@@ -21,7 +21,7 @@ class Row:
     steps: int
     guidance_scale: float
     method: str
-    predict: str  # hold, linear, a damping, or fitted
+    predict: str  # hold, linear, auto, a damping, or fitted
     guidance: str  # both, reuse
     branch: int
     schedule: str  # as recorded by the run: "FPPFPP..."
