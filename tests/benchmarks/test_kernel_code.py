@@ -8,7 +8,7 @@ import torch
 from benchmarks import RESULTS
 from benchmarks.kernels import code as kernel_code
 from benchmarks.kernels.code import OUT, OpCall, Row, launches_of, op_calls, row
-from benchmarks.kernels.compile import Compiled, instruction_counts
+from benchmarks.kernels.compile import Compiled, compile_launch, instruction_counts
 from stepcache.bench.rows import Rig, read
 
 TARGETS = ("sm_90", "gfx942")
@@ -58,6 +58,14 @@ def test_they_do_not_grow_unnoticed(same_triton, there):
         if now > before
     ]
     assert not grown, f"{'; '.join(grown)}. {REWRITE}"
+
+
+def test_float32_on_amd_is_compiled_without_ptx():
+    """The launch is noted on an NVIDIA torch, where TF32 is rounded by PTX."""
+    (called,) = [c for c in op_calls() if c.dtype == torch.float32 and c.op == "dual_conv1x1"]
+    (launch,) = launches_of(called, "gfx942")
+    assert "cvt.rna" not in compile_launch(launch.function, launch.arguments, "gfx942").asm
+    assert launches_of(called, "sm_90")[0].arguments["ROUND"]
 
 
 def in_loops(r):
