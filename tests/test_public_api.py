@@ -11,6 +11,10 @@ import stepcache
 
 LIGHT = """
 import sys, stepcache, stepcache.cli
+from stepcache import *
+for room in stepcache._ROOMS:
+    getattr(stepcache, room)
+assert "torch" in sys.modules
 heavy = [m for m in sys.modules if m.split(".")[0] in ("triton", "diffusers", "transformers")
          or m.startswith(("torch._dynamo", "torch._inductor"))]
 assert not heavy, heavy
@@ -18,6 +22,7 @@ assert not heavy, heavy
 
 
 def test_import_is_light():
+    """Not `import stepcache` alone, which imports next to nothing, but with all names and rooms in use."""
     subprocess.run([sys.executable, "-c", LIGHT], check=True)
 
 
