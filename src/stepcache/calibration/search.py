@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InvalidSetting
+from ..reuse.predict import HOLD
 from .candidates import Candidate, most_full_steps, moves, predictors, speedup, uniform, warped
 
 # Choices of branch and guidance with fewer full steps than this part of the most are not tried.
@@ -100,7 +101,8 @@ def search(
     option = next((option for option, tries in starts.items() if climb.best is tries[0]), options[0])
     climb.over(starts[option][1:])
     if option.full < option.steps:
-        climb.over(uniform_starts(option)[-len(STARTS) :][:1])
+        # DeepCache's algorithm, if its mask has as many full steps.
+        climb.over([start for start in uniform_starts(option) if start.line == HOLD][-1:])
         climb.over(dampings(climb.best, next(space for space in spaces if space.steps == option.steps).reuse))
     chance = random.Random(seed)
     while climb.left and "P" in climb.best.mask:
