@@ -13,7 +13,6 @@ ELSEWHERE = {
     "bench/test_bench_grid.py": "bench/calls bench/cell bench/cell_rows bench/commit bench/heap",
     "bench/test_bench_agreement.py": "bench/schema",
     "benchmarks/test_tables.py": "bench/table",
-    "calibration/test_calibration.py": "calibration/laboratory",
     "commands/test_bench.py": "bench/entries",
     "commands/test_compare.py": "commands/loading comparison/results images/pipelines",
     "forwards/test_unet_2d_condition.py": "forwards/freeu",

@@ -171,7 +171,11 @@ def _spectrum(steps: int, interval: int, share: float, only_here: bool) -> Itera
 
 @dataclass
 class Bench:
-    """A pipe and its pictures. Originals are made once, and kept in the folder `kept` too if there is one."""
+    """A pipe and its pictures.
+
+    Originals are made once, and kept in the folder `kept`. Without one, and in memory, there are only those of one
+    scheduler and guidance scale: large images of all settings would not fit.
+    """
 
     pipe: Any
     model: str
@@ -189,7 +193,7 @@ class Bench:
 
     def maker(self, scheduler: str, steps: int, guidance: float) -> Callable[..., np.ndarray]:
         """Gives the pipe this scheduler, and returns a function of a mode that makes all images."""
-        # From the pipeline's own each time: a swap keeps what it finds, such as Karras sigmas from the one before.
+        # From the pipeline's own each time: a swap keeps what it finds in the config of the one before.
         self.pipe.scheduler = self._scheduler
         swap_scheduler(self.pipe, scheduler, steps)
         return functools.partial(images, self.pipe, self.prompts, self.seeds, steps, guidance)
@@ -198,6 +202,8 @@ class Bench:
         """Images of full steps only, [seeds * prompts, H, W, 3]."""
         key = scheduler, steps, guidance
         if key not in self._originals:
+            if any((other[0], other[2]) != (scheduler, guidance) for other in self._originals):
+                self._originals.clear()
             path = self._path(key)
             if path is not None and path.exists():
                 self._originals[key] = np.load(path)
@@ -267,12 +273,7 @@ def measure(
     for candidate in candidates(setting, intervals, bench.share, methods):
         if (bench.model, *setting, candidate.method, candidate.interval) in known:
             continue
-        try:
-            yield bench.row(setting, candidate)
-        except InvalidSetting as error:
-            if candidate.method != AUTO:
-                raise
-            tqdm.write(f"{AUTO}: left out, this version of stepcache does not have it. {error}")
+        yield bench.row(setting, candidate)
     for number in fewer_steps(setting, intervals, bench.share, bench.most) if FEWER in methods else ():
         if (bench.model, scheduler, number, guidance, FEWER, None) not in known:
             yield bench.fewer(scheduler, number, guidance)

@@ -15,7 +15,7 @@ HOLD, NONUNIFORM, LINE, AUTO, FIXED, SPECTRUM, FEWER = (
     "hold", "DeepCache 1:N", "line", "auto", "fixed", "Spectrum", "fewer steps",
 )  # fmt: skip
 """Methods, or how their names begin: "fixed 1,-0.25", "Spectrum on features, even"."""
-SPECTRUM_OWN = f"{SPECTRUM} on outputs, own schedule"  # as published
+SPECTRUM_OWN = f"{SPECTRUM} on outputs, own schedule"  # full steps ever further apart
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,15 @@ def test_originals_are_made_once_and_kept(monkeypatch, tmp_path):
     assert len(made) == 2  # in another dtype
 
 
+def test_originals_in_memory_are_those_of_one_scheduler_and_guidance_scale():
+    bench = Bench(tiny_pipe(), "tiny", PROMPTS[:1], SEEDS[:1], MOST)
+    for scheduler, steps, guidance in (("ddim", 4, 3.0), ("ddim", 2, 3.0), ("ddim", 4, 7.5), ("euler", 4, 7.5)):
+        bench.originals(scheduler, steps, guidance)
+        assert (scheduler, steps, guidance) in bench._originals
+        assert {(key[0], key[2]) for key in bench._originals} == {(scheduler, guidance)}
+    assert len(bench._originals) == 1
+
+
 def test_a_scheduler_leaves_nothing_to_the_next():
     bench = Bench(tiny_pipe(), "tiny", PROMPTS, SEEDS, MOST)
     bench.maker("dpm++-karras", 8, 3.0)

@@ -146,6 +146,10 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(planned, tmp_path, mon
     assert found(demo_pipe(), journal=path) == [plan] and not calls
     with pytest.raises(InvalidSetting, match="not the same: guidance"):
         found(demo_pipe(), journal=path, guidance=4.0)
+    pipe = demo_pipe()
+    pipe.unet = copy.deepcopy(pipe.unet).to(torch.bfloat16)  # tests share the pipe's other parts
+    with pytest.raises(InvalidSetting, match=r"not the same: .*dtype"):
+        found(pipe, journal=path)
 
 
 def test_pipelines_without_known_halves_keep_both():

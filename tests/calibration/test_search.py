@@ -128,6 +128,36 @@ def test_the_number_of_steps_is_searched(wanted):
     assert len(found.mask) == wanted and found.mask.count("P") == (0 if wanted == 20 else 50 - found.mask.count("F"))
 
 
+@pytest.mark.parametrize(("tuned", "wanted"), [(4.9, 20), (7.0, 50)])
+def test_partial_steps_are_tuned_though_all_of_fewer_are_full_at_first(tuned, wanted):
+    spaces = [Space(50, SPACE.shares, True), Space(20, SPACE.shares, True, most=50)]
+    tried = []
+
+    def measure(candidate, beat):
+        tried.append(candidate)
+        if "P" not in candidate.mask:
+            return [5.0] * 3
+        return [tuned if candidate.difference == -0.25 else 4.5 if candidate.branch == 1 else 4.0] * 3
+
+    found = search(spaces, 2.5, 40, 0, measure, uniform_starts)
+    assert len(found.mask) == wanted and len(tried) == 40
+    if wanted == 50:
+        assert found.difference == -0.25 and found.branch == 1
+
+
+def test_clearly_worse_partial_steps_are_let_be():
+    spaces = [Space(50, SPACE.shares, True), Space(20, SPACE.shares, True, most=50)]
+    tried = []
+
+    def measure(candidate, beat):
+        tried.append(candidate)
+        return [5.0] * 3 if "P" not in candidate.mask else ()
+
+    options = [option for space in spaces for option in space.options(2.5)]
+    found = search(spaces[::-1], 2.5, 40, 0, measure, uniform_starts)
+    assert found.mask == "F" * 20 and len(tried) == len(options)
+
+
 def test_a_budget_that_cannot_be_had():
     with pytest.raises(InvalidSetting, match=r"12x cheaper: the most .* is 11\.36x"):
         SPACE.options(12)

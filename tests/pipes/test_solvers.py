@@ -4,11 +4,12 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
-from stepcache.pipes.solvers import is_first_order
+from stepcache.pipes.solvers import is_first_order, unet_calls
 
 
 class Derived(DDIMScheduler):
@@ -32,3 +33,19 @@ class Derived(DDIMScheduler):
 )
 def test_only_what_is_known_is_of_the_first_order(scheduler, first):
     assert is_first_order(scheduler) is first
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "calls"),
+    [
+        (DDIMScheduler(), 10),
+        (HeunDiscreteScheduler(), 19),
+        (PNDMScheduler(skip_prk_steps=True), 11),
+        (DDIMScheduler(num_train_timesteps=5), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_calls_of_the_unet_in_ten_steps(scheduler, calls):
+    before = list(scheduler.timesteps)
+    assert unet_calls(scheduler, 10) == calls
+    assert list(scheduler.timesteps) == before

@@ -14,7 +14,7 @@ from ..forwards.macs import branch_macs, meta_unet
 from ..images.fidelity import mean_of
 from ..images.make import Request
 from ..pipes.batches import guided
-from ..pipes.solvers import is_first_order
+from ..pipes.solvers import is_first_order, unet_calls
 from ..plans.plan import Figures
 from ..reuse.auto import Auto, Loop
 from ..reuse.predict import HOLD, Apart, Line
@@ -23,15 +23,12 @@ from .grams import Collector
 from .images import HEATS, HELD_OUT, Closeness, PromptSet, counted, score
 from .journal import Journal
 from .replay import Replay
-from .search import Option, Space, uniform_starts
+from .search import STARTS, Option, Space, uniform_starts
 from .segments import SegmentMeter
 
 # A candidate that is worse than the best by more than this, in dB, on the first half of the calibration prompts is not
 # measured on the second.
 CLEARLY = 1.0
-
-# Dampings to try for a line, for steps without fitted weights.
-DAMPINGS = (0.0, 0.5, 1.0)
 
 
 @dataclass
@@ -57,12 +54,12 @@ class Length:
         fewest = most_full_steps(steps, self.space.shares[branch], reuse, highest * steps / (self.space.most or steps))
         table = self.meter.table(branch, reuse, longest_of(steps, fewest or full))
         mean, difference = (round(damping, 2) for damping in Auto(self.loop).dampings(round(steps / full)))
+        if not self.space.reuse:  # not known to be halves: one line (auto.Auto.whole)
+            mean = difference = max(0.0, min(mean, difference))
         masks = [table.mask(full, mean, difference, minimax) for minimax in (False, True)]
         for mask in [*masks, *(start.mask for start in uniform_starts(option))]:
-            if self.space.reuse:
-                yield Candidate(mask, branch, reuse, early=mean, late=mean, difference=difference)
-            else:
-                yield Candidate(mask, branch, reuse, early=(d := max(0.0, min(mean, difference))), late=d)
+            apart = difference if self.space.reuse else None
+            yield Candidate(mask, branch, reuse, early=mean, late=mean, difference=apart)
 
 
 def longest_of(steps: int, full: int) -> int:
@@ -107,7 +104,7 @@ class Laboratory:
             replays = [Replay(pipe, own[name].requests()[0], recording) for name, recording in recorded]
             meter = SegmentMeter(replays, notes, min(shares), apart=space.reuse)
             guidance = own[HELD_OUT].call.get("guidance_scale")
-            loop = Loop(iterations, count, is_first_order(pipe.scheduler), guidance)
+            loop = Loop(iterations, max(iterations, count), is_first_order(pipe.scheduler), guidance)
             lengths[iterations] = Length(own, collector, space, meter, loop)
         originals[HELD_OUT] = sets[HELD_OUT].make(pipe)
         return cls(pipe, lengths, originals, notes)
@@ -147,7 +144,7 @@ class Laboratory:
         """The damped line that does best with the candidate's mask, for steps without fitted weights."""
         limited = None if found.difference is None else min(1.0, max(-1.0, found.difference))
         near = Candidate(found.mask, found.branch, found.reuse, difference=limited)
-        return max((replace(near, early=d, late=d) for d in DAMPINGS), key=self.psnr).line or HOLD
+        return max((replace(near, early=d, late=d) for d in STARTS), key=self.psnr).line or HOLD
 
     def figures(self, what: str, candidate: Candidate) -> Figures:
         """The candidate's figures on held-out prompts, under the name `what`."""
@@ -179,10 +176,12 @@ class Laboratory:
 
     def _fewer_steps(self, budget: float) -> Figures:
         held_out = self.original.sets[HELD_OUT]
-        count = max(1, int(held_out.steps / budget + 1e-9))
+        iterations = self.original.space.steps
+        calls = {n: unet_calls(self.pipe.scheduler, n) or iterations for n in range(1, held_out.steps)}
+        count = max((n for n, number in calls.items() if number * budget <= iterations + 1e-9), default=1)
         what = f"fewer steps: {count}, all full"
         close = self._noted(HELD_OUT, what, lambda: replace(held_out, steps=count).make(self.pipe))
-        return Figures(what, held_out.steps / count, mean_of(close.psnr), close.ssim)
+        return Figures(what, iterations / calls[count], mean_of(close.psnr), close.ssim)
 
     def _noted(self, name: str, what: str, make: Callable[[], np.ndarray]) -> Closeness:
         """Closeness of images of one of the sets; made only if the notes do not have them."""

@@ -92,20 +92,23 @@ def search(
 
     It tries the first start of each choice of steps, branch and guidance, with the best of them the others, and with
     the best of those DeepCache's algorithm and other dampings. From the best it tries in turn other predictions, warped
-    masks, and single full steps moved, until nothing improves.
+    masks, and single full steps moved, until nothing improves. Where fewer steps, all full, are the best first start,
+    the best start with partial steps is improved all the same, unless all are clearly worse.
     """
     climb = _Climb(trials, measure)
     options = _options(spaces, budget)
     starts = {option: list(dict.fromkeys(propose(option))) for option in options}
     climb.over((tries[0] for tries in starts.values()), surely=0.0)
+    first = climb.best
+    if not climb.turn_to([tries[0] for option, tries in starts.items() if option.full < option.steps]):
+        return first
     option = next((option for option, tries in starts.items() if climb.best is tries[0]), options[0])
     climb.over(starts[option][1:])
-    if option.full < option.steps:
-        # DeepCache's algorithm, if its mask has as many full steps.
-        climb.over([start for start in uniform_starts(option) if start.line == HOLD][-1:])
-        climb.over(dampings(climb.best, next(space for space in spaces if space.steps == option.steps).reuse))
+    # DeepCache's algorithm, if its mask has as many full steps.
+    climb.over([start for start in uniform_starts(option) if start.line == HOLD][-1:])
+    climb.over(dampings(climb.best, next(space for space in spaces if space.steps == option.steps).reuse))
     chance = random.Random(seed)
-    while climb.left and "P" in climb.best.mask:
+    while climb.left:
         before = climb.best
         climb.descend(predictors)
         masks = [warped(len(before.mask), before.mask.count("F"), power) for power in POWERS]
@@ -113,6 +116,7 @@ def search(
         climb.descend(lambda near: moves(near, chance))
         if climb.best is before:
             break
+    climb.turn_to([climb.best, first])
     return climb.best
 
 
@@ -153,8 +157,8 @@ class _Climb:
 
     def __init__(self, trials: int, measure: Measure) -> None:
         self.left, self._measure = trials, measure
-        self._tried: set[Candidate] = set()
-        self._psnr: np.ndarray | None = None
+        # PSNR of each image; empty if clearly worse than the best then.
+        self._tried: dict[Candidate, np.ndarray] = {}
         self._best: Candidate | None = None
 
     @property
@@ -162,6 +166,12 @@ class _Climb:
         """The best so far, after the first trial."""
         assert self._best is not None
         return self._best
+
+    def turn_to(self, candidates: Iterable[Candidate]) -> bool:
+        """Take the best of these for the best so far, the first of equal ones; False if no figures are known of any."""
+        known = [candidate for candidate in candidates if len(self._tried.get(candidate, ()))]
+        self._best = max(known, key=lambda candidate: float(self._tried[candidate].mean()), default=self._best)
+        return bool(known)
 
     def over(self, candidates: Iterable[Candidate], surely: float = SURELY) -> None:
         """Try each of them."""
@@ -177,12 +187,11 @@ class _Climb:
         """Whether it is the best so far. A new candidate counts as a trial, even if its figures are known."""
         if candidate in self._tried or not self.left:
             return False
-        self._tried.add(candidate)
         self.left -= 1
-        psnr = np.asarray(self._measure(candidate, self._best), dtype=float)
-        if self._psnr is not None and not _is_better(psnr, self._psnr, surely):
+        psnr = self._tried[candidate] = np.asarray(self._measure(candidate, self._best), dtype=float)
+        if self._best is not None and not _is_better(psnr, self._tried[self._best], surely):
             return False
-        self._best, self._psnr = candidate, psnr
+        self._best = candidate
         return True
 
 

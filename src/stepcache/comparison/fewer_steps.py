@@ -1,17 +1,16 @@
 """Fewer steps: the rival of each variant that every user has, at no higher cost in MACs of the U-Net.
 
 It is the original pipeline with as many steps as cost no more than the variant does. Cost is counted in U-Net calls: a
-full one counts 1, a partial one its share of the MACs. Most schedulers call the U-Net once a step. Others do not: Heun
-and KDPM2 call it 2n - 1 times in n steps, PNDM n + 1 times. A run calls it once for each of the scheduler's timesteps,
-and these are what is counted, for the variant, whose schedule goes by them, and for its rival.
+full one counts 1, a partial one its share of the MACs. Some schedulers do not call the U-Net once a step
+(solvers.unet_calls), so calls are what is counted, for the variant, whose schedule goes by them, and for its rival.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
+from ..pipes.solvers import unet_calls
 from .cost import Cost
 from .results import Comparison, FewerSteps, Setting, Variant
 
@@ -24,7 +23,7 @@ def with_fewer_steps(
     Variants whose rivals have the same number of steps share one, and stand together before it. steps: the original's,
     of that scheduler, which is left as it is.
     """
-    calls = {n: found for n in range(steps, 0, -1) if (found := _calls(scheduler, n)) is not None}
+    calls = {n: found for n in range(steps, 0, -1) if (found := unet_calls(scheduler, n)) is not None}
     groups: dict[int | Variant, list[Variant]] = {}
     notes = []
     for variant in variants:
@@ -75,16 +74,6 @@ def dearer(comparison: Comparison) -> list[str]:
                     f"against {mine:.1f}. The run did not follow its schedule, so they are no fair rival here."
                 )
     return lines
-
-
-def _calls(scheduler: Any, steps: int) -> int | None:
-    """U-Net calls of a run of `steps`; None if the scheduler cannot do so many."""
-    mine = copy.deepcopy(scheduler)
-    try:
-        mine.set_timesteps(steps)
-    except Exception:  # schedulers may raise anything for a number that they cannot do
-        return None
-    return len(mine.timesteps)
 
 
 def _steps(number: int) -> str:

@@ -1,7 +1,8 @@
-"""What kind of solver a scheduler is."""
+"""What kind of solver a scheduler is, and how often it has the U-Net called."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 # Each step follows from that step's output alone.
@@ -18,3 +19,16 @@ def is_first_order(scheduler: Any) -> bool:
         return True
     config = getattr(scheduler, "config", {})
     return type(scheduler).__name__ == "DPMSolverMultistepScheduler" and config.get("solver_order") == 1
+
+
+def unet_calls(scheduler: Any, steps: int) -> int | None:
+    """U-Net calls of a run of `steps`; None if the scheduler, which is left as it is, cannot do so many.
+
+    One for each of its timesteps: Heun and KDPM2 have 2n - 1 of them in n steps, PNDM n + 1.
+    """
+    mine = copy.deepcopy(scheduler)
+    try:
+        mine.set_timesteps(steps)
+    except Exception:  # schedulers may raise anything for a number that they cannot do
+        return None
+    return len(mine.timesteps)
