@@ -4,8 +4,7 @@
 
 Each method makes plans for all budgets in one calibration, on the demo's calibration prompts. Their images are compared
 with the original's on other prompts and seeds. `seconds` are those of one core for the whole calibration, all budgets,
-with the original's runs. The search that was replaced gets four times the trials, which takes about as long as the
-table.
+with the original's runs. The search that was replaced gets twice the trials, which takes about as long as the table.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from stepcache.plans.plan import Plan
 
 SETTINGS = (("dpm++", 20, 7.5), ("dpm++", 50, 7.5), ("euler", 20, 7.5))
 BUDGETS = (2.0, 2.5)
-TRIALS = {"search": 24, "segments": 6}
+TRIALS = {"search": 24, "segments": 12}
 
 
 @dataclass(frozen=True)

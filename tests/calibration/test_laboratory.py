@@ -64,12 +64,13 @@ def test_fewer_steps_are_counted_in_calls_of_the_unet():
 
 
 class Masks:
-    """A table of segments that notes under which dampings masks are asked for."""
+    """Tables of segments that note which are measured, and under which dampings masks are asked for."""
 
     def __init__(self):
-        self.asked = []
+        self.tables, self.asked = set(), []
 
     def table(self, branch, reuse, longest):
+        self.tables.add((branch, reuse, longest))
         return self
 
     def mask(self, full, mean, difference, minimax):
@@ -87,3 +88,14 @@ def test_masks_are_chosen_under_the_dampings_of_their_runs(halves):
     wanted = (mean, difference) if halves else (0.0, 0.0)
     assert set(masks.asked) == {wanted}
     assert {(c.early, c.late, c.difference) for c in starts} == {(wanted[0], wanted[0], difference if halves else None)}
+
+
+def test_one_table_serves_all_branches_and_budgets():
+    masks, space = Masks(), Space(50, {0: 0.1, 1: 0.3, 2: 0.5}, True)
+    length = Length({}, SimpleNamespace(), space, masks, Loop(50, 50, False, 7.5))
+    options = [option for budget in (1.5, 2.0, 3.0) for option in space.options(budget)]
+    assert {option.branch for option in options} == {0, 1, 2}
+    for option in options:
+        list(length.proposals(option, 3.0))
+    assert {table[:2] for table in masks.tables} == {(0, False), (0, True)} and len(masks.tables) == 2
+    assert all(option.full * longest >= 50 for option in options for _, _, longest in masks.tables)

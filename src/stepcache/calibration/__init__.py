@@ -59,8 +59,8 @@ def calibrate(
     measurements, from which an interrupted search goes on; one calibration at a time may use it. command: for the
     plan's record. progress: show a bar with the remaining time.
 
-    Price: the original once over all prompts, other numbers of steps over half of them. For each number of steps,
-    branch and kind of guidance that may fit, a table of segments on at most twice `batch` images (SegmentMeter.table).
+    Price: the original once over all prompts, other numbers of steps over half of them. For each number of steps
+    and kind of guidance that may fit, a table of segments on at most twice `batch` images (SegmentMeter.table).
     For each budget at most `trials` runs at its cost over half of the prompts (candidates that are clearly worse on a
     quarter stop there), and up to 2 * `branches` + 2 over the other half, for figures. Budgets share the original's
     runs and all measurements. Everything runs eager. Main memory holds the features of the table's images, for each

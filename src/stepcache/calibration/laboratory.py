@@ -44,15 +44,18 @@ class Length:
     def proposals(self, option: Option, highest: float) -> Iterator[Candidate]:
         """Masks to begin a search with, under the dampings of predict="auto": the table's, then uniform ones.
 
-        highest: the largest budget of all searches. The table has segments for its full steps, so that it is measured
-        once.
+        highest: the largest budget of all searches, whose segments are the longest, so that a table serves all budgets.
+        The cheapest branch's table serves all branches: others' masks differ a little, but their tables take as long.
         """
         steps, branch, reuse, full = option
         if full == steps:
             yield from uniform_starts(option)
             return
-        fewest = most_full_steps(steps, self.space.shares[branch], reuse, highest * steps / (self.space.most or steps))
-        table = self.meter.table(branch, reuse, longest_of(steps, fewest or full))
+        own = highest * steps / (self.space.most or steps)
+        kinds = (False, True) if self.space.reuse else (False,)
+        most = max(most_full_steps(steps, share, kind, own) for share in self.space.shares.values() for kind in kinds)
+        # What is tried has at least WORTH_A_TRY of the most full steps, for which these segments are long enough.
+        table = self.meter.table(min(self.space.shares), reuse, longest_of(steps, most or full))
         mean, difference = (round(damping, 2) for damping in Auto(self.loop).dampings(round(steps / full)))
         if not self.space.reuse:  # not known to be halves: one line (auto.Auto.whole)
             mean = difference = max(0.0, min(mean, difference))
@@ -63,7 +66,7 @@ class Length:
 
 
 def longest_of(steps: int, full: int) -> int:
-    """The longest segment to measure for masks of `full` full steps."""
+    """The longest segment to measure for masks of `full` full steps: half as long again as even ones, and one more."""
     return min(steps, -(-3 * steps // (2 * full)) + 1)
 
 
