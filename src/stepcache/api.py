@@ -56,14 +56,14 @@ def accelerate(
     Further arguments:
         schedule: a `Schedule`, instead of `interval`.
         predict: the feature in partial steps: "hold" (default), that of the last full step, as in DeepCache; "linear",
-            on the line through the last two full steps; a number from -1 to 1 damps that line (0 holds, 1 is linear).
-            A pair (mean, difference) damps apart the mean of the two halves of guidance and their difference,
-            conditional minus unconditional, which guidance multiplies. "auto" chooses the pair in each step from
-            solver, guidance scale and the distance between full steps (reuse/auto.py): the most faithful of these, from
-            20 steps on, as far as it was measured. Price: a second buffer of the feature's size, and one or three
-            additions per partial step. In batches that are not known to be two halves (other pipelines than those of
-            pipes/batches.py, modular ones, `denoising` blocks), a pair and "auto" are one line, with the lower damping
-            of the two, not below 0; without guidance, with that of the mean.
+            on the line through the last two full steps; a number from -1 to 1 damps that line (0 holds, 1 is linear). A
+            pair (mean, difference) damps apart the mean of the two halves of guidance and their difference, conditional
+            minus unconditional, which guidance multiplies. "auto" chooses the pair from solver, guidance scale at the
+            first step, and the distance between full steps, by a rule that was fitted to DDIM, Euler and DPM++ 2M from
+            20 steps on (reuse/auto.py); other solvers take DPM++ 2M's. Price: a second buffer of the feature's size,
+            and one or three additions per partial step. In batches that are not known to be two halves (other pipelines
+            than those of pipes/batches.py, modular ones, `denoising` blocks), a pair and "auto" are one line, with the
+            lower damping of the two, not below 0; without guidance, with that of the mean.
         guidance: "both" (default); "reuse" runs only the conditional half of a batch with classifier-free guidance in
             partial steps, and takes the difference of the halves from the last full step(s), predicted like the
             feature. Halves a partial step's cost and the feature's buffer; loses some fidelity, more at a high guidance
@@ -111,9 +111,9 @@ def accelerate(
             load in milliseconds. Sizes that the folder has run from it, captured as usual; others as `compile` says.
             The weights are the U-Net's own at each call, so LoRA fused into them and another checkpoint of the same
             architecture and dtype change nothing. What changes the graph (LoRA not fused, IP-Adapter, FreeU, attention
-            processors, branch, guidance) must be as it was when the package was made. A warning says what does not fit,
-            and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native code:
-            load only what you would install. Calls under autocast and quantised weights never run from them.
+            processors, branch, predict, guidance) must be as it was when the package was made. A warning says what does
+            not fit, and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native
+            code: load only what you would install. Calls under autocast and quantised weights never run from them.
         compiled_only: True refuses what `compiled` has no package for (NotCompiled), for servers that must not stall:
             here if no package can fit this pipe, and at the U-Net's call for another size. Default False. Calls that
             run eager for reasons of their own (hooks on layers, gradients) still do.

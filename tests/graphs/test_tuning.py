@@ -212,6 +212,28 @@ def test_a_wrong_result_is_never_chosen(tmp_path, monkeypatch, caplog):
     assert all(again.verdicts.get(shape).status.startswith("wrong") for shape in the_judge.seen)
 
 
+@pytest.mark.usefixtures("eager_joins")
+@pytest.mark.parametrize("mixed_up", ["buffers", "weights", "halves"])
+def test_a_join_that_mixes_up_a_blend_is_never_chosen(mixed_up, tmp_path, monkeypatch):
+    def broken(wanted):
+        def join(resnet, hidden, skip, temb):
+            if hasattr(hidden, "buffers"):
+                buffers = hidden.buffers[:1] * len(hidden.buffers) if mixed_up == "buffers" else hidden.buffers
+                weights = {"weights": hidden.weights.flip(1), "halves": hidden.weights * torch.tensor([[1.0], [0.0]])}
+                hidden = hidden._replace(buffers=buffers, weights=weights.get(mixed_up, hidden.weights))
+            return tuning.reference_join(resnet, hidden, skip, temb)
+
+        return join
+
+    monkeypatch.setattr(tuning, "fused_join", broken)
+    the_judge = judge(tmp_path)
+    monkeypatch.setattr(the_judge.timer, "times_us", lambda call, inputs: [1.0])
+    warmup(accelerate(small_pipe(), 3, predict=(1, -0.25), kernels=the_judge, **CAPTURED), 64, 64, progress=False)
+    found = [(shape.buffers, the_judge.verdicts.get(shape).status) for shape in the_judge.seen]
+    assert all(status.startswith("wrong: error") if buffers == 4 else status == "ok" for buffers, status in found)
+    assert {buffers for buffers, _ in found} == {0, 4}  # two buffers, each for its own half and for the other
+
+
 def test_what_cannot_be_measured_runs_without_and_is_tried_again(tmp_path, caplog):
     def fails(shape, on_ops):
         raise torch.OutOfMemoryError("no memory for it")

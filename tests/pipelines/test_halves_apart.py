@@ -126,10 +126,12 @@ def test_without_guidance_the_line_is_the_means():
 
 
 @pytest.mark.parametrize(("pair", "line"), [((1, 0.5), 0.5), ((0.25, 1), 0.25), ((1, -0.5), 0.0)])
-def test_batches_that_are_not_known_to_be_halves_take_the_lower_damping(pair, line):
+def test_batches_that_are_not_known_to_be_halves_take_the_lower_damping(pair, line, caplog):
     pipe = loop_pipe("least")
     want = accelerate(pipe, 3, predict=line)(9)
+    assert caplog.text == ""
     close(accelerate(pipe, 3, predict=pair)(9), want, rtol=1e-5, atol=1e-5)
+    assert f"so their dampings {pair[0]:g} and {pair[1]:g} are one: {line:g}." in caplog.text
     pipe = tiny_pipe(StableDiffusionPAGPipeline)  # three parts: unconditional, conditional, perturbed
     want = generate(accelerate(pipe, 3, predict=line), steps=9)
     close(generate(accelerate(pipe, 3, predict=pair), steps=9), want, rtol=1e-5, atol=1e-5)

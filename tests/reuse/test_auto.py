@@ -2,12 +2,21 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline
-from support.small import engine_of, generate, loop_pipe, picture, tiny_pipe
+from diffusers import (
+    ClassifierFreeGuidance,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPAGPipeline,
+)
+from support.modular import denoised, modular_pipe
+from support.small import engine_of, generate, loop_pipe, make_inputs, picture, tiny_pipe
 
-from stepcache import accelerate, last_run
+from stepcache import accelerate, denoising, last_run
 from stepcache.reuse.auto import FIRST_ORDER, MULTISTEP, UNKNOWN_GUIDANCE, Auto, Loop
 from stepcache.run.session import Session
 
@@ -17,7 +26,7 @@ def pairs(guidance, first_order=True, length=20, gaps=(1, 2, 3, 5, 10)):
     return [auto.dampings(gap) for gap in gaps]
 
 
-def test_more_strain_is_more_damping_and_never_more_of_the_line():
+def test_dampings_fall_with_gap_and_guidance():
     for first_order in (True, False):
         for guidance in (1.0, 3.0, 7.5, 15.0):
             found = pairs(guidance, first_order)
@@ -43,6 +52,11 @@ def test_for_solvers_of_the_first_order_only_the_part_of_the_run_counts():
 def test_a_loop_of_which_nothing_is_known_is_held():
     assert Auto().dampings(3) == (0.0, 0.0) and Auto().weights(0, 5, (4, 2)) == (1.0, 0.0)
     assert Auto().weights(0, 5, (4,)) == (1.0,)
+
+
+def test_a_guidance_of_numpy_is_a_number():
+    auto = Auto().of(Loop(20, 20, False, np.float32(3.0)))
+    assert auto.dampings(2) == Auto().of(Loop(20, 20, False, 3.0)).dampings(2)
 
 
 @pytest.mark.parametrize("guidance", [None, torch.tensor(2.0), "high"])
@@ -85,6 +99,32 @@ def test_image_to_image_runs_a_part_of_the_schedule(loops):
     pipe = accelerate(tiny_pipe(StableDiffusionImg2ImgPipeline), 2, predict="auto")
     generate(pipe, steps=20, sized=False, image=picture(64), strength=0.5)
     assert last_run(pipe).steps == 10 and (loops[0].loop.steps, loops[0].loop.length) == (10, 20)
+
+
+def test_the_steps_of_an_earlier_call_do_not_count(loops):
+    """DDPM keeps its `num_inference_steps` where timesteps are given."""
+    pipe = tiny_pipe()
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    accelerate(pipe, 3, predict="auto")
+    generate(pipe, steps=9)
+    generate(pipe, timesteps=[900, 600, 400, 300, 100])
+    assert [(auto.loop.steps, auto.loop.length) for auto in loops] == [(9, 9), (5, 5)]
+
+
+def test_timesteps_that_nobody_has_set_do_not_count(loops):
+    """A new scheduler has those of training, and a loop may have its own."""
+    pipe = accelerate(loop_pipe(), 2, predict="auto")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert len(pipe.scheduler.timesteps) == 1000
+    with denoising(pipe, steps=5), torch.no_grad():
+        pipe.unet(**make_inputs(pipe.unet))
+    assert (loops[0].loop.steps, loops[0].loop.length) == (5, None)
+
+
+def test_a_modular_pipe_s_guider_tells_the_scale(loops):
+    pipe = accelerate(modular_pipe(ClassifierFreeGuidance(guidance_scale=3.5)), 2, predict="auto")
+    denoised(pipe, steps=4)
+    assert loops[0].loop.guidance == 3.5
 
 
 def test_other_pipelines_have_a_line(loops):

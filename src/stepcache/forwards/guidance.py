@@ -4,8 +4,8 @@ With classifier-free guidance a pipeline's batch is [unconditional, conditional]
 changes as slowly as the feature, so a full step keeps it too. A partial step runs the conditional half alone and
 subtracts the difference to get the other half, so the pipeline sees an output of the whole batch.
 
-What a full step keeps is a tuple: (feature,), or (feature of the
-conditional half, difference of the outputs [B/2, C, H, W]).
+What a full step keeps is a tuple: (feature,), or (feature of the conditional half, difference of the outputs
+[B/2, C, H, W]).
 """
 
 from __future__ import annotations

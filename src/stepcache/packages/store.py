@@ -50,7 +50,9 @@ class Packages:
             elif entry.graph.get("switches") != switches():
                 reason = f"they are for torch's switches {entry.graph.get('switches')}, which are {switches()} here"
             elif repr(shapes(entry.kept)) != repr(shapes(kept)):
-                reason = "they are for another prediction of the feature (predict=...)"
+                reason = (
+                    "they are for another prediction of the feature (predict=..., or batches that are not two halves)"
+                )
             else:
                 return entry
         raise NotPackaged(reason)

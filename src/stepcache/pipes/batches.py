@@ -74,9 +74,16 @@ def guided(pipe: Any) -> Callable[[], bool]:
         raise UnsupportedPipeline(
             f'guidance="reuse" needs a pipeline whose batch is known to be [unconditional, conditional]; the loop of '
             f"{owner.__module__}.{owner.__name__} is not. Known: {', '.join(sorted(HALVED))}. "
-            'Use guidance="both" instead.'
+            'Use guidance="both" instead; of the presets, "faithful" or "balanced".'
         )
     return lambda: bool(pipe.do_classifier_free_guidance)
+
+
+def guidance_scale(pipe: Any) -> Any:
+    """The scale of the pipe's current call, or of its guider if it is a modular one; None if nothing tells it."""
+    if is_modular(pipe):
+        return getattr(getattr(pipe, "guider", None), "guidance_scale", None)
+    return getattr(pipe, "_guidance_scale", None)
 
 
 def shows_halves(pipe: Any) -> bool:

@@ -10,15 +10,17 @@ FIRST_ORDER = frozenset({"DDIMScheduler", "EulerDiscreteScheduler"})
 
 
 def is_first_order(scheduler: Any) -> bool:
-    """Whether it is DDIM or Euler, or DPM++ of order 1, which is DDIM.
+    """Whether it is DDIM or Euler, or DPM++ of order 1 without noise, which is DDIM.
 
     Multistep solvers extrapolate from the outputs of earlier steps, and amplify errors that alternate. All that are not
-    known to be of the first order (stochastic ones, for example) count as such.
+    known to be of the first order (stochastic ones, for example) count as multistep.
     """
     if any(cls.__name__ in FIRST_ORDER for cls in type(scheduler).__mro__):
         return True
     config = getattr(scheduler, "config", {})
-    return type(scheduler).__name__ == "DPMSolverMultistepScheduler" and config.get("solver_order") == 1
+    if type(scheduler).__name__ != "DPMSolverMultistepScheduler":
+        return False
+    return config.get("solver_order") == 1 and not str(config.get("algorithm_type")).startswith("sde")
 
 
 def unet_calls(scheduler: Any, steps: int) -> int | None:

@@ -1,7 +1,8 @@
 """Presets: combinations of settings by name, for users who do not want to measure first.
 
-Each predicts as predict="auto" does (reuse/auto.py says where its rule comes from, and what it gains). Nothing is known
-of other models than the demo until someone measures them with `stepcache compare` or `stepcache calibrate`.
+Each predicts as predict="auto" does (reuse/auto.py says where its rule comes from, and docs/fidelity.md what it gains).
+Nothing is known of other models than the demo until someone measures them with `stepcache compare` or `stepcache
+calibrate`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .predict import DIFFERENCE, Line, Weights
+from ..values import as_number
+from .predict import Apart, Weights
 
 UNKNOWN_GUIDANCE = 7.5
 """The guidance scale of a loop that does not tell one."""
@@ -88,15 +89,12 @@ class Auto:
         length = self.loop.length or self.loop.steps
         if not length:
             return 0.0, 0.0
-        guidance = self.loop.guidance
-        scale = guidance if isinstance(guidance, (int, float)) else UNKNOWN_GUIDANCE
+        scale = as_number(self.loop.guidance)
         rules = FIRST_ORDER if self.loop.first_order else MULTISTEP
-        return rules.mean(gap, length), rules.difference(gap, length, max(scale, 1.0))
+        return rules.mean(gap, length), rules.difference(gap, length, max(scale or UNKNOWN_GUIDANCE, 1.0))
 
     def weights(self, value: int, step: int, full_steps: Sequence[int]) -> Weights:
         if len(full_steps) < 2:
             return (1.0,)
-        mean, difference = self.dampings(full_steps[0] - full_steps[1])
-        if not self.apart:
-            return Line(max(0.0, min(mean, difference))).weights(value, step, full_steps)
-        return Line(difference if value == DIFFERENCE else mean).weights(value, step, full_steps)
+        pair = Apart(*self.dampings(full_steps[0] - full_steps[1]))
+        return (pair if self.apart else pair.whole).weights(value, step, full_steps)

@@ -86,7 +86,7 @@ class Apart:
 
     The guidance scale multiplies the halves' difference, conditional minus unconditional, and with it the error of its
     prediction: at few steps and high guidance that is what overshoots. With guidance reuse, `mean` damps the feature of
-    the conditional half, and `difference` that of the outputs.
+    the conditional half, and `difference` the difference of the outputs.
     """
 
     mean: float

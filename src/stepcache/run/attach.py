@@ -25,14 +25,14 @@ from ..graphs.decoder import DecoderGraphs
 from ..graphs.engine import Engine
 from ..graphs.unet import UNetGraphs
 from ..packages.store import Packages
-from ..pipes.batches import guided, shows_halves
+from ..pipes.batches import guidance_scale, guided, shows_halves
 from ..pipes.loops import check_no_loops
 from ..pipes.modular import is_modular
 from ..pipes.solvers import is_first_order
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
 from ..reuse.auto import Loop
-from ..reuse.predict import Predictor
+from ..reuse.predict import Apart, Predictor
 from ..reuse.schedule import Schedule
 from ..settings import Settings, unusable
 from ..values import reason_of
@@ -130,11 +130,16 @@ class Attachment:
             def fit(steps: int | None) -> tuple[Schedule, Predictor]:
                 schedule, predictor = warming_up, self.settings.predictor
                 if schedule is None:
-                    guidance = getattr(pipe, "_guidance_scale", None) if in_call else None
+                    guidance = guidance_scale(pipe) if in_call else None
                     loop = Loop(steps, _length(pipe, name), is_first_order(getattr(pipe, name)), guidance)
                     schedule, predictor = self.settings.for_loop(loop)
                     for remark in self.settings.remarks(steps, guidance):
                         say_once(remark)
+                    if isinstance(predictor, Apart) and not known:
+                        say_once(
+                            f"This run's batches are not known to be the two halves of guidance, so their dampings "
+                            f"{predictor.mean:g} and {predictor.difference:g} are one: {predictor.whole.damping:g}."
+                        )
                 return schedule, predictor if known else predictor.whole
 
             is_guided = guided(pipe) if known else never
@@ -319,10 +324,14 @@ def _planned_steps(pipe: Any, scheduler: str) -> int | None:
 
 
 def _length(pipe: Any, scheduler: str) -> int | None:
-    """Steps of a whole schedule; image to image, and a base with a refiner, run through a part of it."""
-    whole = getattr(getattr(pipe, scheduler), "num_inference_steps", None)
-    known = [steps for steps in (whole, scheduled_steps(pipe, scheduler)) if isinstance(steps, int)]
-    return max(known, default=None)
+    """Steps of a whole schedule; image to image, and a base with a refiner, run through a part of it. None: unknown."""
+    own, count = getattr(pipe, scheduler), scheduled_steps(pipe, scheduler)
+    asked = getattr(own, "num_inference_steps", 0)
+    if getattr(own, "custom_timesteps", False):  # set by their list, which leaves `num_inference_steps` as it was
+        return count
+    if asked is None:  # never set: its timesteps are those of training
+        return None
+    return max((steps for steps in (asked, count) if isinstance(steps, int) and steps), default=None)
 
 
 def scheduled_steps(pipe: Any, scheduler: str) -> int | None:
