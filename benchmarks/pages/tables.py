@@ -29,6 +29,7 @@ from benchmarks.pages.kernel_tables import (
     kernel_model_table,
 )
 from benchmarks.pages.markdown_table import caption, table
+from benchmarks.pages.plans_tables import plans_table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.rivals_pages import (
     aims_table,
@@ -180,6 +181,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "rivals_everywhere": csv(everywhere_table, "rivals.csv"),
     "rivals_fewer": csv(fewer_table, "rivals.csv"),
     "rivals_fewer_everywhere": csv(fewer_everywhere_table, "rivals.csv"),
+    "plans": csv(plans_table, "plans.csv"),
     "ideas": csv(ideas_table, "ideas.csv"),
     "stability": csv(stability_table, "stability.csv"),
     "rest_of_loop": csv(rest_of_loop_table, "rest_of_loop.csv"),

@@ -15,7 +15,6 @@ from benchmarks.frontier.pictures import images
 from benchmarks.frontier.rivals import Accelerated, Bench, candidates, cost, fewer_steps, measure
 from benchmarks.frontier.rivals_rows import AUTO, FEWER, HOLD, LINE, NONUNIFORM, SPECTRUM, Row, psnrs_of
 from stepcache.bench.rows import read
-from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import psnr
 from stepcache.images.schedulers import swap_scheduler
@@ -146,23 +145,6 @@ def test_other_methods_are_added_to_a_file(monkeypatch, tmp_path):
     assert [row.method for row in read(out, Row)] == [HOLD, HOLD, LINE, LINE]
     with pytest.raises(SystemExit):
         rivals.main(["some/pipeline"])  # whose prompts?
-
-
-def test_auto_is_left_out_where_accelerate_does_not_have_it(monkeypatch, capsys):
-    real = rivals.accelerate
-
-    def older(pipe, **options):
-        if options.get("predict") == "auto":
-            raise InvalidSetting("predict must be something else")
-        return real(pipe, **options)
-
-    monkeypatch.setattr(rivals, "accelerate", older)
-    bench = Bench(tiny_pipe(), "tiny", PROMPTS[:1], SEEDS[:1], 4)
-    rows = list(measure(bench, ("ddim", 4, 3.0), [HOLD, AUTO], intervals=(2,)))
-    assert [row.method for row in rows] == [HOLD] and "auto: left out" in capsys.readouterr().out
-    monkeypatch.setattr(rivals, "accelerate", lambda pipe, **options: older(pipe, predict="auto"))
-    with pytest.raises(InvalidSetting):  # not for the others
-        list(measure(bench, ("ddim", 4, 3.0), [HOLD], intervals=(2,)))
 
 
 def test_pictures_of_a_weighted_run_are_finite():

@@ -18,6 +18,7 @@ from support.small import engine_of, generate, loop_pipe, make_inputs, picture, 
 
 from stepcache import accelerate, denoising, last_run
 from stepcache.reuse.auto import FIRST_ORDER, MULTISTEP, UNKNOWN_GUIDANCE, Auto, Loop
+from stepcache.reuse.predict import DIFFERENCE, FEATURE, Line
 from stepcache.run.session import Session
 
 
@@ -71,6 +72,16 @@ def test_not_apart_is_the_lower_damping_and_not_below_zero():
         lowest = max(0.0, min(whole.dampings(gap)))
         full = (4 + gap, 4)
         assert whole.weights(0, full[0] + 1, full) == pytest.approx((1 + lowest / gap, -lowest / gap))
+
+
+def test_after_a_short_gap_a_long_stretch_is_damped_as_such_and_its_line_ends():
+    auto = Auto().of(Loop(30, 30, False, 7.5))
+    for value, which in ((FEATURE, 0), (DIFFERENCE, 1)):
+        for step in (5, 6):  # within the gap of 2
+            assert auto.weights(value, step, (4, 2)) == Line(auto.dampings(2)[which]).weights(value, step, (4, 2))
+        for step in (7, 8):
+            assert auto.weights(value, step, (4, 2)) == Line(auto.dampings(step - 4)[which]).weights(value, 6, (4, 2))
+    assert auto.dampings(4) != auto.dampings(2)
 
 
 @pytest.fixture

@@ -96,5 +96,8 @@ class Auto:
     def weights(self, value: int, step: int, full_steps: Sequence[int]) -> Weights:
         if len(full_steps) < 2:
             return (1.0,)
-        pair = Apart(*self.dampings(full_steps[0] - full_steps[1]))
-        return (pair if self.apart else pair.whole).weights(value, step, full_steps)
+        # The rule was fitted to uniform schedules, whose lines end before the next full step is due. Where a longer
+        # stretch follows a shorter gap, lines are damped as for that stretch, and end after one gap.
+        newest, gap = full_steps[0], full_steps[0] - full_steps[1]
+        pair = Apart(*self.dampings(max(gap, step - newest)))
+        return (pair if self.apart else pair.whole).weights(value, min(step, newest + gap), full_steps)
