@@ -30,7 +30,14 @@ def caption(rigs: Iterable[Rig]) -> str:
 
 
 def _shortened(commands: list[str]) -> str:
-    scripts = {" ".join(command.split()[:3]).strip("`") for command in commands}
+    scripts = {_script(command.strip("`")) for command in commands}
     if len(commands) <= LISTED or len(scripts) > 1:
         return ", ".join(commands)
     return f"{len(commands)} runs of `{scripts.pop()}`, whose options are in the CSV's column `command`."
+
+
+def _script(command: str) -> str:
+    """The command without its options: "python -m benchmarks.one", "stepcache bench demo"."""
+    words = command.split()
+    options = (i for i, word in enumerate(words) if word.startswith("-") and word != "-m")
+    return " ".join(words[: next(options, len(words))])

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from benchmarks.pages.markdown_table import caption
 from stepcache.bench.rows import Rig
 
@@ -17,11 +19,10 @@ def test_two_commands_are_both_named():
     assert text.endswith("commit abc. `python -m benchmarks.one --a`, `python -m benchmarks.one --b`")
 
 
-def test_of_many_runs_of_a_script_only_the_script():
-    text = captioned(*(f"python -m benchmarks.one --n {n}" for n in range(3)))
-    assert text.endswith(
-        "commit abc. 3 runs of `python -m benchmarks.one`, whose options are in the CSV's column `command`."
-    )
+@pytest.mark.parametrize("script", ["python -m benchmarks.one", "python benchmarks/one.py", "stepcache bench demo"])
+def test_of_many_runs_of_a_script_only_the_script(script):
+    text = captioned(*(f"{script} --n {n}" for n in range(3)))
+    assert text.endswith(f"commit abc. 3 runs of `{script}`, whose options are in the CSV's column `command`.")
 
 
 def test_many_scripts_are_all_named():
