@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,13 +54,12 @@ def kernel_mix_table(path: Path) -> str:
     """Registers and loops of each kernel at the largest join, by the buffers that its hidden state is combined from."""
     rows = [r for r in read(path, kernel_code.Row) if r.dtype == "bf16" and _join(r) == kernel_code.LARGEST]
     kinds = dict.fromkeys((r.mix, r.halves) for r in rows)
-    found = {((ROLES.get(r.kernel, ONE_LAUNCH), (r.mix, r.halves)), r.target): _loops(r) for r in rows}
-    lines = [
-        (role, _buffers(*kind), *(found.get(((role, kind), target), "none") for target in TARGETS))
-        for role in ROLES.values()
-        for kind in kinds
-        if any(((role, kind), target) in found for target in TARGETS)
-    ]
+    found = {(ROLES.get(r.kernel, ONE_LAUNCH), r.mix, r.halves, r.target): _loops(r) for r in rows}
+    lines = []
+    for role, (mix, halves) in itertools.product(ROLES.values(), kinds):
+        cells = [found.get((role, mix, halves, target), "none") for target in TARGETS]
+        if set(cells) != {"none"}:
+            lines.append((role, _buffers(mix, halves), *cells))
     return table(("kernel", "hidden state from", *TARGETS), lines)
 
 

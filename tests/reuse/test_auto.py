@@ -60,6 +60,12 @@ def test_a_guidance_of_numpy_is_a_number():
     assert auto.dampings(2) == Auto().of(Loop(20, 20, False, 3.0)).dampings(2)
 
 
+def test_no_guidance_is_known_guidance():
+    """0 is what distilled models are called with, and no missing number."""
+    auto = Auto().of(Loop(20, 20, False, 0.0))
+    assert auto.dampings(2) == Auto().of(Loop(20, 20, False, 1.0)).dampings(2)
+
+
 @pytest.mark.parametrize("guidance", [None, torch.tensor(2.0), "high"])
 def test_a_guidance_that_is_no_number_counts_as_the_usual_one(guidance):
     loop = Loop(20, 20, False, UNKNOWN_GUIDANCE)

@@ -108,8 +108,9 @@ def calls_of_joins(
     def join(resnet: nn.Module, hidden: Tensor | Blend, skip: Tensor, temb: Tensor) -> Tensor:
         if fusable(resnet, hidden.buffers[0] if isinstance(hidden, Blend) else hidden, skip):
             shape = shape_of(resnet, hidden, skip)
-            given = _all_different(hidden) if isinstance(hidden, Blend) else hidden
-            found.setdefault(shape, JoinCall(shape, resnet, given, skip, temb))
+            if shape not in found:
+                given = _all_different(hidden) if isinstance(hidden, Blend) else hidden
+                found[shape] = JoinCall(shape, resnet, given, skip, temb)
         return reference_join(resnet, hidden, skip, temb)
 
     full, partial = steps_of(join)

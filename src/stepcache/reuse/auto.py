@@ -89,15 +89,16 @@ class Auto:
         length = self.loop.length or self.loop.steps
         if not length:
             return 0.0, 0.0
-        scale = as_number(self.loop.guidance)
+        known = as_number(self.loop.guidance)
+        scale = UNKNOWN_GUIDANCE if known is None else known
         rules = FIRST_ORDER if self.loop.first_order else MULTISTEP
-        return rules.mean(gap, length), rules.difference(gap, length, max(scale or UNKNOWN_GUIDANCE, 1.0))
+        return rules.mean(gap, length), rules.difference(gap, length, max(scale, 1.0))
 
     def weights(self, value: int, step: int, full_steps: Sequence[int]) -> Weights:
         if len(full_steps) < 2:
             return (1.0,)
-        # The rule was fitted to uniform schedules, whose lines end before the next full step is due. Where a longer
-        # stretch follows a shorter gap, lines are damped as for that stretch, and end after one gap.
+        # The rule was fitted to uniform schedules, where no step is further from the newest full one than the gap.
+        # Where one is, its line is damped as for that distance, and ends after one gap.
         newest, gap = full_steps[0], full_steps[0] - full_steps[1]
         pair = Apart(*self.dampings(max(gap, step - newest)))
         return (pair if self.apart else pair.whole).weights(value, min(step, newest + gap), full_steps)
