@@ -4,10 +4,12 @@ A speed means nothing if the images are wrong, and fidelity to the original cann
 the images. So each variant has a reference that does the same work at the same steps:
 
 - stepcache compiled, captured or with its kernels: stepcache eager at the same interval and branch;
-- stepcache eager: DeepCache, the published implementation, if both count steps and branches alike;
-- torch.compile with DeepCache: DeepCache; torch.compile, and variants without reuse (interval 1): eager.
+- stepcache eager that holds the feature: DeepCache, the published implementation, if both count steps and branches
+  alike;
+- torch.compile with DeepCache: DeepCache; with fewer steps: fewer steps; torch.compile alone, and variants without
+  reuse (interval 1): eager.
 
-Eager and DeepCache have no reference. A variant whose reference is wrong is wrong too.
+Eager, fewer steps, DeepCache and predictions have no reference. A variant whose reference is wrong is wrong too.
 """
 
 from __future__ import annotations
@@ -82,12 +84,20 @@ def _compare(entry: Entry, other: Entry, of_other: Agreement, tolerance: float) 
     return Agreement(name, off)
 
 
+_REFERENCES = {
+    "eager": "",
+    "fewer-steps": "",
+    "deepcache": "",
+    "compile+fewer-steps": "fewer-steps",
+    "compile+deepcache": "deepcache",
+    "stepcache-eager": "deepcache",
+}
+
+
 def _reference(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
     """The measured entry whose images `entry` must reproduce; None if there is none."""
     variant = entry.variant
-    key = {"eager": "", "deepcache": "", "compile+deepcache": "deepcache", "stepcache-eager": "deepcache"}.get(
-        variant.key, "stepcache-eager"
-    )
+    key = _REFERENCES.get(variant.key, "stepcache-eager")
     if variant.interval in (None, 1) and key and variant.key != "compile+deepcache":
         key = "eager"
     found = next((other for other in entries if other.measured and other.variant.key == key), None)
@@ -97,12 +107,13 @@ def _reference(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
 
 
 def _counts_alike(ours: Entry, theirs: Entry) -> bool:
-    """Whether DeepCache runs the same steps and branch for the same numbers.
+    """Whether DeepCache runs the same steps and branch for the same numbers, on the same features.
 
-    It counts timesteps, of which Heun and the like have two per step, and assumes that a block has three ResNets.
+    It predicts none, counts timesteps, of which Heun and the like have two per step, and assumes that a block has three
+    ResNets.
     """
     interval, branch = ours.variant.interval, ours.variant.branch
-    if interval is None or branch is None or ours.pipe is None:
+    if interval is None or branch is None or ours.pipe is None or ours.variant.predict != "hold":
         return False
     if ours.kinds != Schedule.uniform(interval).kinds(theirs.repeats[-1].unet_calls):
         return False

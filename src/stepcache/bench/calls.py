@@ -50,10 +50,10 @@ class UNetClock:
         self._starts, self._ends = [], []
 
 
-def timed(request: Request, pipe: Any, clock: UNetClock) -> Timed:
-    """One call of the pipe. NaN in its images is reported in the variant's row."""
+def timed(request: Request, pipe: Any, clock: UNetClock, steps: int | None = None) -> Timed:
+    """One call of the pipe. steps: instead of the request's. NaN in its images is reported in the variant's row."""
     clock.reset()
-    made = request.make(pipe, allow_nan=True)
+    made = request.make(pipe, steps, allow_nan=True)
     return Timed(made.images, made.seconds, *clock.read())
 
 

@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 class Cell:
     """All variants of `pipe` at one size, batch, interval and branch.
 
-    backend: of torch.compile. deadline: of `time.monotonic`; after it no variant starts, and no repeat but the first.
+    fewer: steps that cost no more than interval and branch do; None if that is not known. backend: of torch.compile.
+    deadline: of `time.monotonic`; after it no variant starts, and no repeat but the first.
     """
 
     def __init__(
@@ -37,11 +38,14 @@ class Cell:
         *,
         device: str,
         backend: str,
+        fewer: int | None,
         deadline: float | None,
         progress: tqdm,
     ) -> None:
         self.entries = [Entry(variant) for variant in variants]
         self._pipe, self._request, self._device, self._backend = pipe, request, device, backend
+        for entry in self.entries:
+            entry.steps = fewer if entry.variant.shortens else None
         self._deadline, self._progress = deadline, progress
         self._base = self._reserved()
 
@@ -50,6 +54,8 @@ class Cell:
         for entry in self.entries:
             if missing := entry.variant.missing(self._device):
                 entry.status = f"not here: {missing}"
+            elif entry.variant.shortens and entry.steps is None:
+                entry.status = "not here: no number of steps is known to cost no more than interval and branch"
             elif self._late():
                 entry.status = OUT_OF_TIME
             else:
@@ -79,8 +85,7 @@ class Cell:
     def _start(self, entry: Entry) -> None:
         before, graphs = self._reserved(), _graphs()
         start = time.perf_counter()
-        entry.pipe = entry.variant.put_on(self._pipe, self._backend)
-        entry.clock = UNetClock(entry.pipe.unet, self._device)
+        entry.pipe, entry.clock = self._shared(entry.variant) or self._made(entry.variant)
         self._run(entry)
         entry.first_call_s = time.perf_counter() - start
         entry.graphs, entry.graphs_cached = (now - then for now, then in zip(_graphs(), graphs, strict=True))
@@ -96,9 +101,21 @@ class Cell:
             # before this one.
             entry.peak_memory_mib = (torch.cuda.max_memory_reserved() - before + self._base) / 2**20
 
+    def _made(self, variant: Variant) -> tuple[Any, UNetClock]:
+        pipe = variant.put_on(self._pipe, self._backend)
+        return pipe, UNetClock(pipe.unet, self._device)
+
+    def _shared(self, variant: Variant) -> tuple[Any, UNetClock] | None:
+        """The pipeline of the variant that does the same in all steps, if it has started: it need not compile again."""
+        if variant.shortens:
+            for entry in self.entries:
+                if entry.variant == variant.original and entry.clock is not None:
+                    return entry.pipe, entry.clock
+        return None
+
     def _run(self, entry: Entry) -> Timed:
         assert entry.clock is not None
-        run = timed(self._request, entry.pipe, entry.clock)
+        run = timed(self._request, entry.pipe, entry.clock, entry.steps)
         if entry.variant.key.startswith("stepcache"):
             entry.kinds = _record(entry.pipe).kinds
         return run

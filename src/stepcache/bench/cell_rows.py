@@ -25,11 +25,13 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
     agreed = agreements(entries, where["dtype"])
     references = {entry.variant.key: entry for entry in reversed(entries) if entry.measured}
     eager, deepcache = references.get("eager"), references.get("deepcache")
+    calls = eager.repeats[-1].unet_calls if eager else None
 
     def row(entry: Entry) -> BenchRow:
         variant = entry.variant
         values: dict[str, Any] = {**dict.fromkeys(_MEASURED), "status": entry.status, "kinds": "", "repeats": 0}
         values |= {"interval": variant.interval, "branch": variant.branch, "mode": variant.mode}
+        values |= {"predict": str(variant.predict), "fewer": entry.steps}
         if entry.measured:
             agreement = agreed[id(entry)]
             values |= {"repeats": len(entry.repeats), "kinds": entry.kinds}
@@ -37,7 +39,7 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
             if agreement.wrong:
                 values["status"] = agreement.wrong
             else:
-                values |= _measured(entry, eager, deepcache if variant.interval else None, entry.bound(counts))
+                values |= _measured(entry, eager, deepcache if variant.interval else None, entry.bound(counts, calls))
         return BenchRow(variant=variant.name, **where, **values)
 
     return [row(entry) for entry in entries if entry.status or entry.measured]

@@ -21,6 +21,7 @@ class Entry:
 
     variant: Variant
     status: str = ""  # why it is not, or no longer, measured
+    steps: int | None = None  # instead of the request's
     pipe: Any = None
     clock: UNetClock | None = None
     first_call_s: float = 0.0
@@ -53,11 +54,13 @@ class Entry:
         """Release the pipeline."""
         self.pipe = self.clock = None
 
-    def bound(self, counts: Mapping[int, BranchMacs]) -> float | None:
-        """The original's MACs over this run's; None if they cannot be counted."""
+    def bound(self, counts: Mapping[int, BranchMacs], calls: int | None) -> float | None:
+        """The original's MACs over this run's; None if they cannot be counted. calls: of the U-Net in the original."""
         variant = self.variant
         if variant.interval is None:
             return 1.0
+        if variant.shortens:
+            return calls / self.repeats[-1].unet_calls if calls else None
         macs = counts.get(variant.branch or 0)
         if macs is None:
             return None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -19,15 +19,17 @@ from stepcache.images.make import Request
 from stepcache.images.pipelines import DTYPES, default_device
 from stepcache.images.schedulers import SCHEDULERS, swap_scheduler
 from stepcache.reuse.schedule import Schedule
+from stepcache.settings import Settings
 from stepcache.values import positive_int
 
 from .cell import RUNS, Cell
 from .cell_rows import rows_of
+from .fewer import fewer_steps
 from .heap import keep_heap
 from .models import Model, load
 from .rows import check_out, write
 from .schema import BenchRow
-from .variants import LADDER, MODES, Variant, ladder
+from .variants import LADDER, MODES, Predict, Variant, ladder
 
 _PIXELS = 8  # the pipelines take multiples of it only
 
@@ -38,8 +40,9 @@ class GridSpec:
 
     model: "demo", "sd15", "sd21", "sdxl", or a local pipeline's directory. sizes: (height, width) in pixels; empty: the
     model's own. reuse: (interval, branch) pairs. variants: keys of `LADDER`, the most important first, in case the run
-    is cut short. modes: of torch.compile, for variants that have them. guidance: 1 is none. dtype: "auto" is float16 on
-    CUDA, float32 on a CPU. seed: of a call's first image. backend: of torch.compile.
+    is cut short. modes: of torch.compile, for variants that have them. guidance: 1 is none. predict: as in
+    `accelerate`, of stepcache's variants. dtype: "auto" is float16 on CUDA, float32 on a CPU. seed: of a call's first
+    image. backend: of torch.compile.
     """
 
     model: str = "demo"
@@ -52,6 +55,7 @@ class GridSpec:
     guidance: float = 7.5
     repeats: int = 5
     scheduler: str = "ddim"
+    predict: Predict = "hold"
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
@@ -71,6 +75,7 @@ class GridSpec:
             positive_int("batch", batch)
         for interval, _ in self.reuse:
             Schedule.uniform(interval)
+        Settings.check(3, 0, predict=self.predict)
         positive_int("steps", self.steps)
         positive_int("repeats", self.repeats)
         _known("variants", self.variants, LADDER)
@@ -92,20 +97,28 @@ class GridSpec:
         auto = "float16" if self.where == "cuda" else "float32"
         return DTYPES[auto if self.dtype == "auto" else self.dtype]
 
-    def cells(self, sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int, list[Variant]]]:
-        """(size, batch, variants) of each cell.
+    def cells(self, sizes: Sequence[tuple[int, int]]) -> Iterator[_CellSpec]:
+        """The cells of the grid.
 
         Variants without reuse are measured in the first cell of each size and batch. Eager also runs in the others, as
         the base of their speed-ups.
         """
         for size in sizes:
             for batch in self.batches:
-                variants = ladder(self.variants, self.modes, self.reuse[0])
-                yield size, batch, variants
-                for pair in self.reuse[1:]:
-                    others = [v for v in ladder(self.variants, self.modes, pair) if v.interval or v.key == "eager"]
-                    if any(v.interval for v in others):
-                        yield size, batch, others
+                for pair in self.reuse:
+                    variants = ladder(self.variants, self.modes, pair, self.predict)
+                    if pair != self.reuse[0]:
+                        variants = [variant for variant in variants if variant.interval or variant.key == "eager"]
+                        if not any(variant.interval for variant in variants):
+                            continue
+                    yield _CellSpec(size, batch, pair, variants)
+
+
+class _CellSpec(NamedTuple):
+    size: tuple[int, int]
+    batch: int
+    reuse: tuple[int, int]
+    variants: list[Variant]
 
 
 def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[BenchRow]:
@@ -130,13 +143,13 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     for _, branch in spec.reuse:
         layout.cut(branch)
     cells = list(spec.cells(spec.sizes or [model.size()]))
-    runs = sum(len(variants) for *_, variants in cells) * (RUNS + spec.repeats)
+    runs = sum(len(cell.variants) for cell in cells) * (RUNS + spec.repeats)
     rows: list[BenchRow] = []
     # smoothing=0: the estimate uses all runs so far, since compiling and running alternate.
     with tqdm(total=runs, unit="run", smoothing=0, dynamic_ncols=True) as progress:
         progress.set_description_str("warm-up")
         _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
-        for i, (size, batch, variants) in enumerate(cells):
+        for i, (size, batch, (interval, branch), variants) in enumerate(cells):
             again = i > 0 and cells[i - 1][:2] == (size, batch)
             counts = _counts(model.pipe, size, [branch for _, branch in spec.reuse])
             cell = Cell(
@@ -145,6 +158,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
                 variants,
                 device=spec.where,
                 backend=spec.backend,
+                fewer=fewer_steps(model.pipe.scheduler, spec.steps, interval, counts.get(branch)),
                 deadline=deadline,
                 progress=progress,
             )

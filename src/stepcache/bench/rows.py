@@ -191,5 +191,7 @@ def _command() -> str:
     if spec is not None:  # python -m
         return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
     script = Path(sys.argv[0]).resolve()
+    if script.parent.name in ("bin", "Scripts"):  # an installed command, wherever its environment is
+        return shlex.join([script.stem, *sys.argv[1:]])
     name = str(script.relative_to(CHECKOUT)) if script.is_relative_to(CHECKOUT) else script.name
     return shlex.join(["python", name, *sys.argv[1:]])

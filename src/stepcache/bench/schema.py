@@ -18,12 +18,12 @@ class BenchRow:
     device: str  # "cuda" or "cpu"; the rig's columns name it
     dtype: str  # "float32", "float16", "bfloat16"
     scheduler: str  # a class of diffusers
-    steps: int
+    steps: int  # of the original; `fewer` has those of the variants with fewer steps
     guidance: float
     height: int  # pixels
     width: int  # pixels
     batch: int  # images per call; the U-Net's batch is twice that with guidance
-    interval: int | None  # None without reuse
+    interval: int | None  # None without reuse; with fewer steps, of the reuse that costs no less
     branch: int | None
     variant: str  # name of a rung of the ladder (variants.py)
     mode: str  # of torch.compile; "" if nothing is compiled, or with the default options of accelerate()
@@ -50,3 +50,5 @@ class BenchRow:
     graphs_cached: int | None = None  # how many of them were on disk; compile_s is a cold start's only if 0
     reference: str = ""  # the variant that computes the same uncompiled (agreement.py); "" if none ran
     difference: float | None = None  # of the images from the reference's, relative to their contrast
+    predict: str = "hold"  # as in `accelerate`; of stepcache's variants
+    fewer: int | None = None  # the steps that "fewer steps" ran

@@ -63,7 +63,9 @@ def _head(row: BenchRow) -> str:
 
 
 def _label(row: BenchRow) -> str:
-    return f"{row.variant}, {row.mode}" if row.mode else row.variant
+    steps = f" ({row.fewer})" if row.fewer else ""
+    predict = f", predict={row.predict}" if row.predict != "hold" else ""
+    return f"{row.variant}{steps}{predict}" + (f", {row.mode}" if row.mode else "")
 
 
 def _number(value: float | None, unit: str = "", digits: int = 2) -> str:

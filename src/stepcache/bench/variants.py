@@ -20,11 +20,15 @@ from torch import nn
 
 from stepcache import accelerate
 
+Predict = str | float | tuple[float, float]
+
 # Name in `GridSpec.variants` and on the command line -> name in the rows.
 LADDER = {
     "eager": "eager",
+    "fewer-steps": "fewer steps",
     "deepcache": "DeepCache 0.1.1",
     "compile": "torch.compile",
+    "compile+fewer-steps": "torch.compile + fewer steps",
     "compile+deepcache": "torch.compile + DeepCache 0.1.1",
     "stepcache-eager": "stepcache eager",
     "stepcache-compiled": "stepcache compiled",
@@ -33,18 +37,24 @@ LADDER = {
 }
 MODES = ("default", "reduce-overhead", "max-autotune")
 
-_EACH_MODE = ("compile", "stepcache-compiled")
+_EACH_MODE = ("compile", "compile+fewer-steps", "stepcache-compiled")
+_ALONE = ("eager", "compile")  # whose work does not depend on interval and branch
 _ONLY_CUDA = ("stepcache-graphs", "stepcache-triton")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A rung of the ladder. mode: of torch.compile, or "". interval: None without reuse."""
+    """A rung of the ladder.
+
+    mode: of torch.compile, or "". interval, branch: of what is reused, or of the variant whose cost fewer steps are to
+    match; None for the others. predict: as in `accelerate`; of stepcache only.
+    """
 
     key: str
     mode: str = ""
     interval: int | None = None
     branch: int | None = None
+    predict: Predict = "hold"
 
     @property
     def name(self) -> str:
@@ -65,6 +75,16 @@ class Variant:
         """Whether stepcache captures its graphs."""
         return self.key in _ONLY_CUDA
 
+    @property
+    def shortens(self) -> bool:
+        """Whether it is the original with fewer steps."""
+        return self.key.endswith("fewer-steps")
+
+    @property
+    def original(self) -> Variant:
+        """For fewer steps, the variant whose pipeline it runs."""
+        return Variant("compile" if self.mode else "eager", self.mode)
+
     def missing(self, device: str) -> str:
         """What it needs that is missing here, or ""."""
         if device != "cuda" and self.key in _ONLY_CUDA:
@@ -81,14 +101,15 @@ class Variant:
         backend: of torch.compile; only Inductor gets the mode.
         """
         ours = self.key.startswith("stepcache")
-        pipe = twin(pipe, own_kernels=ours)
+        pipe = twin(pipe, own_kernels=ours and pipe.unet.device.type == "cuda")
         if ours:
-            return accelerate(pipe, self.interval or 1, self.branch or 0, **self._settings(backend))
+            settings = self._settings(backend)
+            return accelerate(pipe, self.interval or 1, self.branch or 0, predict=self.predict, **settings)
         if self.key.startswith("compile"):
             # DeepCache breaks graphs. Compile before enabling its helper: otherwise its timestep.item() breaks the
             # graph in the first line.
             _isolate(pipe.unet)
-            fullgraph = self.key == "compile"
+            fullgraph = not self.key.endswith("deepcache")
             pipe.unet = torch.compile(pipe.unet, fullgraph=fullgraph, **_compile_options(self.mode, backend))
         if self.key.endswith("deepcache"):
             from DeepCache import DeepCacheSDHelper
@@ -107,21 +128,24 @@ class Variant:
         return {"compile": own, "cuda_graphs": True, "kernels": self.key == "stepcache-triton"}
 
 
-def ladder(keys: Sequence[str], modes: Sequence[str], reuse: tuple[int, int]) -> list[Variant]:
+def ladder(
+    keys: Sequence[str], modes: Sequence[str], reuse: tuple[int, int], predict: Predict = "hold"
+) -> list[Variant]:
     """The variants of `keys` in order, in each mode if they have modes. reuse: (interval, branch)."""
     variants = []
     for key in keys:
         mine = modes if key in _EACH_MODE else [{"compile+deepcache": modes[0]}.get(key, "")]
-        pair = (None, None) if key in ("eager", "compile") else reuse
-        variants += [Variant(key, mode, *pair) for mode in mine]
+        interval, branch = (None, None) if key in _ALONE else reuse
+        ours = predict if key.startswith("stepcache") else "hold"
+        variants += [Variant(key, mode, interval, branch, ours) for mode in mine]
     return variants
 
 
 def twin(pipe: Any, own_kernels: bool = False) -> Any:
     """A pipeline with the same weights, but its own U-Net modules and scheduler.
 
-    own_kernels: it also has its own 4-d weights, since `accelerate` puts them into channels_last on a GPU, which must
-    not change the other variants'. This costs their memory.
+    own_kernels: it also has its own 4-d weights, for `accelerate`, which puts them into channels_last on a GPU. That
+    must not change the other variants'. This costs their memory.
     """
     other = copy.copy(pipe)
     shared = chain(pipe.unet.parameters(), pipe.unet.buffers())

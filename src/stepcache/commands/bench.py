@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..images.schedulers import SCHEDULERS
-from .arguments import check_guidance, check_seed, integers, sizes
+from .arguments import add_predict, check_guidance, check_seed, integers, sizes
 from .quiet import quiet
 
 
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler", choices=SCHEDULERS, default=default.scheduler, help="sampler (default %(default)s)"
     )
+    add_predict(parser)
     parser.add_argument(
         "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: float16 on CUDA, float32 on a CPU"
     )
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
             guidance=args.guidance,
             repeats=args.repeats,
             scheduler=args.scheduler,
+            predict=args.predict,
             dtype=args.dtype,
             device=args.device,
             seed=args.seed,

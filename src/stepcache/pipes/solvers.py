@@ -34,3 +34,9 @@ def unet_calls(scheduler: Any, steps: int) -> int | None:
     except Exception:  # schedulers may raise anything for a number that they cannot do
         return None
     return len(mine.timesteps)
+
+
+def most_steps(scheduler: Any, steps: int, calls: int) -> int | None:
+    """The most steps, at most `steps`, that need no more than so many U-Net calls; None if even one needs more."""
+    fits = (n for n in range(steps, 0, -1) if (needed := unet_calls(scheduler, n)) is not None and needed <= calls)
+    return next(fits, None)

@@ -1,0 +1,22 @@
+"""How many steps of the original cost no more than reuse does: the rival that every user has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepcache.forwards.macs import BranchMacs
+from stepcache.pipes.solvers import most_steps, unet_calls
+from stepcache.reuse.schedule import Schedule
+
+
+def fewer_steps(scheduler: Any, steps: int, interval: int, macs: BranchMacs | None) -> int | None:
+    """The most steps whose U-Net calls cost no more MACs than `steps` with this interval.
+
+    macs: of the branch. None without them, and where the scheduler can do no number of steps that cost as little.
+    """
+    calls = unet_calls(scheduler, steps)
+    if macs is None or calls is None:
+        return None
+    kinds = Schedule.uniform(interval).kinds(calls)
+    cost = macs.full_macs * kinds.count("F") + macs.partial_macs * kinds.count("P")
+    return most_steps(scheduler, steps, cost // macs.full_macs)
