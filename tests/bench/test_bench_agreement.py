@@ -124,8 +124,8 @@ def test_a_rows_agreement_is_in_its_columns(tiny, tmp_path):
 def test_wrong_images_have_a_reason_and_no_figures(tiny, tmp_path, monkeypatch):
     run = cell_module.timed
 
-    def wrong(call, pipe, clock):
-        result = run(call, pipe, clock)
+    def wrong(call, pipe, clock, steps):
+        result = run(call, pipe, clock, steps)
         return replace(result, images=1 - result.images) if getattr(pipe, "wrong", False) else result
 
     put_on = Variant.put_on

@@ -156,14 +156,66 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatc
     assert read(tmp_path / "rows.csv", BenchRow) == rows
 
 
+FEWER, COMPILED_FEWER = LADDER["fewer-steps"], LADDER["compile+fewer-steps"]
+
+
+def test_fewer_steps_are_the_most_that_cost_no_more(_soon_compiled, tmp_path, monkeypatch):
+    timed, steps_of = cell_module.timed, {}
+
+    def seen(call, pipe, clock, steps):
+        run = timed(call, pipe, clock, steps)
+        steps_of.setdefault(steps, set()).add((type(pipe.unet).__name__, run.unet_calls))
+        return run
+
+    monkeypatch.setattr(cell_module, "timed", seen)
+    keys = ["eager", "compile", "fewer-steps", "compile+fewer-steps", "stepcache-eager"]
+    # One level has a partial step that costs nearly a full one.
+    rows = grid.run_grid(spec(variants=keys, reuse=[(4, 0)], steps=9, scheduler="heun"), tmp_path / "rows.csv")
+    assert [row.status for row in rows] == ["ok"] * 5
+    fewer, compiled = of(rows, FEWER)[0], of(rows, COMPILED_FEWER)[0]
+    ours = of(rows, STEPCACHE)[0]
+    assert 1 < fewer.fewer == compiled.fewer < 9 and ours.fewer is None
+    # Heun calls the U-Net 2n - 1 times in n steps: the next number of steps would cost more than reuse.
+    assert 17 / (2 * fewer.fewer + 1) < ours.flop_bound <= 17 / (2 * fewer.fewer - 1) == fewer.flop_bound
+    assert steps_of[fewer.fewer] == {("UNet2DConditionModel", calls := 2 * fewer.fewer - 1), ("OptimizedModule", calls)}
+    assert (fewer.interval, fewer.branch, fewer.kinds) == (4, 0, "")
+    assert compiled.reference == FEWER and fewer.reference == "" and 0 < fewer.psnr < math.inf
+    # It runs the graph of torch.compile without fewer steps.
+    assert (of(rows, LADDER["compile"])[0].graphs, compiled.graphs) == (1, 0)
+
+
+def test_fewer_steps_compile_for_themselves_where_nothing_else_does(_soon_compiled, tmp_path):
+    rows = grid.run_grid(spec(variants=["eager", "compile+fewer-steps"], reuse=[(3, 0)]), tmp_path / "rows.csv")
+    assert [row.status for row in rows] == ["ok", "ok"] and rows[1].graphs == 1
+
+
+def test_without_counts_there_are_no_fewer_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_counts", lambda *args: {})
+    rows = grid.run_grid(spec(variants=["eager", "fewer-steps"], reuse=[(3, 0)]), tmp_path / "rows.csv")
+    assert rows[1].status.startswith("not here: no number of steps") and rows[1].fewer is None
+
+
+def test_predict_is_for_stepcache_alone(tmp_path):
+    keys = ["eager", "deepcache", "stepcache-eager"]
+    held, line = (
+        grid.run_grid(spec(variants=keys, reuse=[(3, 0)], steps=8, predict=predict), tmp_path / f"{predict}.csv")
+        for predict in ("hold", "linear")
+    )
+    assert [row.predict for row in line] == ["hold", "hold", "linear"]
+    assert line[1].psnr == held[1].psnr and line[2].psnr != held[2].psnr
+    # DeepCache predicts nothing, so it says nothing about these images.
+    assert (held[2].reference, line[2].reference) == (DEEPCACHE, "")
+    assert "stepcache eager, predict=linear" in table(line)
+
+
 def test_a_variant_that_fails_in_a_repeat_is_no_longer_run(tmp_path, monkeypatch):
     run, calls = cell_module.timed, []
 
-    def failing(call, pipe, clock):
+    def failing(call, pipe, clock, steps):
         calls.append(type(pipe).__name__)
         if len(calls) == 6:  # two variants are started with two calls each
             raise MemoryError("no more")
-        return run(call, pipe, clock)
+        return run(call, pipe, clock, steps)
 
     monkeypatch.setattr(cell_module, "timed", failing)
     rows = grid.run_grid(spec(variants=["eager", "stepcache-eager"], reuse=[(3, 0)], repeats=3), tmp_path / "rows.csv")
@@ -184,7 +236,7 @@ def test_a_failed_variant_is_freed(monkeypatch):
     monkeypatch.setattr(Variant, "put_on", remembered)
     request = Request(["fox face"], [0], 2, {"height": 64, "width": 64})
     one = cell_module.Cell(
-        model.pipe, request, [Variant("eager")], device="cpu", backend="eager", deadline=None,
+        model.pipe, request, [Variant("eager")], device="cpu", backend="eager", fewer=None, deadline=None,
         progress=tqdm(disable=True),
     )  # fmt: skip
     gc.disable()
@@ -198,11 +250,11 @@ def test_a_failed_variant_is_freed(monkeypatch):
 def test_an_interrupt_keeps_the_repeats_done(tmp_path, monkeypatch):
     run, calls = cell_module.timed, []
 
-    def interrupted(call, pipe, clock):
+    def interrupted(call, pipe, clock, steps):
         calls.append(None)
         if len(calls) == 12:  # in the second repeat: three variants, two calls each and three in the first repeat
             raise KeyboardInterrupt
-        return run(call, pipe, clock)
+        return run(call, pipe, clock, steps)
 
     monkeypatch.setattr(cell_module, "timed", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -254,6 +306,7 @@ def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
         ({"scheduler": "lms"}, "got lms"),
         ({"dtype": "int8"}, "got int8"),
         ({"device": "tpu"}, "got tpu"),
+        ({"predict": "magic"}, "magic"),
     ],
 )
 def test_a_spec_is_checked(changes, words):
@@ -263,7 +316,7 @@ def test_a_spec_is_checked(changes, words):
 
 def test_what_is_named_twice_is_measured_once():
     cells = spec(batches=[1, 1], reuse=[(3, 0), (3, 0)], variants=["eager", "deepcache", "eager"]).cells([(64, 64)])
-    assert list(cells) == [((64, 64), 1, [Variant("eager"), Variant("deepcache", "", 3, 0)])]
+    assert list(cells) == [((64, 64), 1, (3, 0), [Variant("eager"), Variant("deepcache", "", 3, 0)])]
 
 
 def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from support.small import D, U, tiny_pipe
 from torch._dynamo.utils import counters
 
 from stepcache import accelerate, last_run
+from stepcache.bench import variants
 from stepcache.bench.calls import UNetClock, timed
 from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
 from stepcache.images.make import Request
@@ -91,19 +92,28 @@ def test_twins_share_weights_and_nothing_else():
     assert not modules & {id(module) for module in other.unet.modules()}
 
 
-def test_what_is_accelerated_has_kernels_of_its_own():
+def test_a_twin_may_have_kernels_of_its_own():
     """Shared weights in channels_last would change eager and DeepCache too."""
     pipe = tiny_pipe()
     strides = [p.stride() for p in pipe.unet.parameters()]
-    for key in ("stepcache-eager", "stepcache-compiled"):
-        mine = ON_CPU[key].put_on(pipe, "eager")
-        mine = accelerate(mine, channels_last=True)
-        for (name, ours), theirs in zip(pipe.unet.named_parameters(), mine.unet.parameters(), strict=True):
-            assert (ours is theirs) == (ours.dim() != 4) and torch.equal(ours, theirs), name
-        assert [p.stride() for p in mine.unet.parameters()] != strides
-        assert [p.stride() for p in pipe.unet.parameters()] == strides
-    mine = ON_CPU["deepcache"].put_on(pipe)
-    assert all(ours is theirs for ours, theirs in zip(pipe.unet.parameters(), mine.unet.parameters(), strict=True))
+    mine = accelerate(twin(pipe, own_kernels=True), channels_last=True)
+    for (name, ours), theirs in zip(pipe.unet.named_parameters(), mine.unet.parameters(), strict=True):
+        assert (ours is theirs) == (ours.dim() != 4) and torch.equal(ours, theirs), name
+    assert [p.stride() for p in mine.unet.parameters()] != strides
+    assert [p.stride() for p in pipe.unet.parameters()] == strides
+
+
+@pytest.mark.parametrize(("device", "key", "own"), [
+    ("cuda", "stepcache-eager", True), ("cuda", "stepcache-compiled", True), ("cuda", "deepcache", False),
+    ("cpu", "stepcache-eager", False),
+])  # fmt: skip
+def test_what_is_accelerated_on_a_gpu_has_kernels_of_its_own(device, key, own, monkeypatch):
+    pipe, made = tiny_pipe(), []
+    monkeypatch.setattr(type(pipe.unet), "device", torch.device(device))
+    monkeypatch.setattr(variants, "accelerate", lambda pipe, *args, **kwargs: pipe)
+    monkeypatch.setattr(variants, "twin", lambda pipe, own_kernels: made.append(own_kernels) or twin(pipe))
+    ON_CPU[key].put_on(pipe, "eager")
+    assert made == [own]
 
 
 def test_what_a_cpu_cannot_run_says_so(monkeypatch):

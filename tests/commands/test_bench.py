@@ -84,7 +84,7 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
         (["--size", "60"], "size must be a multiple of 8 pixels, got 60x60"),
         (["--reuse", "0:0"], "interval must be an integer of at least 1, got 0"),
         (["--reuse", "3:12"], "branch=12 is out of range"),
-        (["--variants", "eager,magic"], "variants must be among eager, deepcache"),
+        (["--variants", "eager,magic"], "variants must be among eager, fewer-steps"),
         (["--modes", "fast"], "modes must be among default"),
         (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
         (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
