@@ -7,94 +7,146 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.pages.ladder import (
+    ALONE,
     DEEPCACHE,
     STEPCACHE,
     STOCK,
+    Cell,
     CellKey,
+    Reuse,
     cells,
+    clearly_fastest,
     fastest,
     kind,
     label,
     ran,
     reason,
     reuse,
-    reuses,
     seconds,
 )
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.trusted import trusted
 from stepcache.bench.schema import BenchRow
 
-SHOWN = (
-    "Seconds of a whole call and its speed-up over eager. For torch.compile, DeepCache 0.1.1 (with or without "
-    "torch.compile) and stepcache, the fastest variant is shown."
-)
 BOUND = "Skipping work alone reaches at most 100% of the FLOP bound; compiling can exceed it."
 RANDOM = "Random weights: architecture and times are real; images, and so PSNR and SSIM, mean nothing."
-HEADLINE = (3, 0), (5, 0), (5, 1)  # (interval, branch), as on diffusers' page about DeepCache
 
 
-def headline_table(path: Path) -> str:
-    """A line for each cell and each (interval, branch) of HEADLINE: eager, and the fastest rung of each kind."""
-    lines, found, (_, rigs, left_out) = [], cells(path), trusted(path)
-    if not found:
-        return left_out
-    for cell, rows in found.items():
-        eager = fastest([row for row in rows if kind(row) == STOCK and not row.mode])
-        compiled = fastest([row for row in rows if kind(row) == STOCK and row.mode])
-        for pair in [pair for pair in reuses(rows) if pair in HEADLINE]:
-            of_pair = [row for row in rows if reuse(row) == pair]
-            theirs, ours = (fastest([row for row in of_pair if kind(row) == name]) for name in (DEEPCACHE, STEPCACHE))
-            which = label(ours).removeprefix(f"{STEPCACHE} ") if ours and ran(ours) else ""
-            lines.append(
-                (
-                    cell.size, f"{pair[0]}, {pair[1]}", _call(eager, over=False), _call(compiled), _call(theirs),
-                    f"**{_call(ours)}**", which, _share(ours), *_fidelity(cell, ours),
-                )
-            )  # fmt: skip
-    header = (
-        "", "interval, branch", "eager", "torch.compile", "DeepCache", "stepcache", "its variant",
-        "U-Net's share of FLOP bound", "PSNR, dB", "SSIM",
-    )  # fmt: skip
-    notes = [f"{'; '.join(dict.fromkeys(cell.settings for cell in found))}. {SHOWN} {BOUND}"]
-    if any(cell.random for cell in found):
+def headline_tables(path: Path) -> str:
+    """A table for each cell, at its first (interval, branch): the original, fewer steps, DeepCache and stepcache."""
+    parts = [
+        f"{headline_table(key, cell, cell.reuses[0])}\n{caption(cell.rigs)}"
+        for key, cell in cells(path).items()
+        if cell.reuses
+    ]
+    return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
+
+
+def headline_table(key: CellKey, cell: Cell, pair: Reuse) -> str:
+    """Each way to run, eager and compiled: seconds of a whole call and speed-up, all from one run."""
+    of_pair = cell.of(pair)
+    ways = {
+        "original": [row for row in cell.of(ALONE) if kind(row) == STOCK],
+        _fewer(of_pair, key.steps): [row for row in of_pair if kind(row) == STOCK],
+        "DeepCache 0.1.1": [row for row in of_pair if kind(row) == DEEPCACHE],
+        f"**stepcache**{_predicted(of_pair)}": [row for row in of_pair if kind(row) == STEPCACHE],
+    }
+    lines, shown = [], []
+    for name, rows in ways.items():
+        uncompiled = [row for row in rows if not _compiled(row)]
+        lines.append((name, fastest(uncompiled), fastest([row for row in rows if _compiled(row)])))
+        shown += lines[-1][1:]
+    best = clearly_fastest(shown)
+    written = [
+        (name, *(_call(row, bold=row is not None and row is best) for row in pair), _bound(pair), _psnr(key, pair))
+        for name, *pair in lines
+        if pair != [None, None]
+    ]
+    header = (key.size, "eager", "compiled", "at best", "PSNR, dB")
+    compiled = dict.fromkeys(label(row) for *_, row in lines if row and ran(row) and kind(row) != DEEPCACHE)
+    notes = [f"{key.settings}, interval {pair[0]}, branch {pair[1]}. {_explained(shown, best)}"]
+    if key.device == "cuda" and compiled:
+        notes.append(f"Compiled: {', '.join(compiled)}.")
+    if key.random:
         notes.append(RANDOM)
-    if left_out:
-        notes.append(left_out)
-    return _without_empty(header, lines) + "\n\n" + " ".join(notes) + "\n" + caption(rigs)
+    return f"{_without_empty(header, written)}\n\n{' '.join(notes)}"
+
+
+def _explained(shown: Sequence[BenchRow | None], best: BenchRow | None) -> str:
+    repeats = dict.fromkeys(row.repeats for row in shown if row and ran(row))
+    return (
+        f"Seconds of a whole call, median of {' or '.join(map(str, repeats))}, and speed-up over the eager original of "
+        "the same run. At best: the U-Net's speed-up if time followed the work."
+        + (" Bold: faster than all others, with no overlap of the spreads (p20 to p80)." if best else "")
+    )
+
+
+def _fewer(of_pair: Sequence[BenchRow], steps: int) -> str:
+    number = next((row.fewer for row in of_pair if row.fewer), None)
+    return f"{number} steps instead of {steps}" if number else "fewer steps"
+
+
+def _predicted(of_pair: Sequence[BenchRow]) -> str:
+    predict = next((row.predict for row in of_pair if kind(row) == STEPCACHE), "hold")
+    return f', `predict="{predict}"`' if predict != "hold" else ""
+
+
+def _compiled(row: BenchRow) -> bool:
+    return "compile" in row.variant
+
+
+def _bound(pair: Sequence[BenchRow | None]) -> str:
+    return next((f"{row.flop_bound:.2f}x" for row in pair if row and ran(row) and row.flop_bound), "")
+
+
+def _psnr(key: CellKey, pair: Sequence[BenchRow | None]) -> str:
+    """Of the uncompiled one, if it ran."""
+    return _fidelity(key, next((row for row in pair if row and ran(row)), None))[0]
 
 
 def ladder_tables(path: Path) -> str:
-    """A table for each cell, with all its rungs."""
+    """A table for each cell, with all its rungs, and the rig it was measured on."""
     parts = []
-    _, rigs, left_out = trusted(path)
-    for cell, rows in cells(path).items():
+    left_out = trusted(path).left_out
+    for key, cell in cells(path).items():
+        shown = [row for row in cell.rows if reuse(row) in (ALONE, *cell.reuses)]
         lines = [
             (
                 "" if row.interval is None else f"{row.interval}, {row.branch}", label(row), _seconds_of_call(row),
-                _number(row.unet_s, seconds), _times(row.speedup), _times(row.speedup_over_deepcache),
-                _share(row), *_fidelity(cell, row), _number(row.first_call_s, seconds),
-                _compile(row), _number(row.peak_memory_mib, "{:.0f}".format),
+                _number(row.unet_s, seconds), _number(row.eager_s, seconds), _times(row.speedup),
+                _times(row.speedup_over_deepcache), _share(row), *_fidelity(key, row),
+                _number(row.first_call_s, seconds), _compile(row), _number(row.peak_memory_mib, "{:.0f}".format),
             )
-            for row in rows
+            for row in shown
         ]  # fmt: skip
         header = (
-            "interval, branch", "variant", "call, s (p20 to p80)", "U-Net, s", "over eager", "over DeepCache",
-            "U-Net's share of FLOP bound", "PSNR, dB", "SSIM", "first call, s", "of it compiling, s", "peak MiB",
+            "interval, branch", "variant", "call, s (p20 to p80)", "U-Net, s", "eager beside it, s", "over eager",
+            "over DeepCache", "U-Net's share of FLOP bound", "PSNR, dB", "SSIM", "first call, s", "of it compiling, s",
+            "peak MiB",
         )  # fmt: skip
-        title = f"**{cell.title}**" + (f"\n\n{RANDOM}" if cell.random else "")
-        parts.append(f"{title}\n\n{_without_empty(header, lines)}\n")
+        title = f"**{key.title}**" + (f"\n\n{RANDOM}" if key.random else "")
+        parts.append(f"{title}\n\n{_without_empty(header, lines)}\n{_same_work(cell)}{caption(cell.rigs)}")
     notes = f"{BOUND} {left_out}".rstrip() if parts else left_out
-    return "\n".join([*parts, notes]) + "\n" + caption(rigs)
+    return "\n\n".join([*parts, notes])
 
 
-def _call(row: BenchRow | None, over: bool = True) -> str:
+def _same_work(cell: Cell) -> str:
+    """A sentence on pairs that are not shown, or ""."""
+    hidden = [pair for pair in dict.fromkeys(map(reuse, cell.rows)) if pair not in (ALONE, *cell.reuses)]
+    if not hidden:
+        return ""
+    names = ", ".join(f"interval {interval}, branch {branch}" for interval, branch in hidden)
+    return f"\nNot shown, since it is the same work as a pair above in so few steps: {names}.\n"
+
+
+def _call(row: BenchRow | None, bold: bool = False) -> str:
     """Seconds and speed-up for the headline, or why there are none."""
     if row is None:
-        return "not measured"
+        return ""
     if not ran(row):
         return reason(row)
-    return f"{seconds(row.pipeline_s)} s" + (f", {row.speedup:.2f}x" if over and row.speedup is not None else "")
+    text = f"{seconds(row.pipeline_s)} s" + (f", {row.speedup:.2f}x" if row.speedup is not None else "")
+    return f"**{text}**" if bold else text
 
 
 def _seconds_of_call(row: BenchRow) -> str:
@@ -116,9 +168,9 @@ def _times(value: float | None) -> str:
     return _number(value, "{:.2f}x".format)
 
 
-def _share(row: BenchRow | None) -> str:
+def _share(row: BenchRow) -> str:
     """The share of the FLOP bound; empty if no work is skipped."""
-    return "" if row is None or row.share is None or row.interval is None else f"{row.share:.0%}"
+    return "" if row.share is None or row.interval is None else f"{row.share:.0%}"
 
 
 def _compile(row: BenchRow) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.pages.trusted import trusted
+from stepcache.bench.rows import Rig
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.variants import LADDER, MODES
 
 MODELS = {"demo": "Demo pipeline", "sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
 STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"
-Reuse = tuple[int | None, int | None]  # (interval, branch); (None, None) where nothing is reused
+Reuse = tuple[int | None, int | None]  # (interval, branch)
+ALONE = (None, None)  # where nothing is reused, and no number of steps is chosen by what is
 
 
 class CellKey(NamedTuple):
-    """The fields of `BenchRow` that all rows of a cell share."""
+    """What all rows of a cell share: the fields of `BenchRow` of these names, and the run that measured them.
+
+    commit, command: of the run. Rows of two runs are never in one table: they may come from machines that were as fast
+    as each other or not.
+    """
 
     model: str
     weights: str
@@ -28,6 +35,8 @@ class CellKey(NamedTuple):
     height: int
     width: int
     batch: int
+    commit: str
+    command: str
 
     @property
     def size(self) -> str:
@@ -49,19 +58,49 @@ class CellKey(NamedTuple):
         return self.weights == "random"
 
 
-def cells(path: Path) -> dict[CellKey, list[BenchRow]]:
-    """The rows of each cell of a CSV: without reuse first, then from eager up the ladder. Cells as in the file.
+@dataclass
+class Cell:
+    """The rows of a cell: without reuse first, then from eager up the ladder; and the rigs they were measured on."""
+
+    rows: list[BenchRow]
+    rigs: list[Rig]
+
+    def of(self, pair: Reuse) -> list[BenchRow]:
+        """The rows of an (interval, branch)."""
+        return [row for row in self.rows if reuse(row) == pair]
+
+    @property
+    def reuses(self) -> list[Reuse]:
+        """The (interval, branch) pairs that differ in work, in order.
+
+        In short runs two intervals may have as many full steps: of 6, both 3 and 5 have two. Of these only the first.
+        """
+        found: dict[Hashable, Reuse] = {}
+        for pair in dict.fromkeys(map(reuse, self.rows)):
+            bound = next((row.flop_bound for row in self.of(pair) if row.flop_bound and not row.fewer), None)
+            found.setdefault((pair[1], bound) if bound and pair != ALONE else pair, pair)
+        return [pair for pair in found.values() if pair != ALONE]
+
+
+def cells(path: Path) -> dict[CellKey, Cell]:
+    """The cells of a CSV, as in the file.
 
     Of several rows for one variant, those that ran come first, then those with more repeats, then the earlier one.
     Rows that are not trusted (trusted.py) are left out.
     """
-    found: dict[CellKey, dict[Hashable, BenchRow]] = {}
-    for row in trusted(path).rows:
-        rungs = found.setdefault(CellKey(*(getattr(row, name) for name in CellKey._fields)), {})
-        there = rungs.get((label(row), reuse(row)))
+    found: dict[CellKey, dict[Hashable, tuple[BenchRow, Rig]]] = {}
+    rows, rigs, _ = trusted(path)
+    for row, rig in zip(rows, rigs, strict=True):
+        shared = [getattr(row if hasattr(row, name) else rig, name) for name in CellKey._fields]
+        rungs = found.setdefault(CellKey(*shared), {})
+        there, _ = rungs.get((label(row), reuse(row)), (None, None))
         if there is None or (ran(row), row.repeats) > (ran(there), there.repeats):
-            rungs[label(row), reuse(row)] = row
-    return {cell: sorted(rungs.values(), key=_place) for cell, rungs in found.items()}
+            rungs[label(row), reuse(row)] = row, rig
+    made = {}
+    for key, rungs in found.items():
+        ordered = sorted(rungs.values(), key=lambda pair: _place(pair[0]))
+        made[key] = Cell([row for row, _ in ordered], [rig for _, rig in ordered])
+    return made
 
 
 def _place(row: BenchRow) -> tuple[int, ...]:
@@ -80,18 +119,15 @@ def kind(row: BenchRow) -> str:
 
 
 def reuse(row: BenchRow) -> Reuse:
-    """(interval, branch); (None, None) without reuse."""
+    """(interval, branch), or ALONE."""
     return row.interval, row.branch
 
 
-def reuses(rows: Iterable[BenchRow]) -> list[Reuse]:
-    """The distinct (interval, branch) pairs, in order, without (None, None)."""
-    return [pair for pair in dict.fromkeys(map(reuse, rows)) if pair != (None, None)]
-
-
 def label(row: BenchRow) -> str:
-    """The variant and its mode of torch.compile."""
-    return f"{row.variant}, {row.mode}" if row.mode else row.variant
+    """The variant, with its number of steps if they are fewer, its prediction and its mode of torch.compile."""
+    steps = f": {row.fewer}" if row.fewer else ""
+    predict = f', predict="{row.predict}"' if row.predict != "hold" else ""
+    return f"{row.variant}{steps}{predict}" + (f", {row.mode}" if row.mode else "")
 
 
 def ran(row: BenchRow) -> bool:
@@ -102,6 +138,14 @@ def ran(row: BenchRow) -> bool:
 def fastest(rows: Sequence[BenchRow]) -> BenchRow | None:
     """The row with the fastest whole call. If none ran, the first one; None if there are no rows."""
     return min((row for row in rows if ran(row)), key=lambda row: row.pipeline_s, default=rows[0] if rows else None)
+
+
+def clearly_fastest(rows: Sequence[BenchRow | None]) -> BenchRow | None:
+    """The row whose interval (20th to 80th percentile) ends before all others' begin; None if two overlap."""
+    timed = [row for row in rows if row and ran(row) and row.pipeline_s_p20 is not None]
+    best = fastest(timed)
+    others = [row.pipeline_s_p20 for row in timed if row is not best]
+    return best if best and others and best.pipeline_s_p80 < min(others) else None
 
 
 def seconds(value: float) -> str:

@@ -1,28 +1,36 @@
-"""Plots of `stepcache bench` as SVGs for the pages: a bar for each rung, and speed against fidelity.
-
-With one version of matplotlib, the same rows give the same bytes. Text stays text, in the font of the surrounding page,
-so positions are in pixels and do not depend on glyphs, which differ between readers.
-"""
+"""Plots of `stepcache bench` as SVGs for the pages: a bar for each rung, and speed against fidelity."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+from benchmarks.pages.canvas import (
+    LETTER,
+    POINT,
+    SETTINGS,
+    SMALL,
+    add_note,
+    add_title,
+    fractions,
+    inches,
+    plain,
+    svg_of,
+)
+from benchmarks.pages.figures import WIDTH, Figure, Theme
 from benchmarks.pages.ladder import (
+    ALONE,
     DEEPCACHE,
     STEPCACHE,
+    Cell,
     CellKey,
     cells,
     fastest,
@@ -30,26 +38,11 @@ from benchmarks.pages.ladder import (
     label,
     ran,
     reason,
-    reuse,
-    reuses,
     seconds,
 )
 from stepcache.bench.schema import BenchRow
 
-POINT = 0.75  # a pixel in points, matplotlib's unit for text and lines
-SMALL, NORMAL, TITLE = 11.5 * POINT, 13 * POINT, 15 * POINT
-LETTER = 6.7  # pixels: a generous width of a letter at NORMAL
 MARKS = "osD^v"
-SETTINGS = {
-    "svg.hashsalt": "stepcache",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # comes with matplotlib; replaced by FONTS in the SVG
-    "font.size": NORMAL,
-    "figure.dpi": 72,  # a dot is a point
-    "axes.linewidth": 1 * POINT,
-    "lines.linewidth": 2 * POINT,
-    "text.parse_math": False,
-}
 
 
 @dataclass(frozen=True)
@@ -68,33 +61,33 @@ def ladder_figures(path: Path) -> list[Figure]:
     return [
         Figure(
             f"{path.stem}_ladder_{n}",
-            f"Seconds of a call for each variant: {cell.title}",
-            partial(draw_ladder, cell, rows),
+            f"Seconds of a call for each variant: {key.title}",
+            partial(draw_ladder, key, cell),
         )
-        for n, (cell, rows) in enumerate(cells(path).items(), 1)
+        for n, (key, cell) in enumerate(cells(path).items(), 1)
     ]
 
 
 def fidelity_figures(path: Path) -> list[Figure]:
     """Speed-up against PSNR for each cell of such a CSV with trained weights and lossy variants that ran."""
     figures = []
-    for n, (cell, rows) in enumerate(cells(path).items(), 1):
-        points = [] if cell.random else fidelity_points(rows)
+    for n, (key, cell) in enumerate(cells(path).items(), 1):
+        points = [] if key.random else fidelity_points(cell)
         if points:
             draw = partial(
-                draw_points, points, title=cell.title, x="speed-up of the whole call over eager",
+                draw_points, points, title=key.title, x="speed-up of the whole call over eager",
                 y="PSNR against eager's image, dB; the figures on the points are intervals",
             )  # fmt: skip
-            figures.append(Figure(f"{path.stem}_fidelity_{n}", f"Speed-up against fidelity: {cell.title}", draw))
+            figures.append(Figure(f"{path.stem}_fidelity_{n}", f"Speed-up against fidelity: {key.title}", draw))
     return figures
 
 
-def fidelity_points(rows: Sequence[BenchRow]) -> list[Point]:
+def fidelity_points(cell: Cell) -> list[Point]:
     """The fastest variant of DeepCache and of stepcache at each (interval, branch), unless its images are identical."""
     points = []
-    for pair in reuses(rows):
+    for pair in cell.reuses:
         for method in (DEEPCACHE, STEPCACHE):
-            row = fastest([row for row in rows if reuse(row) == pair and kind(row) == method])
+            row = fastest([row for row in cell.of(pair) if kind(row) == method])
             if row and ran(row) and row.speedup is not None and row.psnr is not None and math.isfinite(row.psnr):
                 name = f"{method}, branch {row.branch}"
                 points.append(Point(name, row.speedup, row.psnr, f"{row.interval}", method == STEPCACHE))
@@ -108,13 +101,13 @@ def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y:
         methods.setdefault(point.method, []).append(point)
     height, (left, right, top, bottom) = 420, (46, 20, 62, 54)
     with matplotlib.rc_context(SETTINGS):
-        canvas = Canvas(figsize=(_inches(WIDTH), _inches(height)))
-        axes = canvas.add_axes(_place(left, bottom, WIDTH - left - right, height - top - bottom, height))
-        _style(axes, theme)
+        canvas = Canvas(figsize=(inches(WIDTH), inches(height)))
+        axes = canvas.add_axes(fractions(left, bottom, WIDTH - left - right, height - top - bottom, height))
+        plain(axes, theme)
         axes.spines["left"].set_visible(False)
         axes.grid(color=theme.faint, linewidth=1 * POINT)
         axes.set_xlabel(x, color=theme.muted, labelpad=6)
-        _title(canvas, theme, height, title, y)
+        add_title(canvas, theme, height, title, y)
         seen = Counter[bool]()  # marks distinguish lines of one colour
         for line in methods.values():
             ours = line[0].ours
@@ -123,9 +116,9 @@ def draw_points(points: Sequence[Point], theme: Theme, *, title: str, x: str, y:
             seen[ours] += 1
             for point in line:
                 at, style = (point.x, point.y), {"color": theme.ground, "weight": "bold", "size": SMALL}
-                _note(axes, theme, point.label, at, xytext=(0, -4), ha="center", zorder=3 + ours, **style)
+                add_note(axes, theme, point.label, at, xytext=(0, -4), ha="center", zorder=3 + ours, **style)
         _name(axes, theme, [line[0] for line in methods.values()])
-        return _svg(canvas)
+        return svg_of(canvas)
 
 
 def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
@@ -145,44 +138,49 @@ def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
         place = max(start.y, place + line)
         colour, weight = (theme.accent, "bold") if start.ours else (theme.muted, "normal")
         style = {"ha": "right", "color": colour, "weight": weight}
-        _note(axes, theme, start.method, (column, place), xytext=(-4, -4.5), **style)
+        add_note(axes, theme, start.method, (column, place), xytext=(-4, -4.5), **style)
         axes.plot([column, start.x], [place, start.y], color=theme.other, linewidth=1 * POINT, zorder=2)
 
 
-def draw_ladder(cell: CellKey, rows: Sequence[BenchRow], theme: Theme) -> str:
+def draw_ladder(key: CellKey, cell: Cell, theme: Theme) -> str:
     """An SVG of a cell's whole calls in the ladder's order, with a heading for each (interval, branch).
 
     Bars are medians, whiskers reach from the 20th to the 80th percentile. A variant that did not run says why.
     """
+    rows = cell.rows
     left = 24 + LETTER * max(len(label(row)) for row in rows)
     right, top, bottom, bar = 120, 62, 12, 24
     lines: list[BenchRow | str] = []
-    for pair in ((None, None), *reuses(rows)):
-        of_pair = [row for row in rows if reuse(row) == pair]
-        heading = "nothing reused" if pair == (None, None) else f"interval {pair[0]}, branch {pair[1]}"
+    for pair in (ALONE, *cell.reuses):
+        of_pair = cell.of(pair)
+        heading = "nothing reused" if pair == ALONE else f"interval {pair[0]}, branch {pair[1]}"
         lines += [heading, *of_pair] if of_pair else []
     height = top + bottom + bar * len(lines)
     with matplotlib.rc_context(SETTINGS):
-        canvas = Canvas(figsize=(_inches(WIDTH), _inches(height)))
-        axes = canvas.add_axes(_place(left, bottom, WIDTH - left - right, bar * len(lines), height))
-        _style(axes, theme)
+        canvas = Canvas(figsize=(inches(WIDTH), inches(height)))
+        axes = canvas.add_axes(fractions(left, bottom, WIDTH - left - right, bar * len(lines), height))
+        plain(axes, theme)
         axes.set(ylim=(len(lines) - 0.5, -0.5), xticks=[], yticks=[])
         axes.set_xlim(0, max([row.pipeline_s_p80 or row.pipeline_s for row in rows if ran(row)], default=1.0))
-        _title(canvas, theme, height, cell.title, "seconds of a call, median with p20 to p80, and speed-up over eager")
+        add_title(
+            canvas, theme, height, key.title, "seconds of a call, median with p20 to p80, and speed-up over eager"
+        )
         for place, line in enumerate(lines):
             if isinstance(line, str):
-                _note(axes, theme, line, (0, place), xytext=(-left + 8, -8), color=theme.ink, weight="bold", size=SMALL)
+                add_note(
+                    axes, theme, line, (0, place), xytext=(-left + 8, -8), color=theme.ink, weight="bold", size=SMALL
+                )
             else:
                 _rung(axes, theme, place, line)
-        return _svg(canvas)
+        return svg_of(canvas)
 
 
 def _rung(axes: Axes, theme: Theme, place: int, row: BenchRow) -> None:
     """A bar with its name and figures, or why there is none."""
     ours = kind(row) == STEPCACHE
-    _note(axes, theme, label(row), (0, place), xytext=(-8, -4.5), ha="right", color=theme.ink)
+    add_note(axes, theme, label(row), (0, place), xytext=(-8, -4.5), ha="right", color=theme.ink)
     if not ran(row):
-        _note(axes, theme, reason(row), (0, place), xytext=(6, -4), style="italic", size=SMALL)
+        add_note(axes, theme, reason(row), (0, place), xytext=(6, -4), style="italic", size=SMALL)
         return
     value, low, high = row.pipeline_s, row.pipeline_s_p20, row.pipeline_s_p80
     axes.barh(place, value, height=0.62, color=theme.accent if ours else theme.other, zorder=2)
@@ -194,44 +192,4 @@ def _rung(axes: Axes, theme: Theme, place: int, row: BenchRow) -> None:
     at, style = (max(value, high or value), place), {"color": theme.muted}
     if ours:
         style = {"color": theme.accent, "weight": "bold"}
-    _note(axes, theme, text, at, xytext=(8, -4.5), **style)
-
-
-def _note(
-    axes: Axes, theme: Theme, text: str, at: tuple[float, float], xytext: tuple[float, float], **style: Any
-) -> None:
-    """Text whose baseline is at a point of the data, offset by pixels; muted by default."""
-    offset = tuple(POINT * pixels for pixels in xytext)
-    style = {"color": theme.muted, "va": "baseline", "annotation_clip": False, "zorder": 5, **style}
-    axes.annotate(text, at, xytext=offset, textcoords="offset points", **style)
-
-
-def _title(canvas: Canvas, theme: Theme, height: int, text: str, below: str) -> None:
-    canvas.text(8 / WIDTH, 1 - 22 / height, text, color=theme.ink, size=TITLE, weight="bold", va="baseline")
-    canvas.text(8 / WIDTH, 1 - 42 / height, below, color=theme.muted, va="baseline")
-
-
-def _style(axes: Axes, theme: Theme) -> None:
-    axes.patch.set_visible(False)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color(theme.other)
-    axes.tick_params(colors=theme.muted, length=0, labelsize=SMALL, pad=5)
-
-
-def _inches(pixels: float) -> float:
-    return pixels * POINT / 72
-
-
-def _place(left: float, bottom: float, width: float, height: float, of: float) -> tuple[float, float, float, float]:
-    """Pixels as fractions of the figure, as matplotlib needs them."""
-    return left / WIDTH, bottom / of, width / WIDTH, height / of
-
-
-def _svg(canvas: Canvas) -> str:
-    canvas.patch.set_visible(False)
-    text = io.StringIO()
-    canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    lines = text.getvalue().replace("'DejaVu Sans'", FONTS).splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    add_note(axes, theme, text, at, xytext=(8, -4.5), **style)

@@ -9,7 +9,7 @@ import pytest
 from support.bench_rows import ladder, row
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.pages import plots, tables, two_graphs
+from benchmarks.pages import canvas, plots, tables, two_graphs
 from benchmarks.pages.figures import DARK, LIGHT, THEMES
 from benchmarks.pages.ladder import cells
 from stepcache.bench.rows import write
@@ -99,7 +99,7 @@ def test_bars_are_as_long_as_the_seconds(csv):
     svg = plots.draw_ladder(*next(iter(cells(csv(ladder())).items())), LIGHT)
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+\s+L ([\d.]+) [^"]*" [^>]*style="fill: (#\w+)"', svg)
     lengths = [(float(right) - float(left), colour) for left, right, colour in bars]
-    measured = [r for r in cells(csv(ladder())).popitem()[1] if r.status == "ok"]
+    measured = [r for r in cells(csv(ladder())).popitem()[1].rows if r.status == "ok"]
     assert len(lengths) == len(measured)
     for (length, colour), rung in zip(lengths, measured, strict=True):
         assert length / lengths[0][0] == pytest.approx(rung.pipeline_s / 10, rel=1e-3)
@@ -118,7 +118,7 @@ def test_a_figure_for_each_cell(csv):
 
 
 def test_fidelity_has_the_fastest_of_each_method():
-    points = plots.fidelity_points(ladder())
+    points = plots.fidelity_points(cells(csv(ladder())).popitem()[1])
     assert [(p.method, p.x, p.y, p.label, p.ours) for p in points] == [
         ("DeepCache, branch 0", 2.5, 30.0, "3", False),
         ("stepcache, branch 0", 4.0, 30.0, "3", True),
@@ -147,5 +147,5 @@ def test_names_of_methods_do_not_cover_each_other():
     svg = plots.draw_points(points, LIGHT, title="", x="", y="")
     places = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>method \d', svg)
     places = sorted(float(place) for place in places)
-    assert len(places) == 5 and all(b - a > 12 * plots.POINT for a, b in itertools.pairwise(places))
-    assert places[0] > 62 * plots.POINT  # below the title
+    assert len(places) == 5 and all(b - a > 12 * canvas.POINT for a, b in itertools.pairwise(places))
+    assert places[0] > 62 * canvas.POINT  # below the title

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from support.bench_rows import ladder, row
@@ -12,7 +13,7 @@ from benchmarks.kernels import code as kernel_code
 from benchmarks.kernels import model as kernel_model
 from benchmarks.kernels.bench import KernelRow
 from benchmarks.pages import kernel_tables, tables
-from stepcache.bench.rows import read, write
+from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.graphs.options import CUDA_OPTIONS
 
@@ -27,6 +28,7 @@ def results(tmp_path):
         write(tmp_path / name, rows)
         return tmp_path
 
+    written.folder = tmp_path
     return written
 
 
@@ -73,38 +75,111 @@ def test_what_a_missing_csv_would_show_is_empty(tmp_path):
             assert tables.fill(f"<!-- {what}: {name} -->\nold\n<!-- end -->", tmp_path) == empty
 
 
-def test_headline_has_the_fastest_of_each_kind(results):
-    made = tables.TABLES["bench_headline"](results("bench_sd21_cpu.csv", ladder()))
-    header, _, three, five = cells_of(made)
-    three = dict(zip(header, three, strict=True))
-    assert three["interval, branch"] == "3, 0"
-    assert three["eager"] == "10.0 s"
-    assert three["torch.compile"] == "6.25 s, 1.60x"  # max-autotune, faster than default
-    assert three["DeepCache"] == "4.00 s, 2.50x"  # and not the one that failed
-    assert three["stepcache"] == "**2.50 s, 4.00x**" and three["its variant"] == "compiled, default"
-    assert three[SHARE] == "88%"
-    assert three["PSNR, dB"] == "30.0" and three["SSIM"] == "0.900"
-    assert dict(zip(header, five, strict=True))["stepcache"] == "**2.00 s, 5.00x**"
-    assert "Random weights" not in made
+def headline(folder, name="bench_headline_demo"):
+    """The lines of the one table, by their first cell."""
+    header, _, *lines = cells_of(tables.TABLES[name](folder))
+    return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
-def test_headline_prefers_a_gpus_csv(results):
-    results("bench_sd21_cpu.csv", ladder())
-    made = tables.TABLES["bench_headline"](results("bench_gpu.csv", ladder(model="sdxl", device="cuda")))
-    assert "SDXL" in made and "Demo" not in made
+def measured(*others):
+    """Eager, fewer steps and DeepCache, and other rows."""
+    return [
+        row("eager", 10.0, flop_bound=1.0, psnr=float("inf")),
+        row("fewer-steps", 4.5, (3, 0), fewer=8, flop_bound=2.5, psnr=20.0),
+        row("deepcache", 4.0, (3, 0), flop_bound=2.4, psnr=25.0),
+        *others,
+    ]
+
+
+def test_headline_has_the_fastest_of_each_way_to_run(results):
+    rows = measured(
+        row("compile", 7.0, mode="default"),
+        row("compile", 6.25, mode="max-autotune"),
+        row("compile+fewer-steps", 3.5, (3, 0), mode="default", fewer=8, flop_bound=2.5, psnr=20.5),
+        row("stepcache-eager", 3.75, (3, 0), predict="auto", flop_bound=2.4, psnr=30.0),
+        row("stepcache-compiled", 2.5, (3, 0), mode="default", predict="auto", flop_bound=2.4, psnr=30.5),
+        row("stepcache-graphs", None, (3, 0), predict="auto", status="not here: needs CUDA"),
+    )
+    lines = headline(results("bench_demo.csv", rows))
+    assert list(lines) == ["original", "8 steps instead of 20", "DeepCache 0.1.1", '**stepcache**, `predict="auto"`']
+    original, fewer, deepcache, ours = (list(line.values())[1:] for line in lines.values())
+    assert original == ["10.0 s, 1.00x", "6.25 s, 1.60x", "1.00x", "identical"]
+    assert fewer == ["4.50 s, 2.22x", "3.50 s, 2.86x", "2.50x", "20.0"]
+    assert deepcache == ["4.00 s, 2.50x", "", "2.40x", "25.0"]
+    assert ours == ["3.75 s, 2.67x", "**2.50 s, 4.00x**", "2.40x", "30.0"]
+    made = tables.TABLES["bench_headline_demo"](results("bench_demo.csv", rows))
+    assert "Random weights" not in made and "with no overlap of the spreads" in made
+
+
+@pytest.mark.parametrize(("ours", "bold"), [
+    (3.0, ["stepcache-eager"]),  # 2.7 to 3.3, before DeepCache's 3.6 to 4.4
+    (3.5, []),  # 3.15 to 3.85 overlaps them
+    (8.0, []),  # so do fewer steps' 4.05 to 4.95
+    (None, []),
+])  # fmt: skip
+def test_only_what_is_clearly_the_fastest_is_bold(results, ours, bold):
+    rows = measured(row("stepcache-eager", ours, (3, 0), flop_bound=2.4))
+    made = tables.TABLES["bench_headline_demo"](results("bench_demo.csv", rows))
+    assert [key for key, text in (("stepcache-eager", "| **3.00 s, 3.33x** |"),) if text in made] == bold
+    assert made.count(" x**") + made.count("x** |") == len(bold)
+
+
+def test_a_rival_that_is_clearly_faster_is_bold(results):
+    rows = [row("eager", 10.0), row("deepcache", 2.0, (3, 0)), row("stepcache-eager", 3.0, (3, 0))]
+    assert "| **2.00 s, 5.00x** |" in tables.TABLES["bench_headline_demo"](results("bench_demo.csv", rows))
+
+
+def test_a_table_has_one_run_and_the_eager_beside_it(results, monkeypatch):
+    """A speed-up of one run under the eager of another reads as another speed-up."""
+    here = Rig.now()
+    for command, factor, pair in (("bench one", 1.0, (3, 0)), ("bench two", 1.5, (5, 0))):
+        rig = replace(here, command=command)
+        monkeypatch.setattr(Rig, "now", classmethod(lambda cls, rig=rig: rig))
+        rows = [row("eager", 20.0 * factor, speedup=1.0), row("deepcache", 4.0, pair, speedup=5.0 * factor)]
+        write(results.folder / "bench_demo.csv", rows, append=True)
+    for name in ("bench_headline_demo", "bench_demo"):
+        first, second = tables.TABLES[name](results.folder).split("`bench one`")
+        assert "20.0" in first and "30.0" not in first and "5.00x" in first
+        assert "30.0" in second and "20.0" not in second and "7.50x" in second and "`bench two`" in second
+
+
+def test_the_ladder_shows_the_eager_beside_each_row(results):
+    """Each (interval, branch) has an eager of its own, whose row is left out of the file."""
+    rows = [
+        row("eager", 10.0, eager_s=10.0),
+        row("deepcache", 4.0, (3, 0), eager_s=10.0),
+        row("deepcache", 3.0, (5, 0), eager_s=12.0, speedup=4.0),
+    ]
+    header, _, *lines = cells_of(tables.TABLES["bench_demo"](results("bench_demo.csv", rows)))
+    assert [line[header.index("eager beside it, s")] for line in lines] == ["10.0", "10.0", "12.0"]
+
+
+def test_equal_work_is_shown_once(results):
+    rows = [
+        row("eager", 10.0),
+        row("deepcache", 4.0, (3, 0), flop_bound=2.65),
+        row("fewer-steps", 3.6, (5, 0), fewer=2, flop_bound=3.0),
+        row("deepcache", 3.9, (5, 0), flop_bound=2.65),  # FPPFPP and FPPPPF
+        row("deepcache", 5.0, (5, 1), flop_bound=2.2),
+    ]
+    folder = results("bench_demo.csv", rows)
+    made = tables.TABLES["bench_demo"](folder)
+    assert [line[0] for line in cells_of(made)[2:]] == ["", "3, 0", "5, 1"]
+    assert "Not shown, since it is the same work as a pair above in so few steps: interval 5, branch 0." in made
+    # The headline has the first pair of the run.
+    assert "interval 3, branch 0." in tables.TABLES["bench_headline_demo"](folder)
 
 
 def test_headline_says_why_there_is_no_figure(results):
     rows = [row("eager", 10.0), row("deepcache", None, (3, 0), status="out of memory: a | b\nmore")]
-    header, _, line = tables.TABLES["bench_headline"](results("bench_sd21_cpu.csv", rows)).splitlines()[:3]
-    assert "| out of memory: a \\| b more |" in line
-    assert "**not measured**" in line
-    assert "PSNR" not in header
+    made = tables.TABLES["bench_headline_demo"](results("bench_demo.csv", rows))
+    assert "| DeepCache 0.1.1 | out of memory: a \\| b more |" in made
+    assert "stepcache**" not in made and "PSNR, dB" not in made  # nobody measured it
 
 
 def test_random_weights_have_no_fidelity(results):
     folder = results("bench_sd21_cpu.csv", ladder(model="sd21", weights="random"))
-    for name in ("bench_headline", "bench_sd21_cpu"):
+    for name in ("bench_headline_cpu", "bench_sd21_cpu"):
         made = tables.TABLES[name](folder)
         assert "Random weights" in made and "random weights" in made
         assert not {"PSNR, dB", "SSIM"} & set(cells_of(made)[0])

@@ -37,7 +37,7 @@ def test_rows_of_a_red_commit_are_left_out_and_named(results):
     outcomes(results.folder, ("kernel tests", "failed", "FAILED tests/kernels/a.py", RED))
     results(GREEN, [row("eager", 10.0, **GPU), row("stepcache-eager", 4.0, (3, 0), **GPU)])
     results(f"{RED}-dirty", [row("stepcache-graphs", 1.0, (3, 0), **GPU), row("deepcache", 5.0, (3, 0), **GPU)])
-    for name in ("bench_headline", "bench_gpu"):
+    for name in ("bench_headline_gpu", "bench_gpu"):
         made = tables.TABLES[name](results.folder)
         assert "10.0" in made and "4.00" in made and "2.50x" in made
         assert "CUDA graphs" not in made and "10.00x" not in made and "5.00" not in made
@@ -63,7 +63,7 @@ def test_what_a_cpu_measured_at_that_commit_stays(results):
 def test_where_all_is_red_the_tables_are_a_sentence_and_there_are_no_figures(results):
     outcomes(results.folder, ("core tests", "failed", "why", RED))
     results(RED, ladder(**GPU))
-    for name in ("bench_headline", "bench_gpu"):
+    for name in ("bench_headline_gpu", "bench_gpu"):
         made = tables.TABLES[name](results.folder)
         assert made.startswith(f"**Left out: 10 rows of commit {RED}") and "|" not in made
     assert tables.FIGURES["bench_gpu_ladder"](results.folder) == []

@@ -65,6 +65,7 @@ def _measured(entry: Entry, eager: Entry | None, deepcache: Entry | None, bound:
         "unet_s_p80": unet_seconds.p80,
         "peak_memory_mib": entry.peak_memory_mib,
         "speedup": _speedup(eager.seconds, entry.seconds) if eager else None,
+        "eager_s": Spread.of(eager.seconds).median if eager else None,
         "unet_speedup": unet_speedup,
         "speedup_over_deepcache": _speedup(deepcache.seconds, entry.seconds) if deepcache else None,
         "flop_bound": bound,

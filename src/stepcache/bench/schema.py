@@ -52,3 +52,4 @@ class BenchRow:
     difference: float | None = None  # of the images from the reference's, relative to their contrast
     predict: str = "hold"  # as in `accelerate`; of stepcache's variants
     fewer: int | None = None  # the steps that "fewer steps" ran
+    eager_s: float | None = None  # median of the whole call of eager, beside it: what `speedup` divides

@@ -1,0 +1,63 @@
+"""The README's first picture says what the rows say."""
+
+import pytest
+from support.bench_rows import row
+
+from benchmarks.pages.figures import DARK, LIGHT
+from benchmarks.pages.first_picture import first_picture
+from stepcache.bench.rows import write
+
+SD21 = {"model": "sd21", "weights": "random", "height": 256, "width": 256}
+
+
+@pytest.fixture
+def results(tmp_path):
+    write(tmp_path / "bench_demo.csv", [
+        row("eager", 10.0, unet_s=9.0, psnr=float("inf")),
+        row("compile", 7.0, mode="default", psnr=99.0),
+        row("compile+fewer-steps", 3.0, (3, 0), mode="default", fewer=8, psnr=20.25, flop_bound=3.5),
+        row("deepcache", 4.0, (3, 0), psnr=25.0, flop_bound=3.0),
+        row("stepcache-eager", 3.75, (3, 0), psnr=30.0, flop_bound=3.0),
+        row("stepcache-compiled", 2.5, (3, 0), mode="default", psnr=30.5, flop_bound=3.0),
+        row("stepcache-graphs", None, (3, 0), status="not here: needs CUDA"),
+    ])  # fmt: skip
+    write(tmp_path / "bench_sd21_cpu.csv", [
+        row("eager", 20.0, **SD21), row("stepcache-eager", 9.0, (3, 0), psnr=12.0, **SD21),
+    ])  # fmt: skip
+    return tmp_path
+
+
+def test_each_way_to_run_is_a_bar_of_its_fastest_row(results):
+    (figure,) = first_picture(results)
+    sd21, demo = figure.alt.removeprefix("Seconds of whole pipeline calls. ").removesuffix(".").split(". Demo")
+    # Random weights: no PSNR. Architectures come before the demo.
+    assert sd21 == "SD 2.1, 256 x 256, CPU: original 20.0 s; stepcache 9.00 s, 1.11x"
+    assert demo == (
+        " pipeline, 64 x 64, CPU: original 10.0 s; torch.compile 7.00 s, 1.43x; "
+        "8 steps, compiled 3.00 s, 3.33x, 20.2 dB; DeepCache 4.00 s, 2.50x, 25.0 dB; stepcache 2.50 s, 4.00x, 30.5 dB"
+    )
+
+
+def test_the_drawing_has_all_of_it_and_the_mark(results):
+    (figure,) = first_picture(results)
+    for theme in (LIGHT, DARK):
+        svg = figure.draw(theme)
+        for text in ("8 steps, compiled", "2.50 s, 4.00x, 30.5 dB", "20 steps, interval 3, float32", "random weights"):
+            assert text in svg
+        assert svg == figure.draw(theme) and theme.accent in svg
+    # The mark stands where the U-Net's 9 s are a third, and the other second is as it was.
+    write(results / "bench_demo.csv", [row("eager", 10.0, unet_s=9.0), row("stepcache-eager", 4.0, (3, 0))])
+    assert first_picture(results)[0].draw(LIGHT) != svg
+
+
+def test_the_mark_is_what_skipping_work_leaves(results):
+    from benchmarks.pages.first_picture import cells, panel
+
+    ((key, cell),) = cells(results / "bench_demo.csv").items()
+    marks = {bar.name: bar.best for bar in panel(key, cell).bars}
+    assert marks.pop("stepcache") == pytest.approx(1.0 + 9.0 / 3.0)
+    assert set(marks.values()) == {None}
+
+
+def test_without_rows_there_is_no_picture(tmp_path):
+    assert first_picture(tmp_path) is None
