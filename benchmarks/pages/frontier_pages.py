@@ -11,7 +11,6 @@ from benchmarks.frontier.rows import (
     HIGH,
     LOW,
     Row,
-    best_at,
     by_setting,
     deepcache,
     front,
@@ -41,28 +40,6 @@ def frontier_table(path: Path) -> str:
         lines.append((str(setting), "<br>".join(cells), f"{least:+.1f}", verdict))
     header = ("setting", "at a speed-up in MACs of: DeepCache's algorithm → stepcache, dB", "least gain", "aim")
     return table(header, lines) + "\n" + caption(read(path, Rig))
-
-
-def frontier_headline(path: Path) -> str:
-    """Means over the settings with equal steps, at the costs where DeepCache's front has a point in all of them."""
-    settings = by_setting(read(path, Row))
-    lines = []
-    for steps in sorted({setting.steps for setting in settings}, reverse=True):
-        groups = [rows for setting, rows in settings.items() if setting.steps == steps]
-        for speedup in sorted(set.intersection(*(_costs(rows) for rows in groups))):
-            means = []
-            for choose in (deepcache, settings_of_accelerate, _calibrated):
-                best = [best_at(choose(rows), speedup) for rows in groups]
-                known = [row.psnr for row in best if row is not None]
-                means.append(f"{sum(known) / len(known):.1f}" if len(known) == len(best) else "")
-            lines.append((f"{steps}", f"{speedup:.2f}x", *means))
-    header = ("steps", "speed-up in MACs", "DeepCache's algorithm", "`predict`, `guidance`", "calibrated plan")
-    return table(header, lines) + "\n" + caption(read(path, Rig))
-
-
-def _costs(rows: list[Row]) -> set[float]:
-    points = front(deepcache(rows))
-    return {round(row.speedup_macs, 2) for row in points if LOW <= row.speedup_macs <= HIGH}
 
 
 def _calibrated(rows: list[Row]) -> list[Row]:

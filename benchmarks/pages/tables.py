@@ -21,7 +21,7 @@ from benchmarks.pages import two_graphs
 from benchmarks.pages.bench_tables import headline_tables, ladder_tables
 from benchmarks.pages.figures import Figure
 from benchmarks.pages.first_picture import first_picture
-from benchmarks.pages.frontier_pages import frontier_figures, frontier_headline, frontier_table
+from benchmarks.pages.frontier_pages import frontier_figures, frontier_table
 from benchmarks.pages.ideas_tables import ideas_table, stability_table
 from benchmarks.pages.kernel_tables import (
     kernel_code_table,
@@ -47,7 +47,7 @@ from stepcache.graphs.options import CUDA_OPTIONS
 Made = TypeVar("Made")
 PAGES = (
     ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md", ROOT / "docs" / "fidelity.md",
-    ROOT / "docs" / "notes.md",
+    ROOT / "docs" / "notes.md", ROOT / "docs" / "production.md",
 )  # fmt: skip
 
 
@@ -184,7 +184,6 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "bench_sdxl_cpu": csv(ladder_tables, "bench_sdxl_cpu.csv"),
     "bench_demo": csv(ladder_tables, "bench_demo.csv"),
     "frontier": csv(frontier_table, "frontier.csv"),
-    "frontier_headline": csv(frontier_headline, "frontier.csv"),
     "rivals_aims": csv(aims_table, "rivals.csv"),
     "rivals_everywhere": csv(everywhere_table, "rivals.csv"),
     "rivals_fewer": csv(fewer_table, "rivals.csv"),
