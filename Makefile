@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit slow fuzz tables clean
+.PHONY: demo test lint types unit slow fuzz tables measure clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -34,6 +34,19 @@ unit: $(READY)
 tables: $(READY)
 	$(BIN)/python -m benchmarks.pages.tables
 	$(BIN)/python -m benchmarks.pages.rooms
+
+# What the README's first picture shows of a CPU, measured anew on this one: whole calls of the demo, and of SD 2.1's and
+# SDXL's architectures with random weights. Two hours on one core, which nothing else should use, and 20 GB of memory.
+WAYS := eager,fewer-steps,compile,compile+fewer-steps,deepcache,stepcache-eager,stepcache-compiled
+BENCH := $(BIN)/stepcache bench --predict auto --modes default --variants $(WAYS)
+RESULTS := benchmarks/results
+measure: export OMP_NUM_THREADS = 1
+measure: $(READY)
+	rm -f $(RESULTS)/bench_demo.csv $(RESULTS)/bench_sd21_cpu.csv $(RESULTS)/bench_sdxl_cpu.csv
+	$(BENCH) --out $(RESULTS)/bench_demo.csv --reuse 3:0,2:0,5:0,5:1 --steps 50 --guidance 3 --repeats 7 demo
+	$(BENCH) --out $(RESULTS)/bench_sd21_cpu.csv --reuse 3:0 --size 256 --steps 20 --repeats 3 sd21
+	$(BENCH) --out $(RESULTS)/bench_sdxl_cpu.csv --reuse 3:0 --size 256 --steps 12 --repeats 3 sdxl
+	$(MAKE) tables
 
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)
