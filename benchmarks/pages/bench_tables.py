@@ -35,7 +35,7 @@ RANDOM = "Random weights: architecture and times are real; images, and so PSNR a
 def headline_tables(path: Path) -> str:
     """A table for each cell, at its first (interval, branch): the original, fewer steps, DeepCache and stepcache."""
     parts = [
-        f"{headline_table(key, cell, cell.reuses[0])}\n{caption(cell.rigs)}"
+        f"{headline_table(key, cell, cell.reuses[0])}\n{caption(cell.rigs, commands=False)}"
         for key, cell in cells(path).items()
         if cell.reuses
     ]
@@ -62,7 +62,7 @@ def headline_table(key: CellKey, cell: Cell, pair: Reuse) -> str:
         for name, *pair in lines
         if pair != [None, None]
     ]
-    header = (key.size, "eager", "compiled", "at best", "PSNR, dB")
+    header = (key.size, "eager", "compiled", "FLOP bound", "PSNR, dB")
     compiled = dict.fromkeys(label(row) for *_, row in lines if row and ran(row) and kind(row) != DEEPCACHE)
     notes = [f"{key.settings}, interval {pair[0]}, branch {pair[1]}. {_explained(shown, best)}"]
     if key.device == "cuda" and compiled:
@@ -76,7 +76,7 @@ def _explained(shown: Sequence[BenchRow | None], best: BenchRow | None) -> str:
     repeats = dict.fromkeys(row.repeats for row in shown if row and ran(row))
     return (
         f"Seconds of a whole call, median of {' or '.join(map(str, repeats))}, and speed-up over the eager original of "
-        "the same run. At best: the U-Net's speed-up if time followed the work."
+        "the same run. FLOP bound: the U-Net's speed-up if time followed the work."
         + (" Bold: faster than all others, with no overlap of the spreads (p20 to p80)." if best else "")
     )
 
@@ -100,8 +100,9 @@ def _bound(pair: Sequence[BenchRow | None]) -> str:
 
 
 def _psnr(key: CellKey, pair: Sequence[BenchRow | None]) -> str:
-    """Of the uncompiled one, if it ran."""
-    return _fidelity(key, next((row for row in pair if row and ran(row)), None))[0]
+    """Of the uncompiled one, if it ran; none for the original."""
+    row = next((row for row in pair if row and ran(row)), None)
+    return "" if row is None or row.interval is None else _fidelity(key, row)[0]
 
 
 def ladder_tables(path: Path) -> str:

@@ -16,17 +16,17 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
-def caption(rigs: Iterable[Rig]) -> str:
-    """Where the figures come from: a paragraph for each rig, day and commit, with the commands.
+def caption(rigs: Iterable[Rig], commands: bool = True) -> str:
+    """Where the figures come from: a paragraph for each rig, day and commit, with the commands unless they are not wanted.
 
     Of many runs of one script, only the script is named: the CSV has the options of each row.
     """
-    commands: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, None]] = {}
     for rig in rigs:
         threads = f"{rig.threads} thread" + "s" * (rig.threads > 1)
         where = f"{rig.gpu or rig.cpu}, {threads}, torch {rig.torch}, diffusers {rig.diffusers}, {rig.date[:10]}"
-        commands.setdefault(f"{where}, commit {rig.commit}.", {})[f"`{rig.command}`"] = None
-    return "\n".join(f"\n{where} {_shortened(list(run))}" for where, run in commands.items())
+        found.setdefault(f"{where}, commit {rig.commit}.", {})[f"`{rig.command}`"] = None
+    return "\n".join(f"\n{where}" + f" {_shortened(list(run))}" * commands for where, run in found.items())
 
 
 def _shortened(commands: list[str]) -> str:
