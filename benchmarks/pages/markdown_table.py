@@ -17,7 +17,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def caption(rigs: Iterable[Rig], commands: bool = True) -> str:
-    """Where the figures come from: a paragraph for each rig, day and commit, with the commands unless they are not wanted.
+    """Where the figures come from: a paragraph for each rig, day and commit, and the commands if they are wanted.
 
     Of many runs of one script, only the script is named: the CSV has the options of each row.
     """
