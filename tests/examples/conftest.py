@@ -1,7 +1,8 @@
+import json
 import sys
 
 import pytest
-from support.batch_checks import RECIPES, SERVER, command_line, images, prompts_file, run_here
+from support.batch_checks import LINES, RECIPES, SERVER, command_line, images, prompts_file, run_here
 from support.packages import shared_folder
 from support.small import ONE_LEVEL, tiny_pipe
 
@@ -37,3 +38,16 @@ def tiny_packages(tmp_path_factory):
         save_compiled(pipe, folder, progress=False)
 
     return shared_folder(tmp_path_factory, "tiny-packages", make)
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """A batch of four images of two sizes, of which none is there."""
+    from batch import Batch
+    from workers import leave
+
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, LINES)))
+    (tmp_path / "out").mkdir()
+    yield Batch(path, tmp_path / "out", "demo", steps=2, guidance=3.0, seed=100, dtype="float32")
+    leave(tmp_path / "out")

@@ -20,6 +20,12 @@ TWO = ["--standalone", "--nproc-per-node", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", *TWO]
 FORKED = [HERE / "torchrun_forked.py", *TWO, "--start-method", "forkserver", "--run-path"]
 NAMES = ["fox face", "cherry blossom", "hamburger", "red apple", "tiger face", "pineapple", "mushroom"]
+LINES = [
+    {"prompt": "fox face", "seed": 7, "height": 64, "width": 32},
+    {"prompt": "hamburger", "negative_prompt": ""},
+    {"prompt": "tiger face", "seed": 7, "height": 64, "width": 32},
+    {"prompt": "pineapple"},
+]
 OWN = {"manifest.jsonl", "job.json", ".job.lock"}  # in a batch's folder when it is done, besides its images
 NO_COMPILER = {"CXX": "/nowhere/g++"}
 SETTINGS = ["--dtype", "float32", "--steps", "4", "--guidance", "3"]
@@ -76,3 +82,8 @@ def command_line(prompts: Path, out: Path, *more: object, pipeline: object = DEM
 
 def images(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
+
+
+def names(batch) -> list[str]:
+    """The files of a batch's folder."""
+    return sorted(path.name for path in batch.out.iterdir())
