@@ -21,7 +21,7 @@ OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 
 
 def counts_table(cases: Iterable[Any], ways: Iterable[Any], engine: str) -> str:
-    """How many pipelines and ways of running work, work without a gain, or are refused. Ways are counted in `engine`."""
+    """How many pipelines and ways of running work, work without a gain, or are refused; ways as `engine` runs them."""
     outcomes = [best for _, _, best, _ in _pipelines(case for case in cases if case.of_diffusers)]
     statuses = [way.status(engine) for way in ways]
     works, refused = (statuses.count(status) for status in (WORKS, REFUSED))
