@@ -1,13 +1,15 @@
 """Writes the tables and figures of the pages from the CSVs in `results/`: `make tables`.
 
 Never edit what is between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` by hand:
-tests/benchmarks/test_tables.py fails if it differs from the CSVs. Without its CSV, a table is empty. The support matrix
-comes from the tests' tables instead of a CSV (support_matrix.py). A figure is two SVGs in `results/`, light and dark,
-which are written together with the pages.
+tests/benchmarks/test_tables.py fails if it differs from the CSVs. Without its CSV, a table is empty. Three kinds come
+from code instead of a CSV: what is supported, from the tests' tables (support_matrix.py); what branches cost, counted
+(branch_costs.py); and the package's verdicts on kernels. A figure is two SVGs in `results/`, light and dark, which are
+written together with the pages.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os.path
 import re
@@ -17,7 +19,7 @@ from typing import TypeVar
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.engine import cold_start, cpu_ratio, gpu_code, host_overhead, rest_of_loop
-from benchmarks.pages import two_graphs
+from benchmarks.pages import branch_costs, support_matrix, two_graphs
 from benchmarks.pages.bench_tables import headline_tables, ladder_tables
 from benchmarks.pages.figures import Figure
 from benchmarks.pages.first_picture import first_picture
@@ -30,6 +32,7 @@ from benchmarks.pages.kernel_tables import (
     kernel_model_table,
 )
 from benchmarks.pages.markdown_table import caption, table
+from benchmarks.pages.model_tables import GPU_MODELS, auto_range_table, gpu_table, verdicts_table
 from benchmarks.pages.plans_tables import plans_table
 from benchmarks.pages.plots import fidelity_figures, ladder_figures
 from benchmarks.pages.rivals_pages import (
@@ -39,15 +42,14 @@ from benchmarks.pages.rivals_pages import (
     fewer_table,
     rivals_figures,
 )
-from benchmarks.pages.support_matrix import support_table
 from stepcache.bench.rows import Rig, read
 from stepcache.files.replacing import write_text
 from stepcache.graphs.options import CUDA_OPTIONS
 
 Made = TypeVar("Made")
 PAGES = (
-    ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md", ROOT / "docs" / "fidelity.md",
-    ROOT / "docs" / "notes.md", ROOT / "docs" / "production.md",
+    ROOT / "README.md", RESULTS / "README.md", ROOT / "csrc_triton" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 )  # fmt: skip
 
 
@@ -196,7 +198,11 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "kernel_mix": csv(kernel_mix_table, "kernel_code.csv"),
     "kernel_model": csv(kernel_model_table, "kernel_model.csv"),
     "kernel_measured": kernel_measured_table,
-    "support": support_table,
+    **support_matrix.TABLES,
+    **branch_costs.TABLES,
+    **{f"gpu_{model}": csv(functools.partial(gpu_table, model=model), "bench_gpu.csv") for model in GPU_MODELS},
+    "auto_range": csv(auto_range_table, "dampings.csv"),
+    "kernel_verdicts": verdicts_table,
 }
 
 FIGURES: dict[str, Callable[[Path], list[Figure] | None]] = {

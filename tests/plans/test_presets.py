@@ -1,10 +1,13 @@
-"""Presets are what their table says, at any number of steps."""
+"""Presets are what their table says, at any number of steps, and were measured."""
 
 import pytest
 import torch
 from support.small import generate, loop_pipe, tiny_pipe
 
+from benchmarks import RESULTS
+from benchmarks.frontier import dampings, rivals_rows
 from stepcache import accelerate, last_run
+from stepcache.bench.rows import read
 from stepcache.errors import InvalidSetting, UnsupportedPipeline
 from stepcache.plans.presets import PRESETS
 
@@ -38,3 +41,32 @@ def test_nothing_else_beside_it(other):
 def test_no_such_preset(name):
     with pytest.raises(InvalidSetting, match="faithful, balanced, fast"):
         accelerate(tiny_pipe(), preset=name)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_presets_interval_and_guidance_were_measured(preset):
+    """Its predict="auto": with both halves in rivals.csv, with guidance reuse in dampings_reuse.csv."""
+    if preset.guidance == "reuse":
+        rows = read(RESULTS / "dampings_reuse.csv", dampings.Row)
+    else:
+        rows = [row for row in read(RESULTS / "rivals.csv", rivals_rows.Row) if row.method == "auto"]
+    assert preset.interval in {row.interval for row in rows}
+
+
+def test_presets_go_from_the_most_faithful_to_the_fastest():
+    """In each measured setting a preset with the smaller interval is closer to the original, and costs more."""
+    found = {}
+    for row in read(RESULTS / "rivals.csv", rivals_rows.Row):
+        if row.method == "auto":
+            found.setdefault((row.scheduler, row.steps, row.guidance_scale), {})[row.interval] = row
+    intervals = [preset.interval for preset in PRESETS.values()]
+    assert intervals == sorted(set(intervals)) and found
+    for setting, by_interval in found.items():
+        rows = [by_interval[interval] for interval in intervals if interval in by_interval]
+        assert len(rows) == 2, setting
+        assert rows[0].psnr > rows[1].psnr and rows[0].cost > rows[1].cost, setting
+
+
+def test_only_the_demo_was_measured():
+    """As presets.py and the pages say. When this fails there is something new to tell there."""
+    assert {row.model for row in read(RESULTS / "rivals.csv", rivals_rows.Row)} == {"demo"}

@@ -1,5 +1,5 @@
-"""The table of ways to run a pipeline that stepcache accelerates: what test_ways.py runs, and what the README's support
-matrix is made from.
+"""The table of ways to run a pipeline that stepcache accelerates: what test_ways.py runs, and what docs/support.md is
+made from.
 """
 
 from __future__ import annotations

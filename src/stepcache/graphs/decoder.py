@@ -35,9 +35,7 @@ from .settings import GraphSettings
 TILE_SHAPES = 4
 
 NAME = "decoder"
-ADVICE = (
-    " Pipelines that move a float16 VAE to float32 for each image cause this: call vae.to(torch.float32) once instead."
-)
+ADVICE = " Pipelines that move a float16 VAE to float32 for each image cause this: use a VAE that needs no upcast."
 
 
 class DecoderGraphs:

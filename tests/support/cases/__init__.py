@@ -1,6 +1,6 @@
 """The one table of what stepcache does with each pipeline and feature.
 
-tests/pipelines/test_cases.py runs every row, and the README's support matrix is made from it.
+tests/pipelines/test_cases.py runs every row, and docs/support.md is made from it.
 """
 
 from support.cases import adapters, control, diffusion, editing, families, own_loops, refused, video

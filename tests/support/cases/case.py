@@ -41,6 +41,11 @@ class Case:
         return f"{self.pipeline}: {self.feature}"
 
     @property
+    def of_diffusers(self) -> bool:
+        """Whether diffusers has the class. If not, the tests wrote it, for a kind of loop that users write."""
+        return hasattr(diffusers, self.pipeline)
+
+    @property
     def status(self) -> str:
         return "works" if self.error is None else "refused"
 
