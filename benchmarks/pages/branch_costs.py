@@ -1,8 +1,8 @@
 """What each branch costs in the U-Nets of known models: the tables of docs/models.
 
 Counted as `stepcache inspect` counts, on the meta device: no weights, and nothing measured. Four configs come with the
-package, some are the defaults of diffusers' classes, and the others are written down here. What tells that a config is
-the model's is its number of parameters, which test_branch_costs.py compares with the published one.
+package, some are the defaults of diffusers' classes, and the others are written down here. test_branch_costs.py
+compares their numbers of parameters with the published ones.
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ from benchmarks.pages.branch_costs import ARCHITECTURES, BRANCHES, Architecture,
 from stepcache.cli import main
 from stepcache.forwards.macs import branch_macs
 
-# Millions, as their authors give them: the DDPM and LDM papers, the model cards of the others. A published figure says
-# that the config is the model's, where the package does not have the model's own file.
+# Millions, as published with the models. A config that was written down wrong has another number, in most cases.
 PUBLISHED = {
-    "sd15": 860, "sd21": 866, "sdxl": 2600, "svd": 1500, "if_xl": 4300, "kandinsky21": 1220, "ddpm256": 114,
+    "sd15": 860, "sd21": 866, "sdxl": 2567, "svd": 1521, "if_xl": 4300, "kandinsky21": 1220, "ddpm256": 114,
     "ldm256": 274,
 }  # fmt: skip
 
@@ -34,7 +33,7 @@ def parameters(unet):
 
 @pytest.mark.parametrize("key", PUBLISHED)
 def test_the_unet_is_as_large_as_published(key):
-    assert parameters(ARCHITECTURES[key].unet()) / 1e6 == pytest.approx(PUBLISHED[key], rel=0.02)
+    assert parameters(ARCHITECTURES[key].unet()) / 1e6 == pytest.approx(PUBLISHED[key], rel=0.008)
 
 
 def test_animatediff_is_sd15_with_a_motion_adapter():

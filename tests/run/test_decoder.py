@@ -180,6 +180,8 @@ def test_a_vae_that_is_moved_for_each_image_is_given_up(tiles, caplog):
     assert [count > 0 for count in captures] == [True] * (MAX_STALE + 1) + [False] * 3
     assert graphs.buckets.static_nbytes == 0
     assert sum("keep changing" in record.getMessage() for record in caplog.records) == 1
+    # Not to keep it in float32: the pipeline would give it float16 latents.
+    assert "use a VAE that needs no upcast" in caplog.text
 
 
 def test_offloading_hooks(caplog):
