@@ -95,7 +95,7 @@ def panel(key: CellKey, cell: Cell) -> Panel:
     ways = {
         "original": [eager] if eager else [],
         "torch.compile": [row for row in cell.of(ALONE) if row.mode],
-        f"{number} steps, compiled": [row for row in rows if kind(row) == STOCK and row.mode],
+        f"{number} steps": [row for row in rows if kind(row) == STOCK],
         "DeepCache": [row for row in rows if kind(row) == DEEPCACHE],
         "stepcache": [row for row in rows if kind(row) == STEPCACHE],
     }
@@ -103,7 +103,8 @@ def panel(key: CellKey, cell: Cell) -> Panel:
     for name, of_way in ways.items():
         row = fastest(of_way)
         if row and ran(row):
-            bars.append(Bar(name, row, _best(row, eager) if kind(row) == STEPCACHE else None))
+            compiled = ", compiled" if row.fewer and row.mode else ""
+            bars.append(Bar(name + compiled, row, _best(row, eager) if kind(row) == STEPCACHE else None))
     guided = f"{key.steps} steps" + (f", interval {pair[0]}" if pair != ALONE else "")
     where = next((rig.gpu for rig in cell.rigs if rig.gpu), "").removeprefix("NVIDIA ").partition(" ")[0] or "CPU"
     threads = "" if where != "CPU" else f", {cell.rigs[0].threads} thread" + "s" * (cell.rigs[0].threads > 1)

@@ -22,7 +22,9 @@ def results(tmp_path):
         row("stepcache-graphs", None, (3, 0), status="not here: needs CUDA"),
     ])  # fmt: skip
     write(tmp_path / "bench_sd21_cpu.csv", [
-        row("eager", 20.0, **SD21), row("stepcache-eager", 9.0, (3, 0), psnr=12.0, **SD21),
+        row("eager", 20.0, **SD21), row("fewer-steps", 8.0, (3, 0), fewer=7, **SD21),
+        row("compile+fewer-steps", 9.0, (3, 0), mode="default", fewer=7, **SD21),
+        row("stepcache-eager", 9.0, (3, 0), psnr=12.0, **SD21),
     ])  # fmt: skip
     return tmp_path
 
@@ -31,7 +33,7 @@ def test_each_way_to_run_is_a_bar_of_its_fastest_row(results):
     (figure,) = first_picture(results)
     sd21, demo = figure.alt.removeprefix("Seconds of whole pipeline calls. ").removesuffix(".").split(". Demo")
     # Random weights: no PSNR. Architectures come before the demo.
-    assert sd21 == "SD 2.1, 256 x 256, CPU: original 20.0 s; stepcache 9.00 s, 1.11x"
+    assert sd21 == "SD 2.1, 256 x 256, CPU: original 20.0 s; 7 steps 8.00 s, 1.25x; stepcache 9.00 s, 1.11x"
     assert demo == (
         " pipeline, 64 x 64, CPU: original 10.0 s; torch.compile 7.00 s, 1.43x; "
         "8 steps, compiled 3.00 s, 3.33x, 20.2 dB; DeepCache 4.00 s, 2.50x, 25.0 dB; stepcache 2.50 s, 4.00x, 30.5 dB"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..pipes.solvers import unet_calls
+from ..pipes.solvers import most_steps, unet_calls
 from .cost import Cost
 from .results import Comparison, FewerSteps, Setting, Variant
 
@@ -23,21 +23,21 @@ def with_fewer_steps(
     Variants whose rivals have the same number of steps share one, and stand together before it. steps: the original's,
     of that scheduler, which is left as it is.
     """
-    calls = {n: found for n in range(steps, 0, -1) if (found := unet_calls(scheduler, n)) is not None}
+    calls = unet_calls(scheduler, steps) or steps
     groups: dict[int | Variant, list[Variant]] = {}
     notes = []
     for variant in variants:
-        full = sum(map(variant.schedule.is_full, range(calls[steps])))
-        macs = cost.of(full, calls[steps] - full, variant.branch)
-        if macs >= cost.of(calls[steps]):
+        full = sum(map(variant.schedule.is_full, range(calls)))
+        macs = cost.of(full, calls - full, variant.branch)
+        if macs >= cost.of(calls):
             notes.append(f"Fewer steps are left out for {variant.name}: it costs as much as all {_steps(steps)}.")
             groups[variant] = [variant]
             continue
-        fits = [n for n, number in calls.items() if cost.of(number) <= macs]
-        if not fits:
+        fewer = most_steps(scheduler, steps, macs // cost.full)
+        if fewer is None:
             kind = type(scheduler).__name__
             notes.append(f"Fewer steps are left out for {variant.name}: {kind} can do none that cost as little.")
-        groups.setdefault(max(fits, default=variant), []).append(variant)
+        groups.setdefault(fewer or variant, []).append(variant)
     settings: list[Setting] = []
     for key, group in groups.items():
         settings += group
