@@ -4,7 +4,7 @@ import sys
 import pytest
 from support.batch_checks import LINES, RECIPES, SERVER, command_line, images, prompts_file, run_here
 from support.packages import shared_folder
-from support.small import ONE_LEVEL, tiny_pipe
+from support.small import ATTENDED, ONE_LEVEL, tiny_pipe
 
 from stepcache import accelerate, save_compiled, warmup
 
@@ -25,6 +25,14 @@ def tiny(tmp_path_factory):
     """The folder of the pipeline that compiles soonest."""
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     tiny_pipe(unet=ONE_LEVEL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def attended(tmp_path_factory):
+    """The folder of a pipeline that is as small, and whose images depend on the prompt."""
+    folder = tmp_path_factory.mktemp("attended") / "pipeline"
+    tiny_pipe(unet=ATTENDED).save_pretrained(folder)
     return folder
 
 

@@ -26,13 +26,13 @@ def body(image, form="PNG"):
 
 
 @pytest.fixture(scope="module")
-def script(tiny):
+def script(attended):
     """Its globals. Graphs are captured by the stand-in; nothing listens."""
     served = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stepcache.accelerate", captured)
         patch.setattr("uvicorn.run", served.append)
-        found = run_script("img2img_server", tiny, 64)
+        found = run_script("img2img_server", attended, 64)
     found["pipe"].set_progress_bar_config(disable=True)
     assert served == [found["app"]]
     return found
@@ -65,14 +65,15 @@ def test_the_first_request_captures_nothing(script):
     assert last_run(pipe).buckets == [(2, 4, 16, 16)]
 
 
-def test_the_image_is_that_of_a_plain_call(client, tiny):
-    pipe = quiet_load(AutoPipelineForImage2Image, tiny)
+def test_the_image_is_that_of_a_plain_call(client, attended):
+    pipe = quiet_load(AutoPipelineForImage2Image, attended)
     torch.manual_seed(0)
     stock = pipe(**ORDER, image=PHOTO).images[0]
     torch.manual_seed(0)
     want = accelerate(pipe, preset="balanced")(**ORDER, image=PHOTO).images[0]
     found = image(post(client))
     assert found.size == (64, 64) and found.tobytes() == want.tobytes() != stock.tobytes()
+    assert image(post(client, prompt="fox face")).tobytes() != want.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/x-www-form-urlencoded"], ids=["named", "by curl"])
