@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit slow fuzz tables clean
+.PHONY: demo test lint types unit slow fuzz tables docs docs-serve clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -35,6 +35,13 @@ tables: $(READY)
 	$(BIN)/python -m benchmarks.pages.tables
 	$(BIN)/python -m benchmarks.pages.rooms
 
+# The pages as a site: site/index.html. Material's notice is about the years after its present version.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
@@ -44,4 +51,4 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info stepcache-demo.png
+	rm -rf $(VENV) build dist site *.egg-info stepcache-demo.png
