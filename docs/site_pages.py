@@ -50,7 +50,7 @@ def place_in_repository(uri: str) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the extension that rewrites links; the pages to render are known only later."""
-    config.markdown_extensions.append(_links)  # type: ignore[arg-type]  # Markdown takes names and extensions
+    config.markdown_extensions.append(_links)
     return config
 
 
