@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types unit slow fuzz tables measure clean
+.PHONY: demo test lint types unit slow fuzz tables measure docs docs-serve clean
 
 demo: $(READY)
 	$(BIN)/stepcache demo
@@ -48,6 +48,13 @@ measure: $(READY)
 	$(BENCH) --out $(RESULTS)/bench_sdxl_cpu.csv --reuse 3:0 --size 256 --steps 12 --repeats 3 sdxl
 	$(MAKE) tables
 
+# The pages as a site: site/index.html. Material's notice is about the years after its present version.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 # What `make test` leaves out: more combinations of the kernels, compiled ahead of time and interpreted.
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
@@ -57,4 +64,4 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info stepcache-demo.png
+	rm -rf $(VENV) build dist site *.egg-info stepcache-demo.png

@@ -31,7 +31,7 @@ from .values import is_one_of, shown
 class DeepCacheSDHelper:
     """Drop-in for `DeepCache.DeepCacheSDHelper`: set_params, enable, disable. Differences: in the module's docstring."""
 
-    def __init__(self, pipe: Any = None) -> None:
+    def __init__(self, pipe: object = None) -> None:
         self.pipe = pipe
         self._enabled = False
         self.set_params()
@@ -49,7 +49,7 @@ class DeepCacheSDHelper:
             accelerate(self.pipe, **params)
         self.params = params
 
-    def enable(self, pipe: Any = None) -> None:
+    def enable(self, pipe: object = None) -> None:
         """Accelerate the pipe given here or at construction. Errors as `stepcache.accelerate`."""
         pipe = self.pipe if pipe is None else pipe
         if pipe is None:

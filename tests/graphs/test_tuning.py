@@ -14,7 +14,7 @@ from stepcache.graphs import tuning
 from stepcache.graphs.settings import GraphSettings
 from stepcache.graphs.standin import StandInBackend
 from stepcache.graphs.tuning import Judge
-from stepcache.graphs.verdict_file import COLUMNS, Setup, from_csv
+from stepcache.graphs.verdict_file import COLUMNS, JOINS, Setup, from_csv
 from stepcache.graphs.verdicts import Verdicts
 
 SETUP = Setup("A card", "2.13.0", "3.9.0", "0.1.0")
@@ -321,6 +321,7 @@ def test_who_decides_on_cuda(a_gpu, monkeypatch, tmp_path):
     cuda = torch.device("cuda", 1)
     decides = GraphSettings().judge(cuda)
     assert decides.verdicts.setup.gpu == "A card" and decides.verdicts.setup.torch == torch.__version__
+    assert decides.verdicts.setup.stepcache == JOINS
     assert decides.timer.device == cuda
     assert GraphSettings().judge(torch.device("cuda", 0)).verdicts is decides.verdicts  # one file, read once
     assert GraphSettings(compile={"mode": "reduce-overhead"}).judge(cuda) is not None

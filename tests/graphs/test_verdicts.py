@@ -2,6 +2,7 @@
 
 import multiprocessing
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 
@@ -9,6 +10,7 @@ from stepcache.forwards.join_shape import JoinShape
 from stepcache.graphs import verdict_file
 from stepcache.graphs.verdict_file import (
     COLUMNS,
+    JOINS,
     NotATable,
     Setup,
     Verdict,
@@ -66,6 +68,13 @@ def test_the_users_own_holds_against_the_shipped_one(tmp_path):
     assert known(tmp_path / "other", elsewhere, shipped=shipped).for_triton == frozenset()
 
 
+def test_the_shipped_ones_are_of_these_joins(tmp_path):
+    """A release whose joins are as they were, under its own version, uses them; one that changes them measures anew."""
+    shipped = from_csv((files("stepcache.kernels") / "defaults.csv").read_text())
+    assert shipped and {verdict.setup.stepcache for verdict in shipped} == {JOINS}
+    assert Verdicts(shipped[0].setup, folder=tmp_path).get(shipped[0].shape) == shipped[0]
+
+
 @pytest.mark.parametrize("field", Setup._fields, ids="another {}".format)
 def test_another_setups_verdicts_are_not_used_but_kept(tmp_path, caplog, field):
     other = SETUP._replace(**{field: "another"})
@@ -74,7 +83,7 @@ def test_another_setups_verdicts_are_not_used_but_kept(tmp_path, caplog, field):
     here = known(tmp_path, other)
     assert here.for_triton == frozenset()
     # Of another GPU nobody needs to hear; of another version of something on this one, once.
-    told = "knows this GPU's joins for other versions only (torch 2.13.0, triton 3.9.0, stepcache 0.1.0)"
+    told = "knows this GPU's joins for other versions only (torch 2.13.0, triton 3.9.0, joins of stepcache 0.1.0)"
     assert (told in caplog.text) == (field != "gpu")
     here.add(replace(FASTER, setup=other))
     assert known(tmp_path).for_triton == known(tmp_path, other).for_triton == {SHAPE}

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._version import __version__
 from ..forwards.blend import Blend
 from ..forwards.guidance import Compute
 from ..forwards.join import JoinFunction, fusable, fused_join, reference_join
@@ -30,7 +29,7 @@ from .compiled import CompiledFunction
 from .kept import Kept
 from .progress import Costs, stage
 from .replays import ReplayTimer
-from .verdict_file import OK, Setup, Verdict, cache_folder
+from .verdict_file import JOINS, OK, Setup, Verdict, cache_folder
 from .verdicts import Verdicts
 
 logger = logging.getLogger("stepcache")
@@ -74,7 +73,7 @@ def judge_of(device: torch.device) -> Judge:
     """The judge of a CUDA device. Imports Triton."""
     import triton
 
-    setup = Setup(torch.cuda.get_device_name(device), torch.__version__, triton.__version__, __version__)
+    setup = Setup(torch.cuda.get_device_name(device), torch.__version__, triton.__version__, JOINS)
     key = setup, cache_folder()
     if key not in _verdicts:
         _verdicts[key] = Verdicts(setup)

@@ -23,8 +23,12 @@ from ..forwards.join_shape import JoinShape
 logger = logging.getLogger("stepcache")
 
 
+JOINS = "0.1.0"
+"""The version of stepcache in which what a verdict measures last changed: the Triton ops, or a join's use of them."""
+
+
 class Setup(NamedTuple):
-    """What a verdict was measured on. If any of it changes, the verdict may no longer hold."""
+    """What a verdict was measured on. If any of it changes, the verdict may no longer hold. stepcache: JOINS."""
 
     gpu: str
     torch: str

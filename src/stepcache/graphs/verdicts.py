@@ -1,6 +1,7 @@
 """Verdicts: how long one join takes on one GPU, on the Triton ops and as Inductor compiles it.
 
-A verdict holds for the setup that it was measured on: the GPU by name, and the versions of torch, Triton and stepcache.
+A verdict holds for the setup that it was measured on: the GPU by name, the versions of torch and Triton, and that of
+stepcache's joins, the last release that changed them. So other releases cost nobody a measurement.
 Two tables hold verdicts: one comes with the package (csrc_triton/defaults.csv), the other is the user's own
 (verdict_file.py). For joins that both know, the user's own counts, because it was measured on that very machine.
 
@@ -39,10 +40,12 @@ class Verdicts:
         verdicts = read(self.path)
         others = {v.setup for v in verdicts if v.setup.gpu == self.setup.gpu and v.setup != self.setup}
         if others and not any(v.setup == self.setup for v in verdicts):
-            versions = "; ".join(f"torch {o.torch}, triton {o.triton}, stepcache {o.stepcache}" for o in sorted(others))
+            versions = "; ".join(
+                f"torch {o.torch}, triton {o.triton}, joins of stepcache {o.stepcache}" for o in sorted(others)
+            )
             logger.warning(
                 "%s knows this GPU's joins for other versions only (%s), so they are not used. warmup(pipe, ...) or "
-                "`stepcache tune` measures them for torch %s, triton %s, stepcache %s.",
+                "`stepcache tune` measures them for torch %s, triton %s, joins of stepcache %s.",
                 self.path, versions, self.setup.torch, self.setup.triton, self.setup.stepcache,
             )  # fmt: skip
         return verdicts
