@@ -14,6 +14,8 @@ from benchmarks import ROOT
 from stepcache import cli
 
 SHELLS = ("bash", "sh", "shell", "console")
+# Blocks that nothing checks.
+UNCHECKED = ("text", "json", "jsonl", "yaml", "toml", "csv", "dockerfile")
 # Other people's commands.
 OTHERS = ("cd", "mkdir", "export", "curl", "git", "pip", "docker", "torchrun", "pre-commit", "twine", "pytest")
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
@@ -224,7 +226,9 @@ def test_inspect_runs(arguments, capsys):
     assert capsys.readouterr().out
 
 
-def test_no_mark_is_misspelt():
-    known = r"needs a GPU|fragment: .+|(table|figure): \w+|end"
-    blocks = [block for page in PAGES for block in blocks_of(page) if block.mark]
+def test_no_mark_and_no_language_is_misspelt():
+    known = r"|needs a GPU|fragment: .+|(table|figure): \w+|end"
+    blocks = [block for page in PAGES for block in blocks_of(page)]
     assert [f"{block.place}: {block.mark}" for block in blocks if not re.fullmatch(known, block.mark)] == []
+    languages = ("", "python", *SHELLS, *UNCHECKED)
+    assert [f"{block.place}: {block.language}" for block in blocks if block.language not in languages] == []
