@@ -19,9 +19,6 @@ UNCHECKED = ("text", "json", "jsonl", "yaml", "toml", "csv", "dockerfile")
 # Other people's commands.
 OTHERS = ("cd", "mkdir", "export", "curl", "git", "pip", "docker", "torchrun", "pre-commit", "twine", "pytest")
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
-NOT_YET = pytest.mark.xfail(
-    strict=True, raises=NotAsWritten, reason="the README is being rewritten; its block on packages cannot run here"
-)
 
 
 def test_blocks_are_found_with_their_marks():
@@ -52,11 +49,7 @@ fenced
     assert prose.count("\n") == text.rstrip().count("\n") and "two paragraphs" in prose
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=NOT_YET if name_of(page) == "README.md" else ()) for page in WITH_PYTHON],
-    ids=name_of,
-)
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_python_runs(page, tmp_path, monkeypatch):
     run = PageRun(tmp_path, monkeypatch)
     for block in blocks_of(page):
