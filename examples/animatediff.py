@@ -3,7 +3,7 @@
     python animatediff.py path/to/sd15 path/to/motion-adapter "a rocket launch" rocket.gif
 
 In partial steps, branch 0 runs the last ResNet of the up path and the attention and motion module behind it, on all
-frames. A higher branch runs more of them, up to the whole U-Net's; `stepcache inspect` prints what each costs.
+frames. A higher branch runs more layers, motion modules among them; `stepcache inspect` prints what each costs.
 """
 
 import argparse
