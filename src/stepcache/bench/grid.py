@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from stepcache.errors import InvalidSetting, StepCacheError
 from stepcache.forwards import family_of
@@ -18,6 +17,7 @@ from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
 from stepcache.images.make import Request
 from stepcache.images.pipelines import DTYPES, default_device
 from stepcache.images.schedulers import SCHEDULERS, swap_scheduler
+from stepcache.progress import progress
 from stepcache.reuse.schedule import Schedule
 from stepcache.settings import Settings
 from stepcache.values import positive_int
@@ -145,9 +145,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     cells = list(spec.cells(spec.sizes or [model.size()]))
     runs = sum(len(cell.variants) for cell in cells) * (RUNS + spec.repeats)
     rows: list[BenchRow] = []
-    # smoothing=0: the estimate uses all runs so far, since compiling and running alternate.
-    with tqdm(total=runs, unit="run", smoothing=0, dynamic_ncols=True) as progress:
-        progress.set_description_str("warm-up")
+    with progress("warm-up", runs, "runs") as bar:
         _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
         for i, (size, batch, (interval, branch), variants) in enumerate(cells):
             again = i > 0 and cells[i - 1][:2] == (size, batch)
@@ -160,7 +158,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
                 backend=spec.backend,
                 fewer=fewer_steps(model.pipe.scheduler, spec.steps, interval, counts.get(branch)),
                 deadline=deadline,
-                progress=progress,
+                progress=bar,
             )
             try:
                 cell.measure(spec.repeats)
@@ -170,7 +168,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
                 write(out, new, append=True)
                 rows += new
                 cell.close()
-        progress.set_description_str("done")
+        bar.set_description_str("done")
     return rows
 
 
