@@ -83,7 +83,8 @@ def test_elsewhere_a_line_comes_when_none_came_for_long(capsys, monkeypatch):
         for second in range(95):
             now[0] = float(second)
             advance(bar, f"second {second}")
-    assert [line.split("] ")[1] for line in lines(capsys)] == ["slow", "second 30", "second 60", "second 90", "second 94"]
+    seen = [line.split("] ")[1] for line in lines(capsys)]
+    assert seen == ["slow", "second 30", "second 60", "second 90", "second 94"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -39,7 +39,7 @@ from stepcache.calibration import calibrate
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_psnr, psnr, ssim
-from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory
+from stepcache.images.pipelines import DTYPES, default_device, dtype_named, load_demo, load_directory
 from stepcache.images.prompts import read_prompts
 from stepcache.images.schedulers import swap_scheduler
 
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         calibration, held_out = tuple(texts[::2]), tuple(texts[1::2])
     elif args.pipeline != "demo":
         arguments.error("--prompts: give a file of prompts for this pipeline.")
-    device, dtype = default_device(), DTYPES[args.dtype]
+    device, dtype = default_device(), dtype_named(args.dtype)
     demo = args.pipeline == "demo"
     pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype)
     append = args.append

@@ -54,7 +54,7 @@ from stepcache.bench.rows import check_out, read, write
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_of, psnr
-from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory
+from stepcache.images.pipelines import DTYPES, default_device, dtype_named, load_demo, load_directory
 from stepcache.images.prompts import read_prompts
 from stepcache.images.schedulers import SCHEDULERS as KNOWN
 from stepcache.images.schedulers import swap_scheduler
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.append:
         check_out(args.out, Row)
         known = {key_of(row) for row in read(args.out, Row)} if args.out.exists() else known
-    device, dtype = default_device(), DTYPES[args.dtype]
+    device, dtype = default_device(), dtype_named(args.dtype)
     demo = args.pipeline == "demo"
     pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype)
     pipe.set_progress_bar_config(disable=True)

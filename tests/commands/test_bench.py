@@ -10,7 +10,7 @@ from stepcache import cli
 from stepcache.bench import grid
 from stepcache.bench.rows import read, write
 from stepcache.bench.schema import BenchRow
-from stepcache.bench.variants import LADDER
+from stepcache.bench.spec import LADDER, GridSpec
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def parsed(*arguments):
 
 def test_options_are_the_specs_fields():
     defaults = parsed()
-    spec = grid.GridSpec(**{NAMES.get(name, name): value for name, value in defaults.items() if name != "out"})
-    assert spec == grid.GridSpec()
+    spec = GridSpec(**{NAMES.get(name, name): value for name, value in defaults.items() if name != "out"})
+    assert spec == GridSpec()
     assert parsed("--size", "512,768x1024")["size"] == [(512, 512), (768, 1024)]
     assert parsed("--reuse", "3:0,5:1")["reuse"] == [(3, 0), (5, 1)]
     assert parsed("--modes", "default,max-autotune")["modes"] == ["default", "max-autotune"]

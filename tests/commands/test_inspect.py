@@ -125,7 +125,7 @@ def test_the_words_are_what_a_partial_step_runs(kind, branch):
 
 
 def test_size_batch_and_intervals(pipeline, capsys):
-    status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--intervals", "4,2")
+    status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--interval", "4,2")
     assert status == 0
     assert "batch 2 on latents of 16x8, for an image of 128x64 px" in output
     assert re.search(r"I=4\s+I=2", output) and "I=3" not in output
@@ -159,7 +159,7 @@ def test_bad_sizes(size, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--batch", "0"], "--batch must be an integer of at least 1, got 0"), (["--intervals", "2,0"], "got 0")],
+    [(["--batch", "0"], "--batch must be an integer of at least 1, got 0"), (["--interval", "2,0"], "got 0")],
 )
 def test_bad_settings(arguments, words, capsys):
     status, output, errors = inspect(capsys, "sd15", *arguments)

@@ -10,7 +10,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,41 +25,18 @@ from ..images.pictures import eight_bit
 from ..images.pipelines import load_demo
 from ..images.progress import image_bar
 from ..images.prompts import check_text, cut_off
-from ..images.schedulers import SCHEDULERS, swap_scheduler
+from ..images.schedulers import swap_scheduler
 from ..images.sheet import SheetRow, contact_sheet, png
 from ..values import positive_int
-from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
+from .arguments import check_guidance, check_seed, check_writable, distinct
+from .options.demo import PROMPTS
 from .quiet import quiet
 from .threads import one_thread
-
-# The ones that come out best with the default seeds.
-PROMPTS = ("fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "tiger face")
 
 # Each setting is timed this often, and its best time counts, since other work on the machine can only add to it. No
 # further round begins after SECONDS, so that the demo takes less than a minute.
 ROUNDS = 2
 SECONDS = 20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache demo`."""
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        help="an emoji's name in lower case, such as 'tiger face' (the pipeline knows 354 of them and nothing else); "
-        f"may be repeated (default: {', '.join(PROMPTS)})",
-    )
-    shown = "The picture shows the first, the table all"
-    add_reuse(parser, f", 0 to 11; several with commas, or repeated. {shown} (default 0,1)")
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim", help="sampler (default ddim)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image; the next ones count up (default 0)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("stepcache-demo.png"), help="the picture (default stepcache-demo.png)"
-    )
 
 
 @dataclass

@@ -43,7 +43,8 @@ def warm_up(
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
     from ..progress import advance, progress
 
-    with progress("warm-up", unit="stages", shown=bar) as stages:
+    shapes = f"{height}x{width}, batch {batch_size}"
+    with progress(f"warm-up at {shapes}", unit="stages", shown=bar) as stages:
 
         def tell(text: str) -> None:
             advance(stages, text)
@@ -56,7 +57,7 @@ def warm_up(
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
-        stages.set_description_str("warm")
+        stages.set_description_str(f"warm at {shapes}")
     assert attachment.last is not None
     return attachment.last
 
