@@ -18,10 +18,10 @@ from stepcache.progress import advance, progress
 
 
 @contextmanager
-def terminal():
-    """A pseudo-terminal as stderr, 80 columns wide; yields a function that returns what it got so far."""
+def terminal(columns=80):
+    """A pseudo-terminal as stderr; yields a function that returns what it got so far."""
     main, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     os.set_blocking(main, False)
     with pytest.MonkeyPatch.context() as patch, os.fdopen(side, "w", buffering=1) as stderr:
         patch.setattr(sys, "stderr", stderr)
@@ -50,6 +50,13 @@ def test_a_terminal_s_line_ends_at_an_error_too(error):
             bar.update()
             raise error
         assert seen().endswith("25%|██▌       | 1/4 runs [00:00<00:00] working\n")
+
+
+def test_a_terminal_of_unknown_width_has_lines():
+    with terminal(columns=0) as seen:
+        with progress("working", 4, "runs"):
+            pass
+        assert seen() == "  0% 0/4 runs [00:00<?] working\n" * 2
 
 
 def test_messages_on_a_terminal_are_lines_above_the_bar():

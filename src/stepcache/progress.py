@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Collection
@@ -40,9 +41,16 @@ def progress(
 
     if suited.display is not tqdm.display:
         return suited(**options)  # a notebook's widget
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    form = NO_TOTAL if total is None else BAR if on_terminal else LINE
-    return (tqdm if on_terminal else Lines)(**options, bar_format=form)
+    kind, form = (tqdm, BAR) if _draws(sys.stderr) else (Lines, LINE)
+    return kind(**options, bar_format=NO_TOTAL if total is None else form)
+
+
+def _draws(stream: Any) -> bool:
+    """Whether it is a terminal, and of a known width: that of some CI services is 0."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (AttributeError, OSError):  # None, or no file at all
+        return False
 
 
 def advance(bar: tqdm, what: str, done: float = 1) -> None:

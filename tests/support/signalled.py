@@ -20,7 +20,7 @@ def run(args):
 {work}
     return 0
 command.run = run
-sys.modules |= {command.__name__: command, options.__name__: options}
+sys.modules[command.__name__], sys.modules[options.__name__] = command, options
 from stepcache.cli import main
 {before}
 sys.exit(main())
