@@ -13,7 +13,6 @@ import pytest
 import tqdm.auto
 from tqdm import tqdm as plain
 
-from stepcache import progress as module
 from stepcache.progress import advance, progress
 
 
@@ -72,7 +71,7 @@ def lines(capsys):
     return errors.splitlines()
 
 
-def test_elsewhere_there_is_a_line_at_the_start_at_each_tenth_and_at_the_end(capsys, monkeypatch):
+def test_elsewhere_there_is_a_line_at_the_start_at_each_tenth_and_at_the_end(capsys):
     with progress("first", 3000, "runs") as bar:
         bar.mininterval = 0  # as if each took long
         for i in range(3000):
@@ -83,12 +82,10 @@ def test_elsewhere_there_is_a_line_at_the_start_at_each_tenth_and_at_the_end(cap
     assert seen[1].endswith("] run 299") and seen[-1].endswith("] run 2999")
 
 
-def test_elsewhere_a_line_comes_when_none_came_for_long(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+def test_elsewhere_a_line_comes_when_none_came_for_long(capsys):
     with progress("slow", 1000, "runs") as bar:
         for second in range(95):
-            now[0] = float(second)
+            bar._time = lambda now=bar.start_t + second: now
             advance(bar, f"second {second}")
     seen = [line.split("] ")[1] for line in lines(capsys)]
     assert seen == ["slow", "second 30", "second 60", "second 90", "second 94"]

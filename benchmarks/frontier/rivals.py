@@ -58,6 +58,7 @@ from stepcache.images.pipelines import DTYPES, default_device, dtype_named, load
 from stepcache.images.prompts import read_prompts
 from stepcache.images.schedulers import SCHEDULERS as KNOWN
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 
 MOST = 50
 SCHEDULERS = ("ddim", "euler", "dpm++", "dpm++-karras")
@@ -311,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     bench, append = Bench(pipe, Path(args.pipeline).name, prompts, kept=args.originals), args.append
     settings = [setting for setting in args.settings if args.schedulers is None or setting[0] in args.schedulers]
-    for setting in tqdm(settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=settings):
         for row in measure(bench, setting, args.methods, known=frozenset(known)):
             write(args.out, [row], append=append)
             known.add(key_of(row))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -72,11 +71,13 @@ class Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Write a line if one is due."""
-        now, ends = time.monotonic(), self.disable  # `close` has begun, which displays once more and ends the line
+        facts, ends = self.format_dict, self.disable  # `close` has begun: it displays once more, and ends the line
+        now = facts["elapsed"]
         mark = 10 * self.n // self.total if self.total else self.desc
         if ends or (mark != self._mark and self.n != self.total) or now - self._written >= PAUSE:
             self._mark, self._written = mark, now
-            self.fp.write(str(self) + ("" if ends else "\n"))
+            line = self.format_meter(**{**facts, "ncols": None})  # whole, whatever $COLUMNS says
+            self.fp.write(line if ends else f"{line}\n")
             self.fp.flush()
         return True
 

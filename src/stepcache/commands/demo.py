@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
                 fast = accelerate(twin(pipe), interval, branch, compile=False, cuda_graphs=False, channels_last=False)
                 pipes[f"interval {interval}, branch {branch}"] = fast
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
-        print(f"{len(prompts)} images of 64x64 px, {steps} steps of {args.scheduler}, on {where}.", flush=True)
+        how = f"{steps} steps of {type(pipe.scheduler).__name__}"
+        print(f"{len(prompts)} images of 64x64 px, {how}, guidance {args.guidance:g}, on {where}.", flush=True)
         seeds = range(args.seed, args.seed + len(prompts))
         request = Request(prompts, seeds, steps, {"guidance_scale": args.guidance})
         original, *results = run_all(pipes, request)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{unsteady}")
     shown = results[: len(intervals)]
     subheading = (
-        f"The same prompts and seeds, {steps} steps of {args.scheduler}, guidance {args.guidance:g}, "
+        f"The same prompts and seeds, {how}, guidance {args.guidance:g}, "
         f"branch {branches[0]}, on {where}. Each bar is a U-Net call: dark ran all of it, light its shallow part."
     )
     write_bytes(args.out, png(draw(original, shown, prompts, subheading)))

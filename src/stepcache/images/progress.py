@@ -45,7 +45,7 @@ class ImageBar:
 @contextmanager
 def image_bar(total: int) -> Iterator[ImageBar]:
     """A bar of `total` images."""
-    with progress("images", total, "images") as bar:
+    with progress("starting", total, "images") as bar:
         images = ImageBar(bar)
         yield images
         images.end()
