@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.console import parser
 from benchmarks.frontier.measure import setting_of
@@ -27,6 +26,7 @@ from stepcache.bench.rows import write
 from stepcache.images.fidelity import psnr
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 from stepcache.reuse.predict import Line, Weights
 from stepcache.reuse.schedule import Schedule
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), args.append
     scheduler = pipe.scheduler
-    for setting in tqdm(args.settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=args.settings):
         pipe.scheduler = scheduler  # a swap keeps what it finds, such as Karras' sigmas of the setting before
         for row in measure(pipe, setting, args.guidance, args.intervals, args.pairs):
             write(args.out, [row], append=append)

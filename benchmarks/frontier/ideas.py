@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.console import parser
 from benchmarks.frontier.by_gradient import fitted
@@ -35,6 +34,7 @@ from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import psnr
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 from stepcache.reuse.predict import Weights
 
 CHOSEN_ON, JUDGED_ON = (CALIBRATION[:12], 7), (HELD_OUT, 101)
@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments.parse_args(argv)
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), args.append
-    for setting in tqdm(args.settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=args.settings):
         intervals, options = options_of(setting)
         for row in measure(pipe, setting, intervals, **options):
             write(args.out, [row], append=append)

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.console import parser
 from benchmarks.frontier.alternate import alternating
@@ -39,9 +38,10 @@ from stepcache.calibration import calibrate
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_psnr, psnr, ssim
-from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory
+from stepcache.images.pipelines import DTYPES, default_device, dtype_named, load_demo, load_directory
 from stepcache.images.prompts import read_prompts
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 
 SETTINGS = tuple(itertools.product(("ddim", "dpm++", "euler"), (20, 50), (3.0, 7.5)))
 INTERVALS = (2, 3, 4, 5)
@@ -233,11 +233,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         calibration, held_out = tuple(texts[::2]), tuple(texts[1::2])
     elif args.pipeline != "demo":
         arguments.error("--prompts: give a file of prompts for this pipeline.")
-    device, dtype = default_device(), DTYPES[args.dtype]
+    device, dtype = default_device(), dtype_named(args.dtype)
     demo = args.pipeline == "demo"
     pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype)
     append = args.append
-    for setting in tqdm(args.settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=args.settings):
         for row in measure(pipe, Path(args.pipeline).name, setting, calibration, held_out, trials=args.trials):
             write(args.out, [row], append=append)
             append = True

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.console import parser
 from benchmarks.frontier.measure import setting_of
@@ -32,6 +31,7 @@ from stepcache.images.fidelity import psnr
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.plans.plan import Plan
+from stepcache.progress import progress
 
 SETTINGS = (("dpm++", 20, 7.5), ("dpm++", 50, 7.5), ("euler", 20, 7.5))
 BUDGETS = (2.0, 2.5)
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
     pipe, append = load_demo("cpu"), args.append
-    for setting in tqdm(args.settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=args.settings):
         for row in measure(pipe, setting):
             write(args.out, [row], append=append)
             append = True

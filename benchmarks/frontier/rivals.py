@@ -54,10 +54,11 @@ from stepcache.bench.rows import check_out, read, write
 from stepcache.errors import InvalidSetting
 from stepcache.forwards.macs import branch_macs, meta_unet
 from stepcache.images.fidelity import mean_of, psnr
-from stepcache.images.pipelines import DTYPES, default_device, load_demo, load_directory
+from stepcache.images.pipelines import DTYPES, default_device, dtype_named, load_demo, load_directory
 from stepcache.images.prompts import read_prompts
 from stepcache.images.schedulers import SCHEDULERS as KNOWN
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 
 MOST = 50
 SCHEDULERS = ("ddim", "euler", "dpm++", "dpm++-karras")
@@ -305,13 +306,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.append:
         check_out(args.out, Row)
         known = {key_of(row) for row in read(args.out, Row)} if args.out.exists() else known
-    device, dtype = default_device(), DTYPES[args.dtype]
+    device, dtype = default_device(), dtype_named(args.dtype)
     demo = args.pipeline == "demo"
     pipe = load_demo(device, dtype) if demo else load_directory(Path(args.pipeline), device, dtype)
     pipe.set_progress_bar_config(disable=True)
     bench, append = Bench(pipe, Path(args.pipeline).name, prompts, kept=args.originals), args.append
     settings = [setting for setting in args.settings if args.schedulers is None or setting[0] in args.schedulers]
-    for setting in tqdm(settings, desc="settings"):
+    for setting in progress("settings", unit="settings", over=settings):
         for row in measure(bench, setting, args.methods, known=frozenset(known)):
             write(args.out, [row], append=append)
             known.add(key_of(row))

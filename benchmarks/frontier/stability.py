@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.console import parser
 from benchmarks.frontier.dampings import Apart
@@ -30,6 +29,7 @@ from benchmarks.frontier.solver import Run, running
 from stepcache.bench.rows import write
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
+from stepcache.progress import progress
 from stepcache.reuse.predict import Line
 
 PROMPTS, SEED, STEPS = CALIBRATION[:4], 7, 20
@@ -149,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser(__doc__, "stability.csv").parse_args(argv)
     torch.set_flush_denormal(True)
     pipe, append = load_demo("cpu"), False
-    for order, guidance in tqdm(list(itertools.product(ORDERS, GUIDANCE)), desc="orders and guidance scales"):
+    settings = list(itertools.product(ORDERS, GUIDANCE))
+    for order, guidance in progress("orders and guidance scales", unit="settings", over=settings):
         write(args.out, measure(pipe, order, guidance), append=append)
         append = True
 

@@ -52,7 +52,7 @@ class GateCell:
 
     def spec(self) -> Any:
         """The `GridSpec`. Unless `more` says otherwise: 50 steps, guidance 7.5, interval 3, branch 0, 3 repeats."""
-        from stepcache.bench.grid import GridSpec
+        from stepcache.bench.spec import GridSpec
 
         return GridSpec(
             model=self.model,
@@ -90,7 +90,7 @@ def run_cell(name: str, out: Path, seconds: float) -> None:
     from stepcache.bench.grid import run_grid
     from stepcache.bench.rows import read, write
     from stepcache.bench.schema import BenchRow
-    from stepcache.bench.variants import LADDER
+    from stepcache.bench.spec import LADDER
 
     end = time.monotonic() + seconds
     cell = (DRY if name in DRY else CELLS)[name]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from benchmarks.pages.trusted import trusted
 from stepcache.bench.rows import Rig
 from stepcache.bench.schema import BenchRow
-from stepcache.bench.variants import LADDER, MODES
+from stepcache.bench.spec import LADDER, MODES
 
 MODELS = {"demo": "Demo pipeline", "sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
 STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"

@@ -1,39 +1,65 @@
 """The `stepcache` command: its subcommands, and how their errors reach the terminal.
 
-A subcommand is a file in `commands/` with `add_arguments(parser)` and `run(args) -> exit status`, and a line in
-COMMANDS. Only the file of the subcommand that runs is imported.
+A subcommand is a line in COMMANDS and two files of its name: `commands/options/NAME.py` with `add_arguments(parser)`,
+which imports no torch, and `commands/NAME.py` with `run(args) -> exit status`. Only those of the subcommand that runs
+are imported, and for its `--help` only the first.
+
+Exit status:
+0 done; also where the reader of a pipe went away (`stepcache ... | head`).
+1 a bug: Python's, with a traceback.
+2 arguments that do not parse or cannot be, or a failure; the reason is on stderr. `bench` and `compare` end so, too,
+  when nothing could be measured, after they have written and printed the reasons.
+130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM or SIGHUP; one line on stderr, and what was done is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from ._version import __version__
+from .commands.notes import notes
 from .commands.signals import Ending
 from .errors import StepCacheError
 
-# Name -> one line for `stepcache --help`. The file is commands/<name>.py.
+DESCRIPTION = "Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps."
+
+# Task -> name -> one line for `stepcache --help`.
 COMMANDS = {
-    "bench": "eager, torch.compile, DeepCache and stepcache side by side: seconds, memory and fidelity as a CSV",
-    "calibrate": "find the plan with the best images at a given cost, for one pipeline, scheduler and step count",
-    "compare": "original against accelerated on your prompts: an HTML page of images, figures and drift",
-    "compile": "compile graphs ahead of time, so that the next process loads them instead of compiling",
-    "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
-    "inspect": "what each branch of a U-Net runs, caches and costs; or what is in a folder of packages",
-    "tune": "measure on this GPU which joins are faster with the Triton kernels, and keep the verdicts",
+    "Try it": {
+        "demo": "generate images without and with stepcache, and show the difference in a picture and a table",
+        "inspect": "what each branch of a U-Net runs, caches and costs; or what is in a folder of packages",
+    },
+    "Choose settings": {
+        "compare": "original against accelerated on your prompts: an HTML page of images, figures and drift",
+        "calibrate": "find the plan with the best images at a given cost, for one pipeline, scheduler and step count",
+        "bench": "eager, torch.compile, DeepCache and stepcache side by side: seconds, memory and fidelity as a CSV",
+    },
+    "Deploy": {
+        "compile": "compile graphs ahead of time, so that the next process loads them instead of compiling",
+        "tune": "measure on this GPU which joins are faster with the Triton kernels, and keep the verdicts",
+    },
+}
+SUMMARIES = {name: summary for commands in COMMANDS.values() for name, summary in commands.items()}
+
+STATUSES = {
+    "0": "done",
+    "2": "failed, or nothing could be measured; the reason is on stderr",
+    "130": "interrupted (Ctrl-C); what was done is kept, here and below",
+    "143": "terminated",
+    "129": "hung up",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `stepcache` with these arguments; returns the exit status.
 
-    0: done. 2: failed, with the reason in one line on stderr. 130, 143, 129: ended by SIGINT (Ctrl-C), SIGTERM or
-    SIGHUP, with one line on stderr and with what was done kept. argparse itself raises SystemExit(2) for arguments that
-    do not parse, and SystemExit(0) for --help and --version.
+    argparse itself raises SystemExit(2) for arguments that do not parse, and SystemExit(0) for --help and --version.
 
     Without `argv`, the arguments are sys.argv's, and the process is the command's: its signals are handled here until
     it ends (commands/signals.py), and a second one ends it at once. With `argv`, signals stay the caller's.
@@ -42,12 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         ending.watch()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    asked = arguments[0] if arguments and arguments[0] in SUMMARIES else None
     args = _parser(asked).parse_args(arguments)
     command = import_module(f".commands.{args.command}", __package__)
     try:
         ending.working = True
-        status: int = command.run(args)
+        with notes():
+            status: int = command.run(args)
         sys.stdout.flush()
         ending.working = False
     except BaseException as error:
@@ -91,17 +118,35 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
     """The parser of all commands, with the arguments of the one asked for."""
     parser = argparse.ArgumentParser(
         prog="stepcache",
-        description="Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps.",
-        epilog="`stepcache COMMAND --help` explains a command's options. "
-        "Exit status: 0 done, 2 failed, 130 interrupted (Ctrl-C), 143 terminated, 129 hung up.",
+        usage="stepcache [-h] [--version] COMMAND ...",
+        description="\n\n".join([textwrap.fill(DESCRIPTION, _width()), *map(_table, COMMANDS, COMMANDS.values())]),
+        epilog=f"{_table('exit status', STATUSES)}\n\n`stepcache COMMAND --help` explains a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
+    # Their list is in the description: argparse has one list of them, without groups.
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="stepcache", help=argparse.SUPPRESS
+    )
+    for name, summary in SUMMARIES.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name == asked:
-            import_module(f".commands.{name}", __package__).add_arguments(command)
+            import_module(f".commands.options.{name}", __package__).add_arguments(command)
     return parser
+
+
+def _table(title: str, lines: Mapping[str, str]) -> str:
+    """As argparse shows a group of options, in the width of the terminal."""
+    wrapped = [
+        textwrap.fill(text, _width(), initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+        for name, text in lines.items()
+    ]
+    return "\n".join([f"{title}:", *wrapped])
+
+
+def _width() -> int:
+    """That of argparse's own texts."""
+    return shutil.get_terminal_size().columns - 2
 
 
 def _fail(message: str) -> int:

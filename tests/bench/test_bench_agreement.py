@@ -15,8 +15,9 @@ from stepcache.bench.calls import Timed
 from stepcache.bench.entries import Entry
 from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
+from stepcache.bench.spec import LADDER
 from stepcache.bench.table import table
-from stepcache.bench.variants import LADDER, Variant
+from stepcache.bench.variants import Variant
 from stepcache.errors import InvalidSetting
 
 EAGER = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)

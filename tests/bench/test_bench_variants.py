@@ -9,7 +9,8 @@ from torch._dynamo.utils import counters
 from stepcache import accelerate, last_run
 from stepcache.bench import variants
 from stepcache.bench.calls import UNetClock, timed
-from stepcache.bench.variants import LADDER, MODES, Variant, ladder, twin
+from stepcache.bench.spec import LADDER, MODES
+from stepcache.bench.variants import Variant, ladder, twin
 from stepcache.images.make import Request
 
 REQUEST = Request(["tiger face"], [0], 4, {"height": 64, "width": 64, "guidance_scale": 3.0})

@@ -1,6 +1,8 @@
 """`stepcache bench`: its options, its output, and what it says where it cannot run. The grid: tests/bench."""
 
 import csv
+import json
+from dataclasses import fields
 
 import pytest
 from support.commands import run_command
@@ -8,9 +10,9 @@ from support.macs import macs_counted_once
 
 from stepcache import cli
 from stepcache.bench import grid
-from stepcache.bench.rows import read, write
+from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
-from stepcache.bench.variants import LADDER
+from stepcache.bench.spec import LADDER, GridSpec
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +41,67 @@ def test_rows_and_table(small_run):
 
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):
     _, output, errors, _ = small_run
-    assert "64x64, batch 1 2:1, stepcache eager: first call" in errors and "18/18" in errors
+    assert " 0% 0/18 runs [" in errors and "100% 18/18 runs [" in errors and "\r" not in errors
+    assert "; 64x64, batch 2\n" in errors and 5 < errors.count("\n") < 14
     for noise in ("torchvision", "Loading", "Warning", "deprecated"):
         assert noise not in errors + output
 
 
+def documented(*arguments):
+    """(status, document, errors) of a small run with --json."""
+    options = ["--device", "cpu", "--steps", "2", "--repeats", "1", "--reuse", "2:1", "--json"]
+    status, output, errors = run_command("bench", "demo", *options, *arguments)
+    return status, json.loads(output, parse_constant=pytest.fail), errors
+
+
+def test_the_document_has_the_rows_of_the_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    keys = "eager,stepcache-eager,stepcache-graphs"
+    status, document, errors = documented("--variants", keys, "--out", path)
+    assert status == 0 and "100% 9/9 runs" in errors and "\r" not in errors
+    assert list(document) == ["rows", "csv", "rig"] and document["csv"] == str(path)
+    assert set(document["rig"]) == {field.name for field in fields(Rig)}
+    columns = [field.name for field in fields(BenchRow)]
+    assert set(document["rows"][0]) == {*columns, "psnr_db", "identical", "height_px", "width_px"} - {
+        "psnr", "height", "width"
+    }  # fmt: skip
+    rows = read(path, BenchRow)
+    assert [row["variant"] for row in document["rows"]] == [row.variant for row in rows] == [*names(keys)]
+    for found, row in zip(document["rows"], rows, strict=True):
+        assert (found["height_px"], found["width_px"]) == (row.height, row.width)
+        same = set(found) & set(columns)
+        assert {name: found[name] for name in same} == {name: getattr(row, name) for name in same}
+    eager, reused, missing = document["rows"]
+    assert (eager["psnr_db"], eager["identical"]) == (None, True)
+    assert reused["psnr_db"] == rows[1].psnr > 0 and reused["identical"] is False
+    assert missing["status"] == "not here: needs CUDA"
+    assert {missing[name] for name in ("pipeline_s", "speedup", "psnr_db", "identical")} == {None}
+
+
+def names(keys):
+    return [LADDER[key] for key in keys.split(",")]
+
+
+def test_a_bench_that_measured_nothing_fails(tmp_path):
+    """After its rows, with the reasons, are written and printed."""
+    options = ("--variants", "stepcache-graphs", "--out", tmp_path / "rows.csv")
+    status, document, errors = documented(*options)
+    assert status == 2 and [row["status"] for row in document["rows"]] == ["not here: needs CUDA"]
+    assert errors.endswith("\nstepcache: No variant was measured. The status of each says why.\n")
+    status, output, _ = run_command("bench", "demo", "--device", "cpu", *options)
+    assert status == 2 and "needs CUDA" in output and output.endswith(f"Rows: {options[-1]}\n")
+    assert len(read(options[-1], BenchRow)) == 4
+
+
 def parsed(*arguments):
     asked = cli._parser("bench").parse_args(["bench", "demo", *arguments])
-    return {name: value for name, value in vars(asked).items() if name not in ("command", "model")}
+    return {name: value for name, value in vars(asked).items() if name not in ("command", "pipeline", "json")}
 
 
 def test_options_are_the_specs_fields():
     defaults = parsed()
-    spec = grid.GridSpec(**{NAMES.get(name, name): value for name, value in defaults.items() if name != "out"})
-    assert spec == grid.GridSpec()
+    spec = GridSpec(**{NAMES.get(name, name): value for name, value in defaults.items() if name != "out"})
+    assert spec == GridSpec()
     assert parsed("--size", "512,768x1024")["size"] == [(512, 512), (768, 1024)]
     assert parsed("--reuse", "3:0,5:1")["reuse"] == [(3, 0), (5, 1)]
     assert parsed("--modes", "default,max-autotune")["modes"] == ["default", "max-autotune"]

@@ -18,6 +18,8 @@ from support.comparing import fake_make
 from stepcache import cli
 from stepcache.commands import compare, loading
 from stepcache.comparison import runs
+from stepcache.comparison.page import write_page
+from stepcache.comparison.summary import summaries
 from stepcache.images import fidelity
 from stepcache.images.make import Request
 from stepcache.images.prompts import Prompt
@@ -143,7 +145,7 @@ def test_the_sheet_has_a_row_a_setting(small_run):
 
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):
     _, output, errors, _, _ = small_run
-    assert "9/9 images" in errors and "to go" in errors  # two prompts, four settings, one run for drift
+    assert "100% 9/9 images [" in errors and "\r" not in errors  # two prompts, four settings, one run for drift
     assert "interval 3, branch 1" in errors and "fewer steps: 2 of 4" in errors and "drift" in errors
     for noise in ("torchvision (not", "Loading", "Warning", "deprecated"):
         assert noise not in errors + output
@@ -237,6 +239,67 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
     assert re.search(r"^fewer steps: 1 of 2 .*14\.0 dB", output, re.MULTILINE)
     assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
     assert (tmp_path / "x.png").exists()
+
+
+def documented(monkeypatch, page, *levels, censored=()):
+    """(status, document, errors, the table's rows as values) of a run with --json of images of those levels."""
+    seen = []
+    monkeypatch.setattr(compare, "write_page", lambda *args: seen.append(args[0]) or write_page(*args))
+    monkeypatch.setattr(runs, "last_run", lambda pipe: argparse.Namespace(kinds="FP"))
+    monkeypatch.setattr(Request, "make", fake_make(*levels, censored=censored))
+    status, output, errors = run_command(
+        "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--json", "--out", page
+    )
+    return status, json.loads(output, parse_constant=pytest.fail), errors, summaries(seen[0])
+
+
+SETTING = [
+    "name", "kind", "interval", "branch", "predict", "steps", "kinds", "seconds", "cost_full_calls", "speedup",
+    "speedup_min", "speedup_max", "psnr_db", "identical", "worst_psnr_db", "ssim", "worst_ssim", "lpips", "worst_lpips",
+    "clip",
+]  # fmt: skip
+
+
+def test_the_document_has_what_the_table_has(monkeypatch, tmp_path):
+    """Of the one prompt that is done; the image of reuse is the original's."""
+    page = tmp_path / "x.html"
+    status, document, errors, rows = documented(monkeypatch, page, 0.1, 0.5, 0.5, 0.7, 0.5, None)
+    assert status == 130 and errors.endswith("stepcache: interrupted; the page has 1 of 12 prompts\n")
+    assert "12 prompts, 2 steps of DDIMScheduler" in errors and "Fewer steps at no higher cost" in errors
+    settings = document.pop("settings")
+    assert [list(setting) for setting in settings] == [SETTING] * 3
+    for setting, row in zip(settings, rows, strict=True):
+        assert [setting[name] for name in ("name", "kinds", "seconds", "cost_full_calls", "speedup", "ssim")] == [
+            row.name, row.kinds, row.seconds, row.cost, row.speed_up, row.ssim
+        ]  # fmt: skip
+    original, reused, fewer = settings
+    assert [original[name] for name in SETTING[1:6]] == ["original", None, None, None, 2]
+    assert [reused[name] for name in SETTING[1:6]] == ["reuse", 2, 0, "hold", 2]
+    assert [fewer[name] for name in SETTING[1:6]] == ["fewer steps", None, None, None, 1]
+    assert [(each["psnr_db"], each["identical"], each["worst_psnr_db"]) for each in settings] == [
+        (None, None, None), (None, True, None), (rows[2].psnr, False, rows[2].psnr)
+    ]  # fmt: skip
+    assert fewer["psnr_db"] == pytest.approx(13.98, abs=0.01)
+    assert (fewer["speedup_min"], fewer["speedup_max"]) == rows[2].speed_ups
+    assert list(document) == [
+        "model", "summary", "closer", "notes", "missing", "prompts", "steps", "rig", "facts", "prompts_asked", "page",
+        "pictures", "sheet",
+    ]  # fmt: skip
+    assert (document["prompts"], document["prompts_asked"], document["steps"]) == (1, 12, 2)
+    assert (document["page"], document["pictures"], document["sheet"]) == (str(page), None, str(tmp_path / "x.png"))
+    assert page.exists() and document["facts"]["Scheduler"] == "DDIMScheduler"
+    assert "Interrupted after 1 of 12 prompts." in document["notes"]
+
+
+def test_a_comparison_without_any_image_compared_fails(monkeypatch, tmp_path):
+    """All were censored; the page, which shows the seconds, is written."""
+    page, count = tmp_path / "x.html", 1 + 12 * 3
+    status, document, errors, _ = documented(monkeypatch, page, *[0.5] * count, censored=range(count))
+    assert status == 2 and errors.endswith(
+        "\nstepcache: No image was compared: the pipeline's safety checker replaced each, or its original.\n"
+    )
+    assert page.exists() and document["prompts"] == 12
+    assert {(each["psnr_db"], each["identical"]) for each in document["settings"]} == {(None, None)}
 
 
 def test_prompts_that_are_cut_off_are_mentioned():

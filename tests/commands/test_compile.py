@@ -37,11 +37,11 @@ def test_all_sizes_and_batches_once(pipeline, compiler, tmp_path):
         for program in ("full", "partial")
         for shape in ("2x4x16x16", "2x4x16x8", "4x4x16x16", "4x4x16x8")
     )
-    assert "Running 64x32, batch 2, for its shapes ..." in output and "8/8" in errors
+    assert "warm at 64x32, batch 2\n" in errors and "100% 8/8 packages" in errors
     assert "8 packages" in output and "partial graph 2x4x16x8" in output
     written = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     status, output, errors = run_command(*command)
-    assert status == 0 and "all there: 100%" in errors and "8 packages" in output
+    assert status == 0 and "100% 8/8 packages [00:00<00:00] all there\n" in errors and "8 packages" in output
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 

@@ -1,13 +1,16 @@
 import json
 import re
+import shutil
 
 import pytest
+import torch
 
 from stepcache import cli
 from stepcache.commands.inspect import latent_size, what_runs
 from stepcache.forwards import family_of, macs
 from stepcache.forwards.macs import meta_unet
 from stepcache.images.unet_configs import BUNDLED, read_config
+from stepcache.packages.folder import read_manifest
 
 TINY = {
     "_class_name": "UNet2DConditionModel",
@@ -93,8 +96,6 @@ KINDS = {
 @pytest.mark.parametrize(("kind", "branch"), [(kind, m) for kind, (*_, n) in KINDS.items() for m in range(n)])
 def test_the_words_are_what_a_partial_step_runs(kind, branch):
     """Every ResNet, attention and sampler that the words of branches 0..m name is called, and no other one."""
-    import torch
-
     from stepcache.forwards.macs import example_inputs
 
     down, up, settings, branches = KINDS[kind]
@@ -125,11 +126,59 @@ def test_the_words_are_what_a_partial_step_runs(kind, branch):
 
 
 def test_size_batch_and_intervals(pipeline, capsys):
-    status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--intervals", "4,2")
+    status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--interval", "4,2")
     assert status == 0
     assert "batch 2 on latents of 16x8, for an image of 128x64 px" in output
     assert re.search(r"I=4\s+I=2", output) and "I=3" not in output
     assert "8x16x8" in line_of(output, 0)
+
+
+def document_of(capsys, *arguments):
+    status, output, errors = inspect(capsys, *arguments, "--json")
+    assert (status, errors) == (0, "")
+    return json.loads(output, parse_constant=pytest.fail)
+
+
+def test_the_document_has_what_the_table_has(pipeline, capsys):
+    options = (pipeline, "--size", "128x64", "--batch", "2", "--interval", "4,2")
+    document = document_of(capsys, *options)
+    branches = document.pop("branches")
+    parameters, full = document["parameters"], document["full_macs"]
+    assert document == {
+        "unet": str(pipeline), "class": "UNet2DConditionModel", "parameters": parameters, "batch": 2,
+        "latent_height": 16, "latent_width": 8, "full_macs": full,
+    }  # fmt: skip
+    _, text, _ = inspect(capsys, *options)
+    assert f"{parameters / 1e6:.0f} M parameters" in text and f"Full step: {full / 1e6:.1f} MMACs." in text
+    assert [each["branch"] for each in branches] == [0, 1, 2, 3]
+    for each in branches:
+        line = line_of(text, each["branch"])
+        macs, share, bounds = each["partial_macs"], each["share"], each["bounds"]
+        assert line.startswith(f"{each['branch']} {macs / 1e6:.1f} {100 * share:.1f} % {bounds['4']:.2f}x")
+        assert share == macs / full and list(bounds) == ["4", "2"] and bounds["2"] == 2 / (1 + share)
+        batch, *shape = each["feature_shape"]
+        assert batch == 2 and f"x {'x'.join(map(str, shape))} {each['feature_fp16_bytes'] / 1e6:.3g} " in line
+        assert line.endswith("; ".join(each["adds"])) and set(each) == {
+            "branch", "partial_macs", "share", "bounds", "feature_shape", "feature_fp16_bytes", "adds"
+        }  # fmt: skip
+
+
+def test_the_document_of_a_folder_of_packages(packages, tmp_path, capsys):
+    folder = shutil.copytree(packages, tmp_path / "packages")
+    (full,) = folder.glob("full*.pt2")
+    full.write_bytes(b"")
+    document = document_of(capsys, folder)
+    entries = {entry.what: entry for entry in read_manifest(folder).packages}
+    assert set(document) == {"folder", "bytes", "made_with", "packages"} and document["folder"] == str(folder)
+    assert document["made_with"]["torch"] == torch.__version__
+    assert document["bytes"] == sum(each["bytes"] for each in document["packages"])
+    for each in document["packages"]:
+        entry = entries[each["graph"]]
+        assert (each["bytes"], each["compile_seconds"]) == (entry.nbytes, entry.seconds)
+        assert each["settings"][:2] == ["UNet2DConditionModel", "float32"] and each["joins"] == 0
+        broken = each["graph"].startswith("full")
+        assert each["sound"] is not broken and ("has 0 bytes" in (each["damage"] or "")) is broken
+        assert len(each) == 7
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -159,7 +208,7 @@ def test_bad_sizes(size, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--batch", "0"], "--batch must be an integer of at least 1, got 0"), (["--intervals", "2,0"], "got 0")],
+    [(["--batch", "0"], "--batch must be an integer of at least 1, got 0"), (["--interval", "2,0"], "got 0")],
 )
 def test_bad_settings(arguments, words, capsys):
     status, output, errors = inspect(capsys, "sd15", *arguments)

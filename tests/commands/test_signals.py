@@ -1,8 +1,12 @@
 """Processes that get signals while they import, work, end, and shut down. Commands that do real work: `-m slow`."""
 
+import fcntl
 import os
 import pty
+import re
 import signal
+import struct
+import termios
 import time
 from pathlib import Path
 
@@ -181,6 +185,32 @@ def test_on_a_terminal_the_line_is_its_own():
     assert os.read(main, 100).replace(b"\r\n", b"\n") == b"\nstepcache: interrupted\n"
     os.close(main)
     process.popen.stdout.close()
+
+
+PROGRESS = "from stepcache.progress import progress\nwith progress('working', 4, 'runs') as bar:\n"
+PROGRESS += "    bar.update()\n    ready()\n    time.sleep(60)"
+
+
+def test_a_progress_bar_s_line_ends_before_the_last_one():
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = stand_in(PROGRESS, stderr=side).ready()
+    os.close(side)
+    process.send(signal.SIGINT)
+    assert process.popen.wait(timeout=60) == 130
+    text = os.read(main, 1000).decode().replace("\r\n", "\n")
+    os.close(main)
+    process.popen.stdout.close()
+    assert re.fullmatch(r"(\r +\d+%\|.{10}\| [01]/4 runs \[.{,12}\] working)+\nstepcache: interrupted\n", text)
+
+
+def test_the_last_line_of_progress_in_a_pipe_is_whole():
+    process = stand_in(PROGRESS).ready()
+    process.send(signal.SIGINT)
+    status, _, errors = process.ended()
+    assert status == 130 and re.fullmatch(
+        r"  0% 0/4 runs \[00:00<\?\] working\n( 25% 1/4 runs \[.*\] working\n){1,2}stepcache: interrupted\n", errors
+    )
 
 
 def test_with_arguments_the_signals_are_the_callers(monkeypatch, capsys):

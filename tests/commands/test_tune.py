@@ -7,6 +7,7 @@ import torch
 
 from stepcache.cli import main
 from stepcache.commands import tune
+from stepcache.commands.options import tune as options
 from stepcache.graphs import tuning
 from stepcache.graphs.tuning import Judge
 from stepcache.graphs.verdict_file import COLUMNS, Setup
@@ -38,7 +39,7 @@ def judge(monkeypatch, tmp_path):
 
 def arguments(*argv):
     parser = argparse.ArgumentParser()
-    tune.add_arguments(parser)
+    options.add_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -41,7 +41,7 @@ def test_what_has_run_is_saved_and_the_rest_added(tmp_path, capsys):
 
     call(64)
     nbytes = save_compiled(made, tmp_path)
-    assert re.search(r"graph \d+x4x16x16 \(0 s\): 100%.* 3/3", capsys.readouterr().err)
+    assert re.search(r"100% 3/3 packages .* graph \d+x4x16x16 \(0 s\)\n", capsys.readouterr().err)
     call(32)
     assert save_compiled(made, str(tmp_path), progress=False) > nbytes > 0
     assert not capsys.readouterr().err

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stepcache.bench.schema import BenchRow
-from stepcache.bench.variants import LADDER
+from stepcache.bench.spec import LADDER
 
 CELL = {
     "model": "demo", "weights": "trained", "device": "cpu", "dtype": "float32", "scheduler": "DDIMScheduler",

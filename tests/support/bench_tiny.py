@@ -2,8 +2,8 @@
 
 from support.small import tiny_pipe
 
-from stepcache.bench.grid import GridSpec
 from stepcache.bench.models import Model
+from stepcache.bench.spec import GridSpec
 
 SPEC = {
     "sizes": [(64, 64)],

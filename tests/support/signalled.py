@@ -12,14 +12,15 @@ COMMAND = [Path(sys.executable).with_name("stepcache")]
 STAND_IN = """
 import argparse, os, signal, sys, threading, time, types
 command = types.ModuleType("stepcache.commands.inspect")
-command.add_arguments = lambda parser: None
+options = types.ModuleType("stepcache.commands.options.inspect")
+options.add_arguments = lambda parser: None
 def ready():
     os.write(1, b"ready\\n")
 def run(args):
 {work}
     return 0
 command.run = run
-sys.modules[command.__name__] = command
+sys.modules[command.__name__], sys.modules[options.__name__] = command, options
 from stepcache.cli import main
 {before}
 sys.exit(main())

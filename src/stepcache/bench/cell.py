@@ -124,8 +124,8 @@ class Cell:
         """What `run` returns; if it fails, the entry gets the reason and releases its memory."""
         reuse = "" if entry.variant.interval is None else f" {entry.variant.interval}:{entry.variant.branch}"
         call, batch = self._request.call, len(self._request.prompt)
-        where = f"{call['height']}x{call['width']}, batch {batch}{reuse}"
-        self._progress.set_description_str(f"{where}, {entry.variant.label}: {what}")
+        where = f"{call['height']}x{call['width']}, batch {batch}"
+        self._progress.set_description_str(f"{entry.variant.label}{reuse}: {what}; {where}")
         try:
             return run(entry)
         except Exception as error:  # a variant that fails is a row, and the others go on

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
+from stepcache.progress import progress
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -41,12 +41,12 @@ def interleave(measured: Mapping[Key, Callable[[], Value]], repeats: int, title:
     """
     keys = list(measured)
     values: dict[Key, list[Value]] = {key: [] for key in keys}
-    with tqdm(total=(repeats + 1) * len(keys), desc=title, unit="run", mininterval=1) as progress:
+    with progress(title, (repeats + 1) * len(keys), "runs") as bar:
         for repeat in range(repeats + 1):
             first = repeat % len(keys)
             for key in keys[first:] + keys[:first]:
                 value = measured[key]()
                 if repeat > 0:
                     values[key].append(value)
-                progress.update()
+                bar.update()
     return values

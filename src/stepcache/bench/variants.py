@@ -20,22 +20,7 @@ from torch import nn
 
 from stepcache import accelerate
 
-Predict = str | float | tuple[float, float]
-
-# Name in `GridSpec.variants` and on the command line -> name in the rows.
-LADDER = {
-    "eager": "eager",
-    "fewer-steps": "fewer steps",
-    "deepcache": "DeepCache 0.1.1",
-    "compile": "torch.compile",
-    "compile+fewer-steps": "torch.compile + fewer steps",
-    "compile+deepcache": "torch.compile + DeepCache 0.1.1",
-    "stepcache-eager": "stepcache eager",
-    "stepcache-compiled": "stepcache compiled",
-    "stepcache-graphs": "stepcache compiled + CUDA graphs",
-    "stepcache-triton": "stepcache compiled + CUDA graphs + Triton join",
-}
-MODES = ("default", "reduce-overhead", "max-autotune")
+from .spec import LADDER, Predict
 
 _EACH_MODE = ("compile", "compile+fewer-steps", "stepcache-compiled")
 _ALONE = ("eager", "compile")  # whose work does not depend on interval and branch

@@ -20,6 +20,7 @@ from ..api import restore
 from ..errors import InvalidSetting
 from ..images.make import check_text_to_image
 from ..plans.plan import MadeFor, Plan
+from ..progress import advance, progress
 from ..reuse.predict import Apart
 from ..values import as_entries, positive_int
 from .candidates import Candidate
@@ -86,7 +87,6 @@ def calibrate(
     header = _header(made_for, sets, counts, size, branches)
     header |= {"dtype": str(pipe.unet.dtype), "device": pipe.unet.device.type}
     with Journal(journal, header) as notes, _bar(len(budgets) * trials, progress) as tell:
-        tell(0, "the original")
         laboratory = Laboratory.open(pipe, sets, branches, notes, counts)
         found = []
         for budget in budgets:
@@ -190,13 +190,10 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _bar(total: int, shown: bool) -> Iterator[Callable[[int, str], None]]:
     """A bar of trials. Yields tell(trials done, what is going on)."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit=" trials", disable=not shown, smoothing=0.1) as bar:
+    with progress("the original", total, "trials", shown=shown, smoothing=0.1) as bar:
 
         def tell(done: int, what: str) -> None:
-            bar.set_description(what)
-            bar.update(done)
+            advance(bar, what, done)
 
         yield tell
 

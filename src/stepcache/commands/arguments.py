@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..errors import InvalidSetting
 from ..files.replacing import check_replaceable
+from ..images.pipelines import DEMO, DTYPES
 from ..images.prompts import check_pixels
+from ..images.schedulers import SCHEDULERS
 
 DIGITS = 6
 """Of a size in pixels, at most."""
@@ -96,14 +98,28 @@ def predict(text: str) -> str | float | tuple[float, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
-    """PIPELINE, --size, --batch and --no-guidance of commands that make graphs. random: what of random weights."""
+def add_json(parser: argparse.ArgumentParser, keys: str) -> None:
+    """--json. keys: those of the document."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print one JSON document, and nothing else on stdout. Its keys: {keys}. What was not measured is null",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser, random: str) -> None:
+    """PIPELINE, of which names with random weights are enough. random: what of them."""
     parser.add_argument(
         "pipeline",
         metavar="PIPELINE",
         help="demo (the small pipeline that comes with the package), a local pipeline's directory, or sd15, sd21, "
         f"sdxl: the real architectures with random weights, {random}. Nothing is downloaded",
     )
+
+
+def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
+    """PIPELINE, --size, --batch and --no-guidance of commands that make graphs. random: as in `add_weights`."""
+    add_weights(parser, random)
     parser.add_argument(
         "--size",
         metavar="PIXELS",
@@ -114,6 +130,34 @@ def add_shapes(parser: argparse.ArgumentParser, random: str) -> None:
     parser.add_argument(
         "--no-guidance", action="store_true", help="for calls without classifier-free guidance, with half the batch"
     )
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """PIPELINE."""
+    parser.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        help=f"directory of a text-to-image pipeline with a U-Net, or {DEMO!r} for the bundled one (a directory of "
+        f"that name is ./{DEMO}); nothing is downloaded",
+    )
+
+
+def add_call(parser: argparse.ArgumentParser, steps: int | None) -> None:
+    """--steps (default: `steps`; None: not here), --scheduler, --guidance and --size."""
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="denoising steps (default %(default)s)")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
+    parser.add_argument(
+        "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype and --variant."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
+    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
 
 
 def distinct(values: list[int] | None, default: tuple[int, ...]) -> list[int]:

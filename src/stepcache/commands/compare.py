@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from ..comparison.closer import closer
 from ..comparison.cost import Latents, count
 from ..comparison.fewer_steps import announced, dearer, with_fewer_steps
 from ..comparison.page import write_page
-from ..comparison.results import Comparison, Variant
+from ..comparison.results import Comparison, FewerSteps, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
-from ..comparison.summary import summaries, table
-from ..errors import UnsupportedUNet
+from ..comparison.summary import Summary, summaries, table
+from ..errors import StepCacheError, UnsupportedUNet
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
 from ..images.pipelines import DEMO
@@ -38,8 +40,9 @@ from ..images.scores import ClipScore, Lpips, missing_for_lpips
 from ..images.sheet import png
 from ..settings import Settings
 from ..values import positive_int
-from .arguments import add_predict, add_reuse, check_guidance, check_seed, check_writable, distinct, image_size
-from .loading import add_call, add_loading, add_pipeline, device_and_dtype, guidance_of, load, prompts_of
+from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
+from .document import decibels, print_document
+from .loading import device_and_dtype, guidance_of, load, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -48,50 +51,11 @@ NEEDED = {"prompt", "negative_prompt", "height", "width", "num_inference_steps",
 NEEDED |= {"output_type", "callback_on_step_end"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache compare`."""
-    add_pipeline(parser)
-    parser.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=Path,
-        help="text: a prompt a line, and # begins a comment. Or, if the name ends in .jsonl, an object a line: "
-        '{"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first optional '
-        "(default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
-    )
-    add_reuse(parser, "; several with commas, or repeated (default 0)")
-    add_predict(parser)
-    add_call(parser, steps=30)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first prompt; the next ones count up (default 0)"
-    )
-    add_loading(parser)
-    parser.add_argument(
-        "--drift",
-        metavar="N",
-        type=int,
-        default=3,
-        help="measure the feature's drift on the first N prompts; each takes one more run (default 3)",
-    )
-    parser.add_argument(
-        "--no-fewer-steps",
-        action="store_true",
-        help="leave out the original with fewer steps at no higher cost, which takes one more run a prompt for each "
-        "setting, about as long as the setting's own (settings that cost the same number of steps share one)",
-    )
-    parser.add_argument(
-        "--clip", metavar="DIR", type=Path, help="directory of a transformers CLIPModel, for CLIP scores"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("stepcache-compare.html"), help="the page (default stepcache-compare.html)"
-    )
-    parser.add_argument("--sheet", type=Path, help="the contact sheet (default: the page's name, with .png)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Make the images, write page and sheet, print a table. Invalid arguments are reported before the first image.
 
-    A KeyboardInterrupt is passed on once the prompts that are done are written.
+    A KeyboardInterrupt is passed on once the prompts that are done are written; so is StepCacheError, if no image could
+    be compared.
     """
     prompts, size = prompts_of(args), image_size(args.size)
     intervals, branches = distinct(args.interval, (2, 3, 5)), distinct(args.branch, (0,))
@@ -122,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
             missing=missing,
             notes=_too_long(pipe, prompts),
         )
-        print("\n".join([comparison.summary, *comparison.notes]), flush=True)
+        _announce([comparison.summary, *comparison.notes], args.json)
         requests = requests_of(prompts, steps, guidance, args.seed, size)
         latents = try_sizes(pipe, requests)
         if not args.no_fewer_steps:
-            _add_fewer_steps(comparison, pipe, steps, latents)
+            _announce(_add_fewer_steps(comparison, pipe, steps, latents), args.json)
         done = make_all(pipe, requests, comparison, scores, drift)
     unfair = dearer(comparison)
     comparison.notes += unfair
@@ -134,15 +98,68 @@ def run(args: argparse.Namespace) -> int:
         comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
-    print(f"\n{table(summaries(comparison))}\n")
-    if sentences := [*closer(comparison), *unfair]:
-        print("\n".join(sentences) + "\n")
-    print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
-    pictures = f", with its pictures in {folder}: move both" if folder else ""
-    print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
+    rows = summaries(comparison)
+    if args.json:
+        written = {"page": str(args.out), "pictures": folder and str(folder), "sheet": str(sheet)}
+        print_document({**document(comparison, rows), "prompts_asked": len(prompts), **written})
+    else:
+        print(f"\n{table(rows)}\n")
+        if sentences := [*closer(comparison), *unfair]:
+            print("\n".join(sentences) + "\n")
+        print("\n".join(missing if done else [*missing, comparison.notes[-1]]))
+        pictures = f", with its pictures in {folder}: move both" if folder else ""
+        print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
     if not done:
         raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {_count(len(prompts), 'prompt')}")
+    if all(row.psnr is None for row in rows):
+        raise StepCacheError("No image was compared: the pipeline's safety checker replaced each, or its original.")
     return 0
+
+
+def document(comparison: Comparison, rows: Sequence[Summary]) -> dict[str, Any]:
+    """What was run, and the rows of the table. facts: as on the page, by their labels there."""
+    return {
+        "model": comparison.model,
+        "summary": comparison.summary,
+        "settings": [_setting(row, comparison) for row in rows],
+        "closer": closer(comparison),
+        "notes": comparison.notes,
+        "missing": comparison.missing,
+        "prompts": len(comparison.results),
+        "steps": comparison.results[0].request.steps,
+        "rig": asdict(Rig.now()),
+        "facts": dict(comparison.facts),
+    }
+
+
+def _setting(row: Summary, comparison: Comparison) -> dict[str, Any]:
+    """A row of the table. steps: of the run; kinds: a letter for each U-Net call; cost_full_calls: of all of them."""
+    setting, steps, kind = row.setting, comparison.results[0].request.steps, "original"
+    reuse: dict[str, Any] = dict.fromkeys(("interval", "branch", "predict"))
+    if isinstance(setting, Variant):
+        kind, reuse = "reuse", setting.arguments
+    elif isinstance(setting, FewerSteps):
+        kind, steps = "fewer steps", setting.steps
+    low, high = row.speed_ups or (None, None)
+    return {
+        "name": row.name,
+        "kind": kind,
+        **reuse,
+        "steps": steps,
+        "kinds": row.kinds,
+        "seconds": row.seconds,
+        "cost_full_calls": row.cost,
+        "speedup": row.speed_up,
+        "speedup_min": low,
+        "speedup_max": high,
+        **decibels(row.psnr),
+        "worst_psnr_db": row.worst_psnr,
+        "ssim": row.ssim,
+        "worst_ssim": row.worst_ssim,
+        "lpips": row.lpips,
+        "worst_lpips": row.worst_lpips,
+        "clip": row.clip,
+    }
 
 
 def _scores(clip: Path | None, device: str) -> tuple[Scores, list[str]]:
@@ -163,8 +180,13 @@ def _check_pipe(pipe: Any, variants: Sequence[Variant]) -> None:
     restore(pipe)
 
 
-def _add_fewer_steps(comparison: Comparison, pipe: Any, steps: int, latents: Sequence[Latents]) -> None:
-    """Add fewer steps to the settings, and say so; a note where there are none."""
+def _announce(lines: Sequence[str], as_json: bool) -> None:
+    """Say what begins, before minutes of work; a JSON document is to be alone on stdout."""
+    print("\n".join(lines), file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _add_fewer_steps(comparison: Comparison, pipe: Any, steps: int, latents: Sequence[Latents]) -> list[str]:
+    """Add fewer steps to the settings; returns what there is to say of them, with a note where there are none."""
     variants = comparison.variants
     try:
         comparison.cost = count(pipe.unet, latents, [variant.branch for variant in variants])
@@ -173,7 +195,7 @@ def _add_fewer_steps(comparison: Comparison, pipe: Any, steps: int, latents: Seq
     else:
         comparison.settings, notes = with_fewer_steps(variants, steps, pipe.scheduler, comparison.cost)
     comparison.notes += notes
-    print("\n".join([*announced(comparison.settings), *notes]), flush=True)
+    return [*announced(comparison.settings), *notes]
 
 
 def _too_long(pipe: Any, prompts: Sequence[Prompt]) -> list[str]:

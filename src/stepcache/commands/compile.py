@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from ..plans.presets import PRESETS
 from ..values import positive_int
-from .arguments import add_predict, add_shapes
 from .listing import described
-from .loading import add_loading, device_and_dtype
+from .loading import device_and_dtype
 from .quiet import quiet
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache compile`."""
-    add_shapes(parser, "which packages do not hold")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the packages")
-    parser.add_argument("--branch", type=int, help="how much of the U-Net a partial step runs (default 0)")
-    parser.add_argument("--guidance", choices=("both", "reuse"), help="accelerate's guidance (default both)")
-    add_predict(parser, default=None)
-    parser.add_argument("--preset", choices=PRESETS, help="for accelerate(preset=...)")
-    parser.add_argument("--plan", metavar="FILE", type=Path, help="for accelerate(plan=...)")
-    parser.add_argument("--vae", action="store_true", help="the VAE's decoder too, for accelerate(vae=True)")
-    add_loading(parser)
-    parser.epilog = (
-        "Use them with accelerate(pipe, compiled=DIR). A run that was stopped goes on where it was; other sizes and "
-        "settings are added to the folder. Graphs do not depend on the interval, on the scheduler or on the weights. "
-        "On a GPU, joins without a verdict are measured first, as by `stepcache tune`."
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
         attach(model.pipe, checked)
         with torch.inference_mode():
             for height, width, batch in wanted:
-                print(f"Running {height}x{width}, batch {batch}, for its shapes ...", flush=True)
-                warmup(model.pipe, height, width, batch, guidance=not args.no_guidance, progress=False)
+                warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
         save_compiled(model.pipe, args.out)
     print(described(args.out))
     return 0

@@ -10,7 +10,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,41 +25,18 @@ from ..images.pictures import eight_bit
 from ..images.pipelines import load_demo
 from ..images.progress import image_bar
 from ..images.prompts import check_text, cut_off
-from ..images.schedulers import SCHEDULERS, swap_scheduler
+from ..images.schedulers import swap_scheduler
 from ..images.sheet import SheetRow, contact_sheet, png
 from ..values import positive_int
-from .arguments import add_reuse, check_guidance, check_seed, check_writable, distinct
+from .arguments import check_guidance, check_seed, check_writable, distinct
+from .options.demo import PROMPTS
 from .quiet import quiet
 from .threads import one_thread
-
-# The ones that come out best with the default seeds.
-PROMPTS = ("fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "tiger face")
 
 # Each setting is timed this often, and its best time counts, since other work on the machine can only add to it. No
 # further round begins after SECONDS, so that the demo takes less than a minute.
 ROUNDS = 2
 SECONDS = 20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache demo`."""
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        help="an emoji's name in lower case, such as 'tiger face' (the pipeline knows 354 of them and nothing else); "
-        f"may be repeated (default: {', '.join(PROMPTS)})",
-    )
-    shown = "The picture shows the first, the table all"
-    add_reuse(parser, f", 0 to 11; several with commas, or repeated. {shown} (default 0,1)")
-    parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim", help="sampler (default ddim)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image; the next ones count up (default 0)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("stepcache-demo.png"), help="the picture (default stepcache-demo.png)"
-    )
 
 
 @dataclass
@@ -96,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
                 fast = accelerate(twin(pipe), interval, branch, compile=False, cuda_graphs=False, channels_last=False)
                 pipes[f"interval {interval}, branch {branch}"] = fast
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
-        print(f"{len(prompts)} images of 64x64 px, {steps} steps of {args.scheduler}, on {where}.", flush=True)
+        how = f"{steps} steps of {type(pipe.scheduler).__name__}"
+        print(f"{len(prompts)} images of 64x64 px, {how}, guidance {args.guidance:g}, on {where}.", flush=True)
         seeds = range(args.seed, args.seed + len(prompts))
         request = Request(prompts, seeds, steps, {"guidance_scale": args.guidance})
         original, *results = run_all(pipes, request)
@@ -106,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{unsteady}")
     shown = results[: len(intervals)]
     subheading = (
-        f"The same prompts and seeds, {steps} steps of {args.scheduler}, guidance {args.guidance:g}, "
+        f"The same prompts and seeds, {how}, guidance {args.guidance:g}, "
         f"branch {branches[0]}, on {where}. Each bar is a U-Net call: dark ran all of it, light its shallow part."
     )
     write_bytes(args.out, png(draw(original, shown, prompts, subheading)))

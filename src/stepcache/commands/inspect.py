@@ -8,62 +8,37 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
-from ..images.unet_configs import BUNDLED, read_config
+from ..images.unet_configs import PIXELS, read_config
 from ..packages.manifest import NAME as MANIFEST
 from ..reuse.cut import Layout
 from ..reuse.schedule import Schedule
 from ..values import positive_int
-from .arguments import distinct, integers, pixels_of
-from .listing import described
+from .arguments import distinct, pixels_of
+from .document import print_document
+from .listing import described, document
 from .quiet import quiet
 
-# Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
-PIXELS = 8
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache inspect`."""
-    parser.add_argument(
-        "unet",
-        metavar="UNET",
-        help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: "
-        + ", ".join(BUNDLED)
-        + "; or a folder of packages, for which the other options mean nothing",
-    )
-    parser.add_argument(
-        "--size",
-        metavar="PIXELS",
-        help=f"image size, HEIGHTxWIDTH or one number: {PIXELS} times that of the latents, even if the pipeline's VAE "
-        f"differs (default: {PIXELS} times the config's sample_size)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=1,
-        help="batch of the U-Net call (default 1); guidance doubles the number of images",
-    )
-    parser.add_argument(
-        "--intervals",
-        metavar="N,N",
-        type=integers,
-        action="extend",
-        help="intervals of the speed-up bounds (default 2,3,5)",
-    )
+if TYPE_CHECKING:
+    from ..forwards.macs import BranchMacs
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what each branch costs. StepCacheError for an unsupported U-Net or an invalid argument."""
     if (Path(args.unet) / MANIFEST).is_file():
-        print(described(Path(args.unet)))
+        folder = Path(args.unet)
+        if args.json:
+            print_document(document(folder))
+        else:
+            print(described(folder))
         return 0
     from ..forwards import family_of
     from ..forwards.macs import branch_macs, meta_unet
 
     batch = positive_int("--batch", args.batch)
-    intervals = distinct(args.intervals, (2, 3, 5))
+    intervals = distinct(args.interval, (2, 3, 5))
     for interval in intervals:
         Schedule.uniform(interval)
     config = read_config(args.unet)
@@ -74,6 +49,14 @@ def run(args: argparse.Namespace) -> int:
     rows = branch_macs(unet, height, width, batch)
 
     parameters = sum(p.numel() for p in unet.parameters())
+    if args.json:
+        about = {"unet": args.unet, "class": type(unet).__name__, "parameters": parameters, "batch": batch}
+        about |= {"latent_height": height, "latent_width": width}
+        counted = list(rows)
+        adds = [what_runs(unet, layout, row.branch).removeprefix("+ ").split("; ") for row in counted]
+        branches = [branch(*each, intervals) for each in zip(counted, adds, strict=True)]
+        print_document({**about, "full_macs": counted[0].full_macs, "branches": branches})
+        return 0
     print(
         f"{args.unet}: {type(unet).__name__}, {parameters / 1e6:.0f} M parameters\n"
         f"One U-Net call of batch {batch} on latents of {height}x{width}, for an image of "
@@ -102,6 +85,19 @@ def run(args: argparse.Namespace) -> int:
         "U-Net call, batch included, at 2 bytes a value."
     )
     return 0
+
+
+def branch(row: BranchMacs, adds: Sequence[str], intervals: Sequence[int]) -> dict[str, Any]:
+    """A row of the table. adds: what a partial step runs that one of the branch before does not."""
+    return {
+        "branch": row.branch,
+        "partial_macs": row.partial_macs,
+        "share": row.share,
+        "bounds": {str(interval): row.bound(interval) for interval in intervals},
+        "feature_shape": row.feature_shape,
+        "feature_fp16_bytes": row.feature_bytes(),
+        "adds": adds,
+    }
 
 
 def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:

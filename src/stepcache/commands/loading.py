@@ -1,4 +1,4 @@
-"""The command line of commands that run a text-to-image pipeline on prompts, and the pipeline it asks for."""
+"""The pipeline, prompts, device and dtype that a command line asks for."""
 
 from __future__ import annotations
 
@@ -9,37 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import InvalidSetting
-from ..images.pipelines import DEMO, DTYPES, default_device, default_guidance, load_demo, load_directory
+from ..images.pipelines import DEMO, default_device, default_guidance, dtype_named, load_demo, load_directory
 from ..images.prompts import Prompt, bundled_prompts, read_prompts
-from ..images.schedulers import SCHEDULERS
-
-
-def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """PIPELINE."""
-    parser.add_argument(
-        "pipeline",
-        metavar="PIPELINE",
-        help=f"directory of a text-to-image pipeline with a U-Net, or {DEMO!r} for the bundled one (a directory of "
-        f"that name is ./{DEMO}); nothing is downloaded",
-    )
-
-
-def add_call(parser: argparse.ArgumentParser, steps: int | None) -> None:
-    """--steps (default: `steps`; None: not here), --scheduler, --guidance and --size."""
-    if steps is not None:
-        parser.add_argument("--steps", type=int, default=steps, help="denoising steps (default %(default)s)")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler (default: the pipeline's own)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's; 3 for the demo)")
-    parser.add_argument(
-        "--size", metavar="PIXELS", help="image size, HEIGHTxWIDTH or one number (default: the pipeline's)"
-    )
-
-
-def add_loading(parser: argparse.ArgumentParser) -> None:
-    """--device, --dtype and --variant."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
-    parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
 
 
 def prompts_of(args: argparse.Namespace) -> list[Prompt]:
@@ -63,7 +34,7 @@ def usable_device(name: str | None) -> str:
 def device_and_dtype(args: argparse.Namespace) -> tuple[str, torch.dtype]:
     """What `add_loading`'s arguments ask for. InvalidSetting if the device cannot be used."""
     device = usable_device(args.device)
-    return device, DTYPES[args.dtype or ("float32" if device == "cpu" else "float16")]
+    return device, dtype_named(args.dtype or ("float32" if device == "cpu" else "float16"))
 
 
 def load(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Any:

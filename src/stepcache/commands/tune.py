@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
-from ..images.pipelines import DTYPES
-from .arguments import add_predict, add_shapes
+from ..images.pipelines import dtype_named
 from .loading import usable_device
 from .quiet import quiet
 
@@ -16,24 +15,6 @@ if TYPE_CHECKING:
     from ..forwards.join_shape import JoinShape
     from ..graphs.tuning import Judge
     from ..graphs.verdicts import Verdicts
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `stepcache tune`."""
-    add_shapes(parser, "which are as fast")
-    parser.add_argument("--branch", type=int, default=0, help="how much of the U-Net a partial step runs (default 0)")
-    parser.add_argument(
-        "--reuse-guidance",
-        action="store_true",
-        help='for accelerate(..., guidance="reuse"), which halves the batch of partial steps',
-    )
-    add_predict(parser)
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type (default %(default)s)")
-    parser.add_argument("--device", help="cuda, cuda:1, ... (default: cuda)")
-    parser.epilog = (
-        "Verdicts are kept in joins.csv in ~/.cache/stepcache, or in the folder STEPCACHE_CACHE. "
-        'accelerate(pipe) uses them (kernels="auto"). Joins with a verdict are not measured again.'
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +44,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     from ..run.attach import attach
     from ..settings import Settings
 
-    model = load(args.pipeline, device, DTYPES[args.dtype])
+    model = load(args.pipeline, device, dtype_named(args.dtype))
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = "reuse" if args.reuse_guidance else "both"

@@ -1,35 +1,50 @@
-"""Pipelines by name: the bundled demo, and local directories. Nothing is downloaded."""
+"""Pipelines by name: the bundled demo, and local directories. Nothing is downloaded.
+
+torch and diffusers are imported when one is loaded: `stepcache COMMAND --help` needs the names alone.
+"""
 
 from __future__ import annotations
 
 import inspect
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline
 from ..files.reading import NotJson, parsed, read_text
 
+if TYPE_CHECKING:
+    import torch
+
 DEMO = "demo"  # the name of the bundled one on the command line
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of a name in DTYPES."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def default_device() -> str:
     """The GPU if there is one."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_demo(device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """The bundled StableDiffusionPipeline without its own progress bar; device None: the GPU if there is one."""
+def load_demo(device: str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The bundled StableDiffusionPipeline without its own progress bar; device None: the GPU if
+    there is one. dtype None: float32."""
     from diffusers import StableDiffusionPipeline
 
     with as_file(files("stepcache") / "assets" / "demo") as path:
         pipe = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     # The weights are stored in fp16, and the text encoder is loaded as it is stored.
-    return pipe.to(device or default_device(), dtype)
+    return pipe.to(device or default_device(), dtype or dtype_named("float32"))
 
 
 def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | None = None) -> Any:

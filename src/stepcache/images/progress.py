@@ -8,8 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-# The bar moves by parts of an image, so its numbers are rounded.
-FORM = "{desc:<22}{percentage:3.0f}% |{bar:30}| {n:.0f}/{total:.0f} images, {elapsed} so far, {remaining} to go"
+from ..progress import progress
 
 
 class ImageBar:
@@ -33,16 +32,20 @@ class ImageBar:
         """No more images follow than have begun."""
         self._bar.total = self._begun
 
+    def end(self) -> None:
+        """All that have begun are done, if they are all that there are; else what was going on stays shown."""
+        if self._begun >= self._bar.total:
+            self._fill()
+            self._bar.set_description_str("done")
+
     def _fill(self) -> None:
         self._bar.update(self._begun - self._bar.n)
 
 
 @contextmanager
 def image_bar(total: int) -> Iterator[ImageBar]:
-    """A bar of `total` images on stderr."""
-    # smoothing=0: the remaining time is guessed from all images so far.
-    with tqdm(total=total, bar_format=FORM, smoothing=0, mininterval=0.2) as bar:
+    """A bar of `total` images."""
+    with progress("starting", total, "images") as bar:
         images = ImageBar(bar)
         yield images
-        images._fill()
-        bar.set_description_str("done")
+        images.end()

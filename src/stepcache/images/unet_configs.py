@@ -12,6 +12,9 @@ from ..files.reading import NotJson, parsed, path_of, read_text
 # Bundled configs by name.
 BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
 
+# Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
+PIXELS = 8
+
 
 def read_config(name: str) -> dict[str, Any]:
     """The config of a U-Net. name: of a bundled one, of a file, or of the directory of a pipeline or U-Net.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..errors import InvalidSetting, NothingCompiled
 from ..graphs.jobs import Jobs
@@ -18,6 +19,7 @@ from ..packages.maker import maker_of
 from ..packages.manifest import Entry
 from ..pipes.unet import checked_unet
 from ..pipes.vae import vae_of
+from ..progress import advance, progress
 from .attach import Attachment
 
 logger = logging.getLogger("stepcache")
@@ -58,15 +60,14 @@ def jobs_of(pipe: Any, attachment: Attachment) -> Jobs:
 
 @contextmanager
 def shown(bar: bool) -> Iterator[Told]:
-    """A progress bar of packages, as what `save` tells."""
-    from tqdm.auto import tqdm
-
-    with tqdm(desc="packages", unit=" graphs", disable=not bar) as progress:
+    """A progress bar of packages, as what `save` tells, from its first word on."""
+    with ExitStack() as open_bars:
+        graphs: tqdm | None = None
 
         def tell(text: str, done: int, total: int) -> None:
-            progress.total = total
-            progress.set_description(text, refresh=False)
-            progress.update(done - progress.n)
-            progress.refresh()
+            nonlocal graphs
+            if graphs is None:
+                graphs = open_bars.enter_context(progress(text, total, "packages", shown=bar))
+            advance(graphs, text, done - graphs.n)
 
         yield tell

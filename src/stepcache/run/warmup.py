@@ -41,13 +41,13 @@ def warm_up(
     true_or_false("tune", tune)
     true_or_false("progress", bar)
     arguments = _arguments(pipe, height, width, batch_size, guidance, attachment.settings.vae, call)
-    from tqdm.auto import tqdm
+    from ..progress import advance, progress
 
-    with tqdm(desc="warm-up", unit=" stages", disable=not bar) as progress:
+    shapes = f"{height}x{width}, batch {batch_size}"
+    with progress(f"warm-up at {shapes}", unit="stages", shown=bar) as stages:
 
         def tell(text: str) -> None:
-            progress.set_description(text)
-            progress.update()
+            advance(stages, text)
 
         tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
         try:
@@ -57,7 +57,7 @@ def warm_up(
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
-        progress.set_description("warm")
+        stages.set_description_str(f"warm at {shapes}")
     assert attachment.last is not None
     return attachment.last
 

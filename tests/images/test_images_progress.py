@@ -20,3 +20,11 @@ def test_a_run_that_stops_early_is_whole(capsys):
         bar.begin("only", PIPE, images=2)
         bar.stop()
     assert "2/2 images" in capsys.readouterr().err
+
+
+def test_one_that_is_interrupted_says_where_it_was(capsys):
+    with image_bar(9) as bar:
+        bar.begin("first", PIPE, images=2)
+        bar.begin("second", PIPE)()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert " 26% 2/9 images [" in last and last.endswith("] second")

@@ -1,0 +1,45 @@
+"""The options of `stepcache inspect`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...images.unet_configs import BUNDLED, PIXELS
+from ..arguments import add_json, integers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add them to the parser of the subcommand."""
+    parser.add_argument(
+        "unet",
+        metavar="UNET",
+        help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: "
+        + ", ".join(BUNDLED)
+        + "; or a folder of packages, for which the other options mean nothing",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        help=f"image size, HEIGHTxWIDTH or one number: {PIXELS} times that of the latents, even if the pipeline's VAE "
+        f"differs (default: {PIXELS} times the config's sample_size)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="batch of the U-Net call (default 1); guidance doubles the number of images",
+    )
+    parser.add_argument(
+        "--interval",
+        metavar="N,N",
+        type=integers,
+        action="extend",
+        help="intervals of the speed-up bounds (default 2,3,5)",
+    )
+    add_json(
+        parser,
+        "unet, class, parameters, batch, latent_height, latent_width, full_macs, and for each of branches branch, "
+        "partial_macs, share, bounds by interval, feature_shape, feature_fp16_bytes, adds. Of a folder of packages: "
+        "folder, bytes, made_with, and for each of packages graph, settings, joins, bytes, compile_seconds, sound and "
+        "damage",
+    )

@@ -1,0 +1,85 @@
+"""The progress of what takes long, on stderr: a bar on a terminal and in a notebook, else a line now and then."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from typing import Any
+
+from tqdm import tqdm
+
+# Numbers first: a terminal that is too narrow cuts off the end. Images are counted in parts, so numbers are rounded.
+LINE = "{percentage:3.0f}% {n:.0f}/{total} {unit} [{elapsed}<{remaining}] {desc}"
+BAR = LINE.replace("% ", "%|{bar:10}| ")
+NO_TOTAL = "{n:.0f} {unit} [{elapsed}] {desc}"
+
+PAUSE = 30.0
+"""Seconds after which a line is written though no tenth is done."""
+
+
+def progress(
+    what: str,
+    total: int | None = None,
+    unit: str = "",
+    *,
+    over: Collection[Any] | None = None,
+    shown: bool = True,
+    smoothing: float = 0,
+) -> tqdm:
+    """A tqdm bar, to be used in a `with`, so that its line ends whatever happens; or `over` a collection, in a `for`.
+
+    what: is going on; `set_description_str` changes it. total: None if it is not known. unit: a plural. smoothing: of
+    the time that remains; 0 judges by all that is done, which suits work of changing speed.
+    """
+    total = total if over is None else len(over)
+    options: dict[str, Any] = {"iterable": over, "desc": what, "total": total, "unit": unit, "smoothing": smoothing}
+    # miniters: after a fast stretch, a slow one must not wait until as much is done.
+    options |= {"disable": not shown or sys.stderr is None, "dynamic_ncols": True, "miniters": 0}
+    from tqdm.auto import tqdm as suited  # warns in a notebook without widgets
+
+    if suited.display is not tqdm.display:
+        return suited(**options)  # a notebook's widget
+    kind, form = (tqdm, BAR) if _draws(sys.stderr) else (Lines, LINE)
+    return kind(**options, bar_format=NO_TOTAL if total is None else form)
+
+
+def _draws(stream: Any) -> bool:
+    """Whether it is a terminal, and of a known width: that of some CI services is 0."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (AttributeError, OSError):  # None, or no file at all
+        return False
+
+
+def advance(bar: tqdm, what: str, done: float = 1) -> None:
+    """So many units more are done, and this is going on."""
+    bar.set_description_str(what, refresh=False)
+    bar.update(done)
+    bar.refresh()
+
+
+class Lines(tqdm):
+    """Whole lines, for pipes, files and logs: at the start, with each tenth or after PAUSE, and at the end.
+
+    Without a total, a line for each description.
+    """
+
+    # Of the class, since tqdm's constructor displays.
+    _mark: object = None
+    _written = 0.0
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Write a line if one is due."""
+        facts, ends = self.format_dict, self.disable  # `close` has begun: it displays once more, and ends the line
+        now = facts["elapsed"]
+        mark = 10 * self.n // self.total if self.total else self.desc
+        if ends or (mark != self._mark and self.n != self.total) or now - self._written >= PAUSE:
+            self._mark, self._written = mark, now
+            line = self.format_meter(**{**facts, "ncols": None})  # whole, whatever $COLUMNS says
+            self.fp.write(line if ends else f"{line}\n")
+            self.fp.flush()
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Lines stay: `tqdm.write` has nothing to clear away."""
