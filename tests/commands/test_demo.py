@@ -36,6 +36,19 @@ def test_the_reused_image_is_close_but_not_the_same(small_run):
     assert 12 < decibel < 50
 
 
+def test_a_line_keeps_the_image_better_than_holding(tmp_path):
+    """What the demo shows by default; `--predict hold` is DeepCache's algorithm."""
+    decibels = {}
+    for predict in ("hold", "auto"):
+        options = ["--prompt", "red apple", "--interval", "3", "--branch", "0", "--steps", 12]
+        options += [] if predict == "auto" else ["--predict", predict]
+        _, output, _ = run_command("demo", *options, "--out", tmp_path / "sheet.png")
+        assert f"predict={predict}" in output
+        (line,) = (line for line in lines_of(output) if line.startswith("interval 3"))
+        decibels[predict] = float(line.split()[-3])
+    assert decibels["auto"] > decibels["hold"] + 1
+
+
 def test_the_picture_has_a_row_a_setting_and_a_column_a_prompt(small_run):
     *_, path = small_run
     with Image.open(path) as sheet:

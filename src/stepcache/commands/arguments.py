@@ -85,7 +85,8 @@ def add_predict(parser: argparse.ArgumentParser, default: str | None = "hold") -
         default=default,
         help="the feature in partial steps, as in accelerate(predict=...): of the last full step, on the line through "
         "the last two, or that line damped; a pair damps the mean of guidance's halves and their difference apart, and "
-        "auto chooses the pair (default hold; write a pair that begins with a minus as --predict=-0.5,0.5)",
+        f"auto chooses the pair (default {default or 'hold'}; write a pair that begins with a minus as "
+        "--predict=-0.5,0.5)",
     )
 
 

@@ -66,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
         check_length(pipe, prompts)
         swap_scheduler(pipe, args.scheduler, steps)
         pipes = {"original": pipe}
+        # Eager like the original, on a GPU too: reuse alone is compared, and nobody waits for Inductor.
+        settings = {"predict": args.predict, "compile": False, "cuda_graphs": False, "channels_last": False}
         for branch in branches:
             for interval in intervals:
-                # Eager like the original, on a GPU too: reuse alone is compared, and nobody waits for Inductor.
-                fast = accelerate(twin(pipe), interval, branch, compile=False, cuda_graphs=False, channels_last=False)
-                pipes[f"interval {interval}, branch {branch}"] = fast
+                pipes[f"interval {interval}, branch {branch}"] = accelerate(twin(pipe), interval, branch, **settings)
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
-        how = f"{steps} steps of {type(pipe.scheduler).__name__}"
-        print(f"{len(prompts)} images of 64x64 px, {how}, guidance {args.guidance:g}, on {where}.", flush=True)
+        how = f"{steps} steps of {type(pipe.scheduler).__name__}, guidance {args.guidance:g}, predict={args.predict}"
+        print(f"{len(prompts)} images of 64x64 px, {how}, on {where}.", flush=True)
         seeds = range(args.seed, args.seed + len(prompts))
         request = Request(prompts, seeds, steps, {"guidance_scale": args.guidance})
         original, *results = run_all(pipes, request)
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{unsteady}")
     shown = results[: len(intervals)]
     subheading = (
-        f"The same prompts and seeds, {how}, guidance {args.guidance:g}, "
-        f"branch {branches[0]}, on {where}. Each bar is a U-Net call: dark ran all of it, light its shallow part."
+        f"The same prompts and seeds, {how}, branch {branches[0]}, on {where}. "
+        "Each bar is a U-Net call: dark ran all of it, light its shallow part."
     )
     write_bytes(args.out, png(draw(original, shown, prompts, subheading)))
     print(f"\nPicture: {args.out}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...images.schedulers import SCHEDULERS
-from ..arguments import add_reuse
+from ..arguments import add_predict, add_reuse
 
 # The ones that come out best with the default seeds.
 PROMPTS = ("fox face", "cherry blossom", "hamburger", "red apple", "grinning face", "tiger face")
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shown = "The picture shows the first, the table all"
     add_reuse(parser, f", 0 to 11; several with commas, or repeated. {shown} (default 0,1)")
+    add_predict(parser, "auto")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps (default 30)")
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim", help="sampler (default ddim)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
