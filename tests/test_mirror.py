@@ -10,7 +10,7 @@ TESTS, SOURCE = Path(__file__).parent, Path(stepcache.__file__).parent
 
 # Modules that the tests of others cover, by the file of these.
 ELSEWHERE = {
-    "bench/test_bench_grid.py": "bench/calls bench/cell bench/cell_rows bench/commit bench/fewer bench/heap bench/spec",
+    "bench/test_bench_grid.py": "bench/calls bench/cell bench/cell_rows bench/commit bench/heap bench/spec",
     "bench/test_bench_agreement.py": "bench/schema",
     "benchmarks/test_tables.py": "bench/table",
     "commands/test_bench.py": "bench/entries",

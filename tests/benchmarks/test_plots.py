@@ -117,7 +117,7 @@ def test_a_figure_for_each_cell(csv):
     assert list(drawn(plots.fidelity_figures(path))) == ["bench_demo_fidelity_1", "bench_demo_fidelity_2"]
 
 
-def test_fidelity_has_the_fastest_of_each_method():
+def test_fidelity_has_the_fastest_of_each_method(csv):
     points = plots.fidelity_points(cells(csv(ladder())).popitem()[1])
     assert [(p.method, p.x, p.y, p.label, p.ours) for p in points] == [
         ("DeepCache, branch 0", 2.5, 30.0, "3", False),

@@ -59,9 +59,9 @@ def test_another_figure_in_a_csv_makes_another_table(tmp_path):
     seconds = text.splitlines()[0].split(",").index("first_image_s")
     first[seconds] = "987654.3"
     path.write_text("\n".join([text.splitlines()[0], ",".join(first), *text.splitlines()[2:]]) + "\n")
-    readme = (ROOT / "README.md").read_text()
-    filled = tables.fill(readme, tmp_path / "results")
-    assert filled != readme and "987654.3" in filled
+    page = (ROOT / "docs" / "production.md").read_text()
+    filled = tables.fill(page, tmp_path / "results", ROOT / "docs")
+    assert filled != page and "987654.3" in filled
 
 
 @pytest.mark.parametrize("what", ["table", "figure"])
