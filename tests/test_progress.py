@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import tqdm.auto
+from support.terminals import read_terminal
 from tqdm import tqdm as plain
 
 from stepcache.progress import advance, progress
@@ -18,14 +19,14 @@ from stepcache.progress import advance, progress
 
 @contextmanager
 def terminal(columns=80):
-    """A pseudo-terminal as stderr; yields a function that returns what it got so far."""
+    """A pseudo-terminal as stderr; yields a list that has what it got, once it is closed."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    os.set_blocking(main, False)
+    seen = []
     with pytest.MonkeyPatch.context() as patch, os.fdopen(side, "w", buffering=1) as stderr:
         patch.setattr(sys, "stderr", stderr)
-        yield lambda: os.read(main, 100_000).decode().replace("\r\n", "\n")
-    os.close(main)
+        yield seen
+    seen.append(read_terminal(main))
 
 
 def test_a_terminal_has_one_line_that_ends():
@@ -34,7 +35,7 @@ def test_a_terminal_has_one_line_that_ends():
             for _ in range(20):  # a pseudo-terminal holds some 4,000 bytes
                 advance(bar, "second " * 20)
         sys.stderr.write("what follows\n")
-        *bars, follows, end = seen().split("\n")
+    *bars, follows, end = seen[0].split("\n")
     assert (len(bars), follows, end) == (1, "what follows", "")
     states = bars[0].split("\r")
     assert states[1].rstrip().endswith("0/20 runs [00:00<?] first")
@@ -44,25 +45,22 @@ def test_a_terminal_has_one_line_that_ends():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_terminal_s_line_ends_at_an_error_too(error):
-    with terminal() as seen:
-        with pytest.raises(error), progress("working", 4, "runs") as bar:
-            bar.update()
-            raise error
-        assert seen().endswith("25%|██▌       | 1/4 runs [00:00<00:00] working\n")
+    with terminal() as seen, pytest.raises(error), progress("working", 4, "runs") as bar:
+        bar.update()
+        raise error
+    assert seen[0].endswith("25%|██▌       | 1/4 runs [00:00<00:00] working\n")
 
 
 def test_a_terminal_of_unknown_width_has_lines():
-    with terminal(columns=0) as seen:
-        with progress("working", 4, "runs"):
-            pass
-        assert seen() == "  0% 0/4 runs [00:00<?] working\n" * 2
+    with terminal(columns=0) as seen, progress("working", 4, "runs"):
+        pass
+    assert seen == ["  0% 0/4 runs [00:00<?] working\n" * 2]
 
 
 def test_messages_on_a_terminal_are_lines_above_the_bar():
-    with terminal() as seen:
-        with progress("working", 4, "runs"):
-            plain.write("a message", file=sys.stderr)
-        assert "\ra message\n\r  0%|" in seen()
+    with terminal() as seen, progress("working", 4, "runs"):
+        plain.write("a message", file=sys.stderr)
+    assert "\ra message\n\r  0%|" in seen[0]
 
 
 def lines(capsys):

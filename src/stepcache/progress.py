@@ -77,8 +77,7 @@ class Lines(tqdm):
         if ends or (mark != self._mark and self.n != self.total) or now - self._written >= PAUSE:
             self._mark, self._written = mark, now
             line = self.format_meter(**{**facts, "ncols": None})  # whole, whatever $COLUMNS says
-            self.fp.write(line if ends else f"{line}\n")
-            self.fp.flush()
+            self.fp.write(line if ends else f"{line}\n")  # stderr is line-buffered, so lines come out whole
         return True
 
     def clear(self, nolock: bool = False) -> None:

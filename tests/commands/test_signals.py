@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.signalled import COMMAND, Process, stand_in
+from support.terminals import read_terminal
 
 from stepcache import cli
 from stepcache.commands import inspect, signals
@@ -198,8 +199,7 @@ def test_a_progress_bar_s_line_ends_before_the_last_one():
     os.close(side)
     process.send(signal.SIGINT)
     assert process.popen.wait(timeout=60) == 130
-    text = os.read(main, 1000).decode().replace("\r\n", "\n")
-    os.close(main)
+    text = read_terminal(main)
     process.popen.stdout.close()
     assert re.fullmatch(r"(\r +\d+%\|.{10}\| [01]/4 runs \[.{,12}\] working)+\nstepcache: interrupted\n", text)
 
