@@ -47,7 +47,7 @@ def test_all_sizes_and_batches_once(pipeline, compiler, tmp_path):
 
 def test_options_are_those_of_accelerate(pipeline, compiler, tmp_path):
     out = tmp_path / "packages"
-    options = ("--branch", 1, "--guidance", "reuse", "--predict", "0.5", "--vae")
+    options = ("--branch", 1, "--reuse-guidance", "--predict", "0.5", "--vae")
     assert run_command("compile", pipeline, "--size", 64, "--out", out, *options)[0] == 0
     full, partial, decoder = sorted(read_manifest(out).packages, key=lambda entry: "fpd".index(entry.program[0]))
     assert full.graph["branch"] == partial.graph["branch"] == 1 and full.graph["guidance"] == "reuse"

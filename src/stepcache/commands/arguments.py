@@ -90,6 +90,17 @@ def add_predict(parser: argparse.ArgumentParser, default: str | None = "hold") -
     )
 
 
+def add_reuse_guidance(parser: argparse.ArgumentParser) -> None:
+    """--reuse-guidance, for commands that make graphs. Others have a --guidance, which is the scale."""
+    parser.add_argument(
+        "--reuse-guidance",
+        action="store_const",
+        const="reuse",
+        dest="guidance",
+        help='for accelerate(..., guidance="reuse"), which halves the batch of partial steps',
+    )
+
+
 def predict(text: str) -> str | float | tuple[float, ...]:
     """ "0.5" as 0.5 and "1,-0.25" as (1.0, -0.25). All else stays as it is: `accelerate` says what it can be."""
     try:

@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     model = load(args.pipeline, device, dtype_named(args.dtype))
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
-    guidance = "reuse" if args.reuse_guidance else "both"
+    guidance = args.guidance or "both"
     attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
     with torch.inference_mode():
         for height, width in args.size or [model.size()]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...plans.presets import PRESETS
-from ..arguments import add_loading, add_predict, add_shapes
+from ..arguments import add_loading, add_predict, add_reuse_guidance, add_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shapes(parser, "which packages do not hold")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the packages")
     parser.add_argument("--branch", type=int, help="how much of the U-Net a partial step runs (default 0)")
-    parser.add_argument("--guidance", choices=("both", "reuse"), help="accelerate's guidance (default both)")
+    add_reuse_guidance(parser)
     add_predict(parser, default=None)
     parser.add_argument("--preset", choices=PRESETS, help="for accelerate(preset=...)")
     parser.add_argument("--plan", metavar="FILE", type=Path, help="for accelerate(plan=...)")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ...images.pipelines import DTYPES
-from ..arguments import add_predict, add_shapes
+from ..arguments import add_predict, add_reuse_guidance, add_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them to the parser of the subcommand."""
     add_shapes(parser, "which are as fast")
     parser.add_argument("--branch", type=int, default=0, help="how much of the U-Net a partial step runs (default 0)")
-    parser.add_argument(
-        "--reuse-guidance",
-        action="store_true",
-        help='for accelerate(..., guidance="reuse"), which halves the batch of partial steps',
-    )
+    add_reuse_guidance(parser)
     add_predict(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type (default %(default)s)")
     parser.add_argument("--device", help="cuda, cuda:1, ... (default: cuda)")
