@@ -231,7 +231,7 @@ def save_compiled(pipe: object, path: str | os.PathLike[str], *, progress: bool 
 def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
     """Reuse features in a hand-written denoising loop with an accelerated pipe's U-Net.
 
-        with denoising(pipe):
+        with torch.no_grad(), denoising(pipe):
             for t in pipe.scheduler.timesteps:
                 noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
                 latents = pipe.scheduler.step(noise, t, latents).prev_sample

@@ -148,7 +148,7 @@ def wrong(place, words, page):
 
 def wrong_arguments(arguments):
     """What the command's own parser has against its arguments."""
-    asked = arguments[0] if arguments and arguments[0] in cli.COMMANDS else None
+    asked = arguments[0] if arguments and arguments[0] in cli.SUMMARIES else None
     parser = cli._parser(asked)
     told = []
 
@@ -183,7 +183,7 @@ def test_commands_in_sentences_are_real(page):
     for found in INLINE.finditer(blocks_and_prose(page.read_text())[1]):
         words = found[2].split()
         if words[:1] == ["stepcache"] and len(words) > 1:
-            assert words[1] in cli.COMMANDS or words[1].startswith("-"), found[0]
+            assert words[1] in cli.SUMMARIES or words[1].startswith("-"), found[0]
         if words[:1] == ["make"] and len(words) == 2:
             assert wrong("", words, page) is None, found[0]
 

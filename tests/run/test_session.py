@@ -247,6 +247,28 @@ def test_a_call_that_wants_gradients_runs_the_stock_forward():
     assert torch.equal(guided, plain) and gradient.abs().sum() > 0
 
 
+def test_a_loop_that_forgot_no_grad_is_told(caplog):
+    """Loaded weights require gradients, so the first output does, and with the latents every later call."""
+    pipe = accelerate(loop_pipe("least"), interval=3)
+    pipe.unet.requires_grad_()
+
+    def loop():
+        latents, text = (make_inputs(pipe.unet)[name] for name in ("sample", "encoder_hidden_states"))
+        pipe.scheduler.set_timesteps(4)
+        with denoising(pipe):
+            for t in pipe.scheduler.timesteps:
+                latents = pipe.scheduler.step(pipe.unet(latents, t, text).sample, t, latents).prev_sample
+        return kinds(pipe)
+
+    assert loop() == "FSSS"
+    assert "3 of 4 U-Net calls in a denoising block required gradients" in caplog.text
+    assert "torch.no_grad()" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        assert loop() == "FPPF"
+    assert not caplog.text
+
+
 def test_a_gradient_to_the_prompt_runs_the_stock_forward():
     pipe = accelerate(loop_pipe("least"), interval=2)
     inputs = make_inputs(pipe.unet)

@@ -160,6 +160,11 @@ class Attachment:
             try:
                 with entered(session, generator):
                     yield session
+                if session.gradients and not in_call:
+                    say_once(
+                        f"{session.gradients} of {len(record.letters)} U-Net calls in a denoising block required "
+                        "gradients and ran the original. If the loop needs none, put it under torch.no_grad()."
+                    )
                 if generator is not None and not in_call and not record.letters:
                     say_once(
                         "A denoising block in a generator saw no U-Net call: only those are seen that the generator "

@@ -75,6 +75,7 @@ class Session:
         self.slots = Slots()
         self.halves: Halves | None = None  # guidance reuse with the halves in separate calls
         self.guider: object = None  # of a modular pipe
+        self.gradients = 0  # calls that needed them
         self._steps: int | None = None
         self._full = True
         # Marks features written since the last scheduled full step. A feature with another stamp is from an earlier
@@ -107,6 +108,7 @@ class Session:
             self._begin_step()
         # A gradient through a partial step would miss the deep layers.
         gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs))
+        self.gradients += gradients
         if self._keeps_maps or gradients or self._counting.counts:
             self.record.letters.append("S")
             return stock(*args, **kwargs)
