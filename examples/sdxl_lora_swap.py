@@ -25,7 +25,8 @@ def main() -> None:
     args = parser.parse_args()
 
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    pipe = accelerate(DiffusionPipeline.from_pretrained(args.model, torch_dtype=dtype).to(device), args.interval)
+    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=dtype).to(device)
+    accelerate(pipe, args.interval, predict="auto")
     for number, lora in enumerate(args.loras):
         pipe.load_lora_weights(lora, adapter_name="style", hotswap=args.hotswap and number > 0)
         image = pipe(args.prompt, generator=torch.Generator().manual_seed(0)).images[0]

@@ -28,7 +28,12 @@ from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.trusted import trusted
 from stepcache.bench.schema import BenchRow
 
-BOUND = "Skipping work alone reaches at most 100% of the FLOP bound; compiling can exceed it."
+BOUND = (
+    "The FLOP bound counts operations. Compiling can exceed it; a row without compiling that does shows noise in the eager "
+    "original, or deep layers that take longer for each operation. Factors are medians of ratios within a repeat, so they "
+    "may differ from the ratio of the seconds shown."
+)
+PEAK = "Stepcache's peaks include its own copy of the convolutions' weights, which only this benchmark needs."
 RANDOM = "Random weights: architecture and times are real; images, and so PSNR and SSIM, mean nothing."
 
 
@@ -65,6 +70,8 @@ def headline_table(key: CellKey, cell: Cell, pair: Reuse) -> str:
     header = (key.size, "eager", "compiled", "FLOP bound", "PSNR, dB")
     compiled = dict.fromkeys(label(row) for *_, row in lines if row and ran(row) and kind(row) != DEEPCACHE)
     notes = [f"{key.settings}, interval {pair[0]}, branch {pair[1]}. {_explained(shown, best)}"]
+    if key.device == "cpu" and any(line[-1] for line in lines):
+        notes.append("On a CPU, `accelerate` compiles only with `compile=True`. Empty: not measured.")
     if key.device == "cuda" and compiled:
         notes.append(f"Compiled: {', '.join(compiled)}.")
     if key.random:
@@ -127,7 +134,8 @@ def ladder_tables(path: Path) -> str:
         )  # fmt: skip
         title = f"**{key.title}**" + (f"\n\n{RANDOM}" if key.random else "")
         parts.append(f"{title}\n\n{_without_empty(header, lines)}\n{_same_work(cell)}{caption(cell.rigs)}")
-    notes = f"{BOUND} {left_out}".rstrip() if parts else left_out
+    peaks = any(row.peak_memory_mib for cell in cells(path).values() for row in cell.rows)
+    notes = " ".join(filter(None, [BOUND, PEAK * peaks, left_out])) if parts else left_out
     return "\n\n".join([*parts, notes])
 
 

@@ -36,7 +36,7 @@ def counts_table(cases: Iterable[Any], ways: Iterable[Any], engine: str) -> str:
             f"{lessened}: without compiled graphs or CUDA graphs", f"{refused}",
         ),
     ]  # fmt: skip
-    return table(("", WORKS, "works, but", REFUSED), lines)
+    return table(("", WORKS, "works, with a limit", REFUSED), lines)
 
 
 def ways_table(ways: Iterable[Any], engines: Sequence[str]) -> str:

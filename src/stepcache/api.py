@@ -115,8 +115,8 @@ def accelerate(
             not fit, and why: a damaged file, another torch, diffusers, GPU, dtype or architecture. Packages are native
             code: load only what you would install. Calls under autocast and quantised weights never run from them.
         compiled_only: True refuses what `compiled` has no package for (NotCompiled), for servers that must not stall:
-            here if no package can fit this pipe, and at the U-Net's call for another size. Default False. Calls that
-            run eager for reasons of their own (hooks on layers, gradients) still do.
+            here if no package can fit this pipe, and at the U-Net's call for another size or prediction. Default False.
+            Calls that run eager for reasons of their own (hooks on layers, gradients) still do.
 
     Price: one buffer per bucket, the size of the hidden state at the cut (5 MB for SD 1.5 at 512 px with guidance,
     fp16), held until `restore(pipe)`. Images change, because reused features are not exact.
