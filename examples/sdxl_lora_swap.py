@@ -23,7 +23,6 @@ def main() -> None:
     parser.add_argument("--hotswap", action="store_true")
     parser.add_argument("--interval", type=int, default=3, help="1 reuses nothing (default 3)")
     args = parser.parse_args()
-
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=dtype).to(device)
     accelerate(pipe, args.interval, predict="auto")
