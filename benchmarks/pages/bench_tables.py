@@ -30,7 +30,7 @@ from stepcache.bench.schema import BenchRow
 
 BOUND = (
     "The FLOP bound counts operations. Compiling can exceed it; a row without compiling that does shows noise in the "
-    "eager original, or deep layers that take longer for each operation. Factors are medians of ratios within a repeat, "
+    "eager original, or deep layers that take longer for each operation. Factors are medians of ratios in a repeat, "
     "so they may differ from the ratio of the seconds shown."
 )
 PEAK = "Stepcache's peaks include its own copy of the convolutions' weights, which only this benchmark needs."
