@@ -13,7 +13,6 @@ from benchmarks.pages.ladder import (
     STOCK,
     Cell,
     CellKey,
-    Reuse,
     cells,
     clearly_fastest,
     fastest,
@@ -40,16 +39,16 @@ RANDOM = "Random weights: architecture and times are real; images, and so PSNR a
 def headline_tables(path: Path) -> str:
     """A table for each cell, at its first (interval, branch): the original, fewer steps, DeepCache and stepcache."""
     parts = [
-        f"{headline_table(key, cell, cell.reuses[0])}\n{caption(cell.rigs, commands=False)}"
+        f"{headline_table(key, cell)}\n{caption(cell.rigs, commands=False)}"
         for key, cell in cells(path).items()
-        if cell.reuses
+        if cell.first != ALONE
     ]
     return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
 
 
-def headline_table(key: CellKey, cell: Cell, pair: Reuse) -> str:
-    """Each way to run, eager and compiled: seconds of a whole call and speed-up, all from one run."""
-    of_pair = cell.of(pair)
+def headline_table(key: CellKey, cell: Cell) -> str:
+    """Each way to run, eager and compiled: seconds of a whole call and speed-up, all over one eager original."""
+    (interval, branch), of_pair = cell.first, cell.of(cell.first)
     ways = {
         "original": [row for row in cell.of(ALONE) if kind(row) == STOCK],
         _fewer(of_pair, key.steps): [row for row in of_pair if kind(row) == STOCK],
@@ -69,7 +68,7 @@ def headline_table(key: CellKey, cell: Cell, pair: Reuse) -> str:
     ]
     header = (key.size, "eager", "compiled", "FLOP bound", "PSNR, dB")
     compiled = dict.fromkeys(label(row) for *_, row in lines if row and ran(row) and kind(row) != DEEPCACHE)
-    notes = [f"{key.settings}, interval {pair[0]}, branch {pair[1]}. {_explained(shown, best)}"]
+    notes = [f"{key.settings}, interval {interval}, branch {branch}. {_explained(shown, best)}"]
     if key.device == "cpu" and any(line[-1] for line in lines):
         notes.append("On a CPU, `accelerate` compiles only with `compile=True`. Empty: not measured.")
     if key.device == "cuda" and compiled:

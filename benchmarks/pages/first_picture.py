@@ -88,7 +88,7 @@ def first_picture(results: Path) -> list[Figure] | None:
 
 def panel(key: CellKey, cell: Cell) -> Panel:
     """The original, eager and compiled, and the fastest of each way to do less work at the first (interval, branch)."""
-    pair = next(iter(cell.reuses), ALONE)
+    pair = cell.first
     rows = cell.of(pair) if pair != ALONE else []
     eager = fastest([row for row in cell.of(ALONE) if not row.mode])
     number = next((row.fewer for row in rows if row.fewer), None)

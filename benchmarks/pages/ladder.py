@@ -60,10 +60,15 @@ class CellKey(NamedTuple):
 
 @dataclass
 class Cell:
-    """The rows of a cell: without reuse first, then from eager up the ladder; and the rigs they were measured on."""
+    """The rows of a cell: without reuse first, then from eager up the ladder; and the rigs they were measured on.
+
+    first: the (interval, branch) that was measured first, together with the rows without reuse; ALONE if there is none.
+    Others have an eager of their own beside them, which has no row.
+    """
 
     rows: list[BenchRow]
     rigs: list[Rig]
+    first: Reuse
 
     def of(self, pair: Reuse) -> list[BenchRow]:
         """The rows of an (interval, branch)."""
@@ -99,7 +104,8 @@ def cells(path: Path) -> dict[CellKey, Cell]:
     made = {}
     for key, rungs in found.items():
         ordered = sorted(rungs.values(), key=lambda pair: _place(pair[0]))
-        made[key] = Cell([row for row, _ in ordered], [rig for _, rig in ordered])
+        first = next((pair for _, pair in rungs if pair != ALONE), ALONE)
+        made[key] = Cell([row for row, _ in ordered], [rig for _, rig in ordered], first)
     return made
 
 

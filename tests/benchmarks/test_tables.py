@@ -169,8 +169,18 @@ def test_equal_work_is_shown_once(results):
     made = tables.TABLES["bench_demo"](folder)
     assert [line[0] for line in cells_of(made)[2:]] == ["", "3, 0", "5, 1"]
     assert "Not shown, since it is the same work as a pair above in so few steps: interval 5, branch 0." in made
-    # The headline has the first pair of the run.
-    assert "interval 3, branch 0." in tables.TABLES["bench_headline_demo"](folder)
+
+
+def test_the_headline_has_the_pair_that_eager_was_measured_with(results):
+    """Other pairs have an eager of their own, whose seconds are not shown."""
+    rows = [row("eager", 10.0), row("deepcache", 4.0, (3, 0)), row("compile", 8.0, mode="default")]
+    rows += [row("deepcache", 5.0, (2, 0), eager_s=11.0, speedup=2.2), row("deepcache", 3.0, (3, 1), eager_s=11.0)]
+    folder = results("bench_demo.csv", rows)
+    made = tables.TABLES["bench_headline_demo"](folder)
+    assert "interval 3, branch 0." in made and "4.00 s, 2.50x" in made and "8.00 s, 1.25x" in made
+    assert "5.00 s" not in made and "3.00 s" not in made
+    (figure,) = tables.FIGURES["first_picture"](folder)
+    assert "DeepCache 4.00 s" in figure.alt and "5.00 s" not in figure.alt
 
 
 def test_headline_says_why_there_is_no_figure(results):
