@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -29,6 +30,11 @@ def terminal(columns=80):
     seen.append(read_terminal(main))
 
 
+def untimed(text):
+    """Without the seconds, of which a busy machine needs more."""
+    return re.sub(r"\[\d\d:\d\d(<[\d:?]+)?\]", "[]", text)
+
+
 def test_a_terminal_has_one_line_that_ends():
     with terminal() as seen:
         with progress("first", 20, "runs") as bar:
@@ -38,8 +44,8 @@ def test_a_terminal_has_one_line_that_ends():
     *bars, follows, end = seen[0].split("\n")
     assert (len(bars), follows, end) == (1, "what follows", "")
     states = bars[0].split("\r")
-    assert states[1].rstrip().endswith("0/20 runs [00:00<?] first")
-    assert states[-1].startswith("100%|██████████| 20/20 runs [00:00<00:00] second second")
+    assert untimed(states[1]).rstrip().endswith("0/20 runs [] first")
+    assert untimed(states[-1]).startswith("100%|██████████| 20/20 runs [] second second")
     assert max(map(len, states)) < 80
 
 
@@ -48,13 +54,13 @@ def test_a_terminal_s_line_ends_at_an_error_too(error):
     with terminal() as seen, pytest.raises(error), progress("working", 4, "runs") as bar:
         bar.update()
         raise error
-    assert seen[0].endswith("25%|██▌       | 1/4 runs [00:00<00:00] working\n")
+    assert untimed(seen[0]).endswith("25%|██▌       | 1/4 runs [] working\n")
 
 
 def test_a_terminal_of_unknown_width_has_lines():
     with terminal(columns=0) as seen, progress("working", 4, "runs"):
         pass
-    assert seen == ["  0% 0/4 runs [00:00<?] working\n" * 2]
+    assert untimed(seen[0]) == "  0% 0/4 runs [] working\n" * 2
 
 
 def test_messages_on_a_terminal_are_lines_above_the_bar():
@@ -66,7 +72,7 @@ def test_messages_on_a_terminal_are_lines_above_the_bar():
 def lines(capsys):
     output, errors = capsys.readouterr()
     assert output == "" and "\r" not in errors and errors.endswith("\n")
-    return errors.splitlines()
+    return untimed(errors).splitlines()
 
 
 def test_elsewhere_there_is_a_line_at_the_start_at_each_tenth_and_at_the_end(capsys):
@@ -75,18 +81,19 @@ def test_elsewhere_there_is_a_line_at_the_start_at_each_tenth_and_at_the_end(cap
         for i in range(3000):
             advance(bar, f"run {i}")
     seen = lines(capsys)
-    assert seen[0] == "  0% 0/3000 runs [00:00<?] first"
+    assert seen[0] == "  0% 0/3000 runs [] first"
     assert [line.split()[:2] for line in seen] == [[f"{10 * i}%", f"{300 * i}/3000"] for i in range(11)]
     assert seen[1].endswith("] run 299") and seen[-1].endswith("] run 2999")
 
 
-def test_elsewhere_a_line_comes_when_none_came_for_long(capsys):
-    with progress("slow", 1000, "runs") as bar:
+@pytest.mark.parametrize(("news", "expected"), [(False, (30, 60, 90)), (True, (5, 20, 35, 50, 65, 80))])
+def test_elsewhere_a_line_comes_when_none_came_for_long_or_something_else_goes_on(news, expected, capsys):
+    with progress("part 0", 1000, "runs") as bar:
         for second in range(95):
             bar._time = lambda now=bar.start_t + second: now
-            advance(bar, f"second {second}")
-    seen = [line.split("] ")[1] for line in lines(capsys)]
-    assert seen == ["slow", "second 30", "second 60", "second 90", "second 94"]
+            advance(bar, f"part {(second + 10) // 15}" if news else "part 0")
+    seen = [line.split()[1] for line in lines(capsys)]
+    assert seen == ["0/1000", *(f"{second + 1}/1000" for second in expected), "95/1000"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -94,7 +101,7 @@ def test_elsewhere_the_last_line_is_whole_at_an_error_too(error, capsys):
     with pytest.raises(error), progress("working", 4, "runs") as bar:
         bar.update()
         raise error
-    assert lines(capsys)[-1] == " 25% 1/4 runs [00:00<00:00] working"
+    assert lines(capsys)[-1] == " 25% 1/4 runs [] working"
 
 
 def test_without_a_total_each_description_is_a_line(capsys):
@@ -102,8 +109,7 @@ def test_without_a_total_each_description_is_a_line(capsys):
         for what in ("compiling", "compiling", "capturing"):
             advance(bar, what)
     assert lines(capsys) == [
-        f"{n} stages [00:00] {what}"
-        for n, what in ((0, "warm-up"), (1, "compiling"), (3, "capturing"), (3, "capturing"))
+        f"{n} stages [] {what}" for n, what in ((0, "warm-up"), (1, "compiling"), (3, "capturing"), (3, "capturing"))
     ]
 
 

@@ -182,7 +182,9 @@ def _share(row: BenchRow) -> str:
 
 
 def _compile(row: BenchRow) -> str:
-    """Seconds of compiling, marked warm if some of it was on disk already."""
+    """Seconds of compiling, marked warm if some of it was on disk already. Empty for another variant's pipeline."""
+    if row.fewer and not row.graphs:
+        return ""
     return _number(row.compile_s, seconds) + (" (warm)" if row.graphs_cached and row.compile_s is not None else "")
 
 

@@ -76,8 +76,15 @@ class Panel:
 def first_picture(results: Path) -> list[Figure] | None:
     """The figure from the CSVs that are there; None if none is."""
     paths = [results / name for name in SOURCES if (results / name).exists()]
-    found = [panel(key, cell) for path in paths for key, cell in cells(path).items()]
-    panels = [one for one in found if one.bars]
+    found: dict[str, Panel] = {}
+    for path in paths:
+        for key, cell in cells(path).items():
+            one = panel(key, cell)
+            if one.bars and one.bars[0].name == "original":
+                found.setdefault(
+                    one.title, one
+                )  # a GPU's run has a cell for each question; the first is the whole ladder
+    panels = list(found.values())
     if not panels:
         return None
     alt = "Seconds of whole pipeline calls. " + " ".join(
@@ -106,8 +113,9 @@ def panel(key: CellKey, cell: Cell) -> Panel:
             compiled = ", compiled" if row.fewer and row.mode else ""
             bars.append(Bar(name + compiled, row, _best(row, eager) if kind(row) == STEPCACHE else None))
     guided = f"{key.steps} steps" + (f", interval {pair[0]}" if pair != ALONE else "")
-    where = next((rig.gpu for rig in cell.rigs if rig.gpu), "").removeprefix("NVIDIA ").partition(" ")[0] or "CPU"
-    threads = "" if where != "CPU" else f", {cell.rigs[0].threads} thread" + "s" * (cell.rigs[0].threads > 1)
+    # A machine with a GPU has it in its rig, also for what ran on its CPU.
+    where = key.gpu.removeprefix("NVIDIA ").partition(" ")[0] if key.device == "cuda" else "CPU"
+    threads = "" if where != "CPU" else f", {key.threads} thread" + "s" * (key.threads > 1)
     random = ", random weights" if key.random else ""
     title = f"{MODELS.get(key.model, key.model)}, {key.height} x {key.width}, {where}"
     return Panel(title, f"{guided}, {key.dtype}{threads}{random}", tuple(bars))

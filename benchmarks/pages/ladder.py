@@ -15,14 +15,15 @@ from stepcache.bench.spec import LADDER, MODES
 MODELS = {"demo": "Demo pipeline", "sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL"}
 STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"
 Reuse = tuple[int | None, int | None]  # (interval, branch)
+LEAST_REPEATS = 3
 ALONE = (None, None)  # where nothing is reused, and no number of steps is chosen by what is
 
 
 class CellKey(NamedTuple):
     """What all rows of a cell share: the fields of `BenchRow` of these names, and the run that measured them.
 
-    commit, command: of the run. Rows of two runs are never in one table: they may come from machines that were as fast
-    as each other or not.
+    commit, command and machine are the run's. Rows of two runs are never in one table: speeds differ between machines
+    and hours. (One command that is run twice on one machine is one run, whose better rows count.)
     """
 
     model: str
@@ -37,6 +38,10 @@ class CellKey(NamedTuple):
     batch: int
     commit: str
     command: str
+    cpu: str
+    gpu: str
+    threads: int
+    torch: str
 
     @property
     def size(self) -> str:
@@ -78,12 +83,14 @@ class Cell:
     def reuses(self) -> list[Reuse]:
         """The (interval, branch) pairs that differ in work, in order.
 
-        In short runs two intervals may have as many full steps: of 6, both 3 and 5 have two. Of these only the first.
+        In short runs two intervals may have as many full steps: of 6, both 3 and 5 have two. Of these only the first,
+        if images mean nothing; else they differ in fidelity.
         """
         found: dict[Hashable, Reuse] = {}
         for pair in dict.fromkeys(map(reuse, self.rows)):
-            bound = next((row.flop_bound for row in self.of(pair) if row.flop_bound and not row.fewer), None)
-            found.setdefault((pair[1], bound) if bound and pair != ALONE else pair, pair)
+            row = next((row for row in self.of(pair) if row.flop_bound and not row.fewer), None)
+            same = row is not None and pair != ALONE and row.weights == "random"
+            found.setdefault(("work", pair[1], row.flop_bound) if same else pair, pair)
         return [pair for pair in found.values() if pair != ALONE]
 
 
@@ -132,8 +139,15 @@ def reuse(row: BenchRow) -> Reuse:
 def label(row: BenchRow) -> str:
     """The variant, with its number of steps if they are fewer, its prediction and its mode of torch.compile."""
     steps = f": {row.fewer}" if row.fewer else ""
-    predict = f', predict="{row.predict}"' if row.predict != "hold" else ""
+    predict = f", predict={_literal(row.predict)}" if row.predict != "hold" else ""
     return f"{row.variant}{steps}{predict}" + (f", {row.mode}" if row.mode else "")
+
+
+def _literal(predict: str) -> str:
+    """As in a call of `accelerate`: of "auto" and "1,-0.25", "auto" in quotes and (1,-0.25)."""
+    if predict.isalpha():
+        return f'"{predict}"'
+    return f"({predict})" if "," in predict else predict
 
 
 def ran(row: BenchRow) -> bool:
@@ -147,8 +161,13 @@ def fastest(rows: Sequence[BenchRow]) -> BenchRow | None:
 
 
 def clearly_fastest(rows: Sequence[BenchRow | None]) -> BenchRow | None:
-    """The row whose interval (20th to 80th percentile) ends before all others' begin; None if two overlap."""
+    """The row whose interval (20th to 80th percentile) ends before all others' begin.
+
+    None if two overlap, or if a row has fewer repeats than an interval needs.
+    """
     timed = [row for row in rows if row and ran(row) and row.pipeline_s_p20 is not None]
+    if any(row.repeats < LEAST_REPEATS for row in timed):
+        return None
     best = fastest(timed)
     others = [row.pipeline_s_p20 for row in timed if row is not best]
     return best if best and others and best.pipeline_s_p80 < min(others) else None

@@ -9,6 +9,7 @@ from benchmarks.kernels.add_verdicts import DEFAULTS
 from benchmarks.pages.ladder import cells, label, ran, reason, seconds
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.rivals_pages import SCHEDULERS
+from benchmarks.pages.trusted import trusted
 from stepcache.bench.rows import read
 from stepcache.graphs.verdict_file import from_csv
 
@@ -32,7 +33,7 @@ def gpu_table(path: Path, model: str) -> str:
         ]
         header = ("interval, branch", "variant", "call, s", "over eager")
         parts.append(f"{key.title}:\n\n{table(header, lines)}\n{caption(cell.rigs)}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
 
 
 def auto_range_table(path: Path) -> str:

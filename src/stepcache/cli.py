@@ -145,8 +145,8 @@ def _table(title: str, lines: Mapping[str, str]) -> str:
 
 
 def _width() -> int:
-    """That of argparse's own texts."""
-    return shutil.get_terminal_size().columns - 2
+    """That of argparse's own texts, with room for a word on the narrowest terminal."""
+    return max(shutil.get_terminal_size().columns - 2, 24)
 
 
 def _fail(message: str) -> int:

@@ -14,8 +14,8 @@ LINE = "{percentage:3.0f}% {n:.0f}/{total} {unit} [{elapsed}<{remaining}] {desc}
 BAR = LINE.replace("% ", "%|{bar:10}| ")
 NO_TOTAL = "{n:.0f} {unit} [{elapsed}] {desc}"
 
-PAUSE = 30.0
-"""Seconds after which a line is written though no tenth is done."""
+PAUSE, NEWS = 30.0, 5.0
+"""Seconds after which a line is written though no tenth is done; NEWS if something else goes on by then."""
 
 
 def progress(
@@ -29,13 +29,15 @@ def progress(
 ) -> tqdm:
     """A tqdm bar, to be used in a `with`, so that its line ends whatever happens; or `over` a collection, in a `for`.
 
-    what: is going on; `set_description_str` changes it. total: None if it is not known. unit: a plural. smoothing: of
-    the time that remains; 0 judges by all that is done, which suits work of changing speed.
+    what: what is going on; `set_description_str` changes it. total: None if it is not known. unit: a plural.
+    smoothing: of the time that remains; 0 judges by all that is done, which suits work of changing speed.
     """
     total = total if over is None else len(over)
     options: dict[str, Any] = {"iterable": over, "desc": what, "total": total, "unit": unit, "smoothing": smoothing}
     # miniters: after a fast stretch, a slow one must not wait until as much is done.
-    options |= {"disable": not shown or sys.stderr is None, "dynamic_ncols": True, "miniters": 0}
+    options |= {"dynamic_ncols": True, "miniters": 0}
+    if not shown or sys.stderr is None:
+        options["disable"] = True  # passed only then: tqdm's own TQDM_DISABLE counts too
     from tqdm.auto import tqdm as suited  # warns in a notebook without widgets
 
     if suited.display is not tqdm.display:
@@ -60,13 +62,14 @@ def advance(bar: tqdm, what: str, done: float = 1) -> None:
 
 
 class Lines(tqdm):
-    """Whole lines, for pipes, files and logs: at the start, with each tenth or after PAUSE, and at the end.
+    """Whole lines, for pipes, files and logs: at the start, with each tenth, after PAUSE or NEWS, and at the end.
 
     Without a total, a line for each description.
     """
 
     # Of the class, since tqdm's constructor displays.
     _mark: object = None
+    _told: str | None = None
     _written = 0.0
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -74,8 +77,10 @@ class Lines(tqdm):
         facts, ends = self.format_dict, self.disable  # `close` has begun: it displays once more, and ends the line
         now = facts["elapsed"]
         mark = 10 * self.n // self.total if self.total else self.desc
-        if ends or (mark != self._mark and self.n != self.total) or now - self._written >= PAUSE:
-            self._mark, self._written = mark, now
+        quiet = now - self._written
+        due = (mark != self._mark and self.n != self.total) or (self.desc != self._told and quiet >= NEWS)
+        if ends or due or quiet >= PAUSE:
+            self._mark, self._told, self._written = mark, self.desc, now
             line = self.format_meter(**{**facts, "ncols": None})  # whole, whatever $COLUMNS says
             self.fp.write(line if ends else f"{line}\n")  # stderr is line-buffered, so lines come out whole
         return True

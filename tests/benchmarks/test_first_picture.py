@@ -1,11 +1,14 @@
 """The README's first picture says what the rows say."""
 
+from dataclasses import replace
+
 import pytest
 from support.bench_rows import row
 
 from benchmarks.pages.figures import DARK, LIGHT
-from benchmarks.pages.first_picture import first_picture
-from stepcache.bench.rows import write
+from benchmarks.pages.first_picture import draw, first_picture, panel
+from benchmarks.pages.ladder import cells
+from stepcache.bench.rows import Rig, write
 
 SD21 = {"model": "sd21", "weights": "random", "height": 256, "width": 256}
 
@@ -47,18 +50,34 @@ def test_the_drawing_has_all_of_it_and_the_mark(results):
         for text in ("8 steps, compiled", "2.50 s, 4.00x, 30.5 dB", "20 steps, interval 3, float32", "random weights"):
             assert text in svg
         assert svg == figure.draw(theme) and theme.accent in svg
-    # The mark stands where the U-Net's 9 s are a third, and the other second is as it was.
-    write(results / "bench_demo.csv", [row("eager", 10.0, unet_s=9.0), row("stepcache-eager", 4.0, (3, 0))])
-    assert first_picture(results)[0].draw(LIGHT) != svg
 
 
 def test_the_mark_is_what_skipping_work_leaves(results):
-    from benchmarks.pages.first_picture import cells, panel
-
     ((key, cell),) = cells(results / "bench_demo.csv").items()
-    marks = {bar.name: bar.best for bar in panel(key, cell).bars}
+    one = panel(key, cell)
+    marks = {bar.name: bar.best for bar in one.bars}
+    # The U-Net's 9 s are a third, and the other second is as it was.
     assert marks.pop("stepcache") == pytest.approx(1.0 + 9.0 / 3.0)
     assert set(marks.values()) == {None}
+    unmarked = replace(one, bars=tuple(replace(bar, best=None) for bar in one.bars))
+    assert draw([one], LIGHT).count("<path") > draw([unmarked], LIGHT).count("<path")
+
+
+def test_a_cpu_beside_a_gpu_is_a_cpu(results, monkeypatch):
+    rig = replace(Rig.now(), gpu="NVIDIA H100 80GB HBM3", threads=8)
+    monkeypatch.setattr(Rig, "now", classmethod(lambda cls: rig))
+    write(results / "bench_demo.csv", [row("eager", 10.0), row("deepcache", 4.0, (3, 0))])
+    gpu = {"device": "cuda", "model": "sdxl", "weights": "random"}
+    # The last two cells answer other questions about the same model and size.
+    write(results / "bench_gpu.csv", [row("eager", 9.0, **gpu), row("stepcache-graphs", 2.0, (3, 0), **gpu)])
+    for command, rows in (("b", [row("stepcache-graphs", 1.0, (3, 0), **gpu)]), ("c", [row("eager", 8.0, **gpu)])):
+        other = replace(rig, command=command)
+        monkeypatch.setattr(Rig, "now", classmethod(lambda cls, other=other: other))
+        write(results / "bench_gpu.csv", rows, append=True)
+    (figure,) = first_picture(results)
+    assert "Demo pipeline, 64 x 64, CPU: original 10.0 s" in figure.alt
+    assert figure.alt.count("H100") == 1 and "SDXL, 64 x 64, H100: original 9.00 s; stepcache 2.00 s" in figure.alt
+    assert "8 threads" in figure.draw(LIGHT)
 
 
 def test_without_rows_there_is_no_picture(tmp_path):

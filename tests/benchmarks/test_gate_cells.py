@@ -45,25 +45,27 @@ def test_no_row_is_measured_by_two_cells():
     assert len(set(rows)) == len(rows)
 
 
-def test_a_cell_keeps_its_own_rows_and_says_what_is_missing(tiny, tmp_path, monkeypatch):
+def test_a_cell_keeps_its_rows_and_says_what_is_missing(tiny, tmp_path, monkeypatch):
     what = gate_cells.GateCell(
         1, 1, "demo", 64, 1, ("stepcache-eager", "stepcache-graphs"), {"steps": 2, "repeats": 1, "device": "cpu"}
     )
     monkeypatch.setitem(gate_cells.CELLS, "mine", what)
     with pytest.raises(SystemExit, match="CUDA graphs: not here: needs CUDA"):
         gate_cells.run_cell("mine", tmp_path, seconds=100)
-    eager, graphs = read(tmp_path / gate_cells.FILE, BenchRow)  # the reference of both runs too
-    assert (eager.variant, eager.status) == ("stepcache eager", "ok")
-    assert eager.speedup > 0 and eager.speedup_over_deepcache > 0  # eager and DeepCache ran too, without rows
-    assert graphs.pipeline_s is None
-    with pytest.raises(SystemExit, match=r"not here: needs CUDA; stepcache eager: not run: out of time"):
+    rows = read(tmp_path / gate_cells.FILE, BenchRow)
+    # What its variants are compared with is in its table, and so among its rows.
+    assert [row.variant for row in rows[:3]] == ["eager", "DeepCache 0.1.1", "stepcache eager"]
+    assert all(row.status == "ok" for row in rows[:3])
+    assert rows[2].speedup > 0 and rows[2].speedup_over_deepcache > 0
+    assert len(rows) == 4 and rows[3].pipeline_s is None
+    with pytest.raises(SystemExit, match=r"not here: needs CUDA; eager: not run: out of time"):
         gate_cells.run_cell("mine", tmp_path, seconds=0)
-    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3  # none for lack of time
+    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 5  # none for lack of time
     monkeypatch.setitem(gate_cells.CELLS, "mine", replace(what, variants=("stepcache-eager",)))
     with pytest.raises(SystemExit) as ended:
         gate_cells.run_cell("mine", tmp_path, seconds=0)
     assert ended.value.code == gate_jobs.OUT_OF_TIME
-    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 3
+    assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 5
 
 
 def test_a_cell_out_of_memory_and_one_with_wrong_images_name_the_variant(tiny, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from support.small import demo_pipe
 from stepcache import accelerate
 
 nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+pytest.importorskip("ipykernel")
 
 SETTINGS = {
     "interval 2": {"interval": 2},

@@ -51,8 +51,7 @@ def test_a_script_takes_what_its_usage_says(name, monkeypatch, capsys):
 def test_the_table_has_a_row_for_each_example():
     rows = re.findall(r"^\| \[`(.+?)`\]\((.+?)\) \| .+ \| .+ \|$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     names = [name for name, _ in rows]
-    there = [
-        path.name + "/" * path.is_dir() for path in EXAMPLES.iterdir() if path.name not in ("README.md", "__pycache__")
-    ]
-    assert sorted(names) == sorted(there)
+    there = {path.relative_to(EXAMPLES).parts for pattern in ("*.py", "*.ipynb") for path in EXAMPLES.rglob(pattern)}
+    shown = {parts[0] + "/" * (len(parts) > 1) for parts in there if not parts[0].startswith((".", "__"))}
+    assert sorted(names) == sorted(shown)
     assert all((EXAMPLES / link).exists() for _, link in rows)

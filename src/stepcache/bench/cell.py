@@ -55,7 +55,7 @@ class Cell:
             if missing := entry.variant.missing(self._device):
                 entry.status = f"not here: {missing}"
             elif entry.variant.shortens and entry.steps is None:
-                entry.status = "not here: no number of steps is known to cost no more than interval and branch"
+                entry.status = "not here: no smaller number of steps is known to cost no more than interval and branch"
             elif self._late():
                 entry.status = OUT_OF_TIME
             else:
@@ -85,7 +85,9 @@ class Cell:
     def _start(self, entry: Entry) -> None:
         before, graphs = self._reserved(), _graphs()
         start = time.perf_counter()
-        entry.pipe, entry.clock = self._shared(entry.variant) or self._made(entry.variant)
+        original = self._original(entry.variant)
+        entry.shares = original is not None
+        entry.pipe, entry.clock = (original.pipe, original.clock) if original else self._made(entry.variant)
         self._run(entry)
         entry.first_call_s = time.perf_counter() - start
         entry.graphs, entry.graphs_cached = (now - then for now, then in zip(_graphs(), graphs, strict=True))
@@ -96,7 +98,9 @@ class Cell:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self._run(entry)
-        if self._device == "cuda":
+        if original is not None:
+            entry.peak_memory_mib = original.peak_memory_mib
+        elif self._device == "cuda":
             # Reserved memory, since captured graphs' memory does not count as allocated; without that of the variants
             # before this one.
             entry.peak_memory_mib = (torch.cuda.max_memory_reserved() - before + self._base) / 2**20
@@ -105,13 +109,10 @@ class Cell:
         pipe = variant.put_on(self._pipe, self._backend)
         return pipe, UNetClock(pipe.unet, self._device)
 
-    def _shared(self, variant: Variant) -> tuple[Any, UNetClock] | None:
-        """The pipeline of the variant that does the same in all steps, if it has started: it need not compile again."""
-        if variant.shortens:
-            for entry in self.entries:
-                if entry.variant == variant.original and entry.clock is not None:
-                    return entry.pipe, entry.clock
-        return None
+    def _original(self, variant: Variant) -> Entry | None:
+        """For fewer steps, the entry whose pipeline does the same in each of them, if it has started."""
+        started = (entry for entry in self.entries if entry.clock is not None and variant.shortens)
+        return next((entry for entry in started if entry.variant == variant.original), None)
 
     def _run(self, entry: Entry) -> Timed:
         assert entry.clock is not None
@@ -138,7 +139,7 @@ class Cell:
     def _reason(self, entry: Entry, error: Exception) -> str:
         text = " ".join(str(error).split())
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-            others = sum(other.pipe is not None for other in self.entries if other is not entry)
+            others = len({id(other.pipe) for other in self.entries if other is not entry} - {id(None), id(entry.pipe)})
             return f"out of memory, with {others} other variants held: {text[:200]}"
         return f"failed: {type(error).__name__}: {text[:300]}"
 

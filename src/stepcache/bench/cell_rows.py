@@ -14,6 +14,7 @@ from .agreement import agreements
 from .entries import Entry
 from .repeats import Spread
 from .schema import BenchRow
+from .spec import Predict
 
 
 def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: Mapping[str, Any]) -> list[BenchRow]:
@@ -31,7 +32,7 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
         variant = entry.variant
         values: dict[str, Any] = {**dict.fromkeys(_MEASURED), "status": entry.status, "kinds": "", "repeats": 0}
         values |= {"interval": variant.interval, "branch": variant.branch, "mode": variant.mode}
-        values |= {"predict": str(variant.predict), "fewer": entry.steps}
+        values |= {"predict": _text(variant.predict), "fewer": entry.steps}
         if entry.measured:
             agreement = agreed[id(entry)]
             values |= {"repeats": len(entry.repeats), "kinds": entry.kinds}
@@ -43,6 +44,11 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
         return BenchRow(variant=variant.name, **where, **values)
 
     return [row(entry) for entry in entries if entry.status or entry.measured]
+
+
+def _text(predict: Predict) -> str:
+    """As `--predict` takes it: "auto", "0.5", "1,-0.25"."""
+    return ",".join(f"{number:g}" for number in predict) if isinstance(predict, tuple) else str(predict)
 
 
 _MEASURED = (
@@ -71,7 +77,7 @@ def _measured(entry: Entry, eager: Entry | None, deepcache: Entry | None, bound:
         "flop_bound": bound,
         "share": None if unet_speedup is None or bound is None else unet_speedup / bound,
     }
-    if entry.variant.compiles:
+    if entry.variant.compiles and not entry.shares:
         values |= {
             "compile_s": max(0.0, entry.first_call_s - seconds.median),
             "graphs": entry.graphs,

@@ -24,6 +24,7 @@ class Entry:
     steps: int | None = None  # instead of the request's
     pipe: Any = None
     clock: UNetClock | None = None
+    shares: bool = False  # the pipeline of another variant, so it compiled nothing
     first_call_s: float = 0.0
     graphs: int = 0
     graphs_cached: int = 0

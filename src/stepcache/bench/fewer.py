@@ -12,11 +12,12 @@ from stepcache.reuse.schedule import Schedule
 def fewer_steps(scheduler: Any, steps: int, interval: int, macs: BranchMacs | None) -> int | None:
     """The most steps whose U-Net calls cost no more MACs than `steps` with this interval.
 
-    macs: of the branch. None without them, and where the scheduler can do no number of steps that cost as little.
+    macs: of the branch. None without them, where reuse costs as much as all steps, and where the scheduler can do no
+    number of steps that costs as little.
     """
     calls = unet_calls(scheduler, steps)
     if macs is None or calls is None:
         return None
     kinds = Schedule.uniform(interval).kinds(calls)
     cost = macs.full_macs * kinds.count("F") + macs.partial_macs * kinds.count("P")
-    return most_steps(scheduler, steps, cost // macs.full_macs)
+    return most_steps(scheduler, steps, cost // macs.full_macs) if cost < calls * macs.full_macs else None

@@ -31,7 +31,7 @@ class BenchRow:
     kinds: str  # stepcache's record of the U-Net calls, "FPPFPP..."; "" for other variants
     repeats: int  # finished ones
     first_call_s: float | None  # the first call, with everything that happens only once
-    compile_s: float | None  # first_call_s minus the later calls' median; None without compiling or capturing
+    compile_s: float | None  # first_call_s minus the later calls' median; None if it compiled or captured nothing
     pipeline_s: float | None  # a whole call: text encoder, U-Net, VAE
     pipeline_s_p20: float | None
     pipeline_s_p80: float | None
@@ -50,6 +50,6 @@ class BenchRow:
     graphs_cached: int | None = None  # how many of them were on disk; compile_s is a cold start's only if 0
     reference: str = ""  # the variant that computes the same uncompiled (agreement.py); "" if none ran
     difference: float | None = None  # of the images from the reference's, relative to their contrast
-    predict: str = "hold"  # as in `accelerate`; of stepcache's variants
+    predict: str = "hold"  # of stepcache's variants, as `--predict` takes it: "auto", "0.5", "1,-0.25"
     fewer: int | None = None  # the steps that "fewer steps" ran
     eager_s: float | None = None  # median of the whole call of eager, beside it: what `speedup` divides

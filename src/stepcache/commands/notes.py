@@ -12,7 +12,8 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"stepcache: {record.getMessage()}", file=sys.stderr)  # above a progress bar, not on its line
+        if sys.stderr is not None:  # tqdm would take stdout for it
+            tqdm.write(f"stepcache: {record.getMessage()}", file=sys.stderr)  # above a progress bar, not on its line
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def warm_up(
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
-        stages.set_description_str(f"warm at {shapes}")
+        stages.set_description_str(f"warm at {shapes}", refresh=False)  # the last line, which closing writes
     assert attachment.last is not None
     return attachment.last
 

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE,MODE",
         type=_names,
         default=default.modes,
-        help=f"modes of torch.compile for compile and stepcache-compiled; compile+deepcache takes the first (default "
-        f"{','.join(MODES)})",
+        help="modes of torch.compile for compile, compile+fewer-steps and stepcache-compiled; compile+deepcache takes "
+        f"the first (default {','.join(MODES)})",
     )
     parser.add_argument("--steps", type=int, default=default.steps, help="denoising steps (default %(default)s)")
     parser.add_argument(
