@@ -95,7 +95,7 @@ def test_figures_in_the_text_of_a_page_are_those_of_its_table():
     def first_line(name, key):
         return next(line for line in lines_of(page(name).split(f"<!-- table: branches_{key} -->")[1]) if line[0] == "0")
 
-    found = re.search(r"branch 0 leaves (\S+) of the U-Net's work", page("sdxl"))
+    found = re.search(r"at branch 0 does (\S+) of the U-Net's work", page("sdxl"))
     assert found[1] == first_line("sdxl", "sdxl")[1]
     found = re.search(r"SVD's feature needs (\d+) MB, with guidance (\d+), with `predict` (\d+)", page("video"))
     *shape, size = first_line("video", "svd")[5:]

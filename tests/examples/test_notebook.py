@@ -14,6 +14,7 @@ from stepcache import accelerate
 
 nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
+pytestmark = pytest.mark.slow  # most of a minute on a core
 
 SETTINGS = {
     "interval 2": {"interval": 2},
