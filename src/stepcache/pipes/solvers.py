@@ -38,5 +38,6 @@ def unet_calls(scheduler: Any, steps: int) -> int | None:
 
 def most_steps(scheduler: Any, steps: int, calls: int) -> int | None:
     """The most steps, at most `steps`, that need no more than so many U-Net calls; None if even one needs more."""
-    fits = (n for n in range(steps, 0, -1) if (needed := unet_calls(scheduler, n)) is not None and needed <= calls)
+    tried = range(min(steps, calls), 0, -1)  # no step does without a call
+    fits = (n for n in tried if (needed := unet_calls(scheduler, n)) is not None and needed <= calls)
     return next(fits, None)
