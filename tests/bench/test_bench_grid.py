@@ -167,6 +167,8 @@ def test_fewer_steps_are_the_most_that_cost_no_more(_soon_compiled, tmp_path, mo
         steps_of.setdefault(steps, set()).add((type(pipe.unet).__name__, run.unet_calls))
         return run
 
+    put_on, made = Variant.put_on, []
+    monkeypatch.setattr(Variant, "put_on", lambda self, *args: made.append(self.key) or put_on(self, *args))
     monkeypatch.setattr(cell_module, "timed", seen)
     keys = ["eager", "compile", "fewer-steps", "compile+fewer-steps", "stepcache-eager"]
     # One level has a partial step that costs nearly a full one.
@@ -180,7 +182,8 @@ def test_fewer_steps_are_the_most_that_cost_no_more(_soon_compiled, tmp_path, mo
     assert steps_of[fewer.fewer] == {("UNet2DConditionModel", calls := 2 * fewer.fewer - 1), ("OptimizedModule", calls)}
     assert (fewer.interval, fewer.branch, fewer.kinds) == (4, 0, "")
     assert compiled.reference == FEWER and fewer.reference == "" and 0 < fewer.psnr < math.inf
-    # It runs the graph of torch.compile without fewer steps, so nothing is known of compiling it.
+    # They run the pipelines of eager and torch.compile, so nothing is known of compiling for fewer steps.
+    assert made == ["eager", "compile", "stepcache-eager"]
     assert of(rows, LADDER["compile"])[0].graphs == 1 and compiled.graphs is compiled.compile_s is None
 
 

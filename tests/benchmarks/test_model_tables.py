@@ -1,14 +1,16 @@
 """What a GPU measured of one model, and the ranges in which fitted numbers hold."""
 
 import csv
+from dataclasses import replace
 
 from support.bench_rows import ladder
 
 from benchmarks import RESULTS
 from benchmarks.frontier.dampings import Row
+from benchmarks.gate.jobs import Outcome, write_outcomes
 from benchmarks.kernels.add_verdicts import DEFAULTS
 from benchmarks.pages import model_tables, tables
-from stepcache.bench.rows import read, write
+from stepcache.bench.rows import Rig, read, write
 from stepcache.graphs.verdict_file import add_to_file, from_csv
 
 
@@ -39,6 +41,15 @@ def test_the_caption_names_the_models_own_runs(tmp_path):
         )
     text = model_tables.gpu_table(path, "sdxl")
     assert "`run sdxl`" in text and "`run sd21`" not in text
+
+
+def test_rows_of_a_commit_whose_tests_failed_are_named(tmp_path, monkeypatch):
+    rig = replace(Rig.now(), gpu="NVIDIA H100", commit="aaaaaaaaaaaa")
+    monkeypatch.setattr(Rig, "now", classmethod(lambda cls: rig))
+    write(tmp_path / "bench_gpu.csv", ladder(model="sd21", device="cuda"))
+    write_outcomes(tmp_path / "gate.csv", [Outcome("core tests", "failed", 1.0, "images", rig.commit)])
+    text = model_tables.gpu_table(tmp_path / "bench_gpu.csv", "sd21")
+    assert text.startswith("**Left out: 10 rows of commit aaaaaaaaaaaa") and "|" not in text
 
 
 def test_a_model_that_was_not_measured_has_no_table(tmp_path):
