@@ -18,6 +18,7 @@ from benchmarks.pages.ladder import (
     fastest,
     kind,
     label,
+    literal,
     ran,
     reason,
     reuse,
@@ -94,7 +95,7 @@ def _fewer(of_pair: Sequence[BenchRow], steps: int) -> str:
 
 def _predicted(of_pair: Sequence[BenchRow]) -> str:
     predict = next((row.predict for row in of_pair if kind(row) == STEPCACHE), "hold")
-    return f', `predict="{predict}"`' if predict != "hold" else ""
+    return f", `predict={literal(predict)}`" if predict != "hold" else ""
 
 
 def _compiled(row: BenchRow) -> bool:

@@ -139,11 +139,11 @@ def reuse(row: BenchRow) -> Reuse:
 def label(row: BenchRow) -> str:
     """The variant, with its number of steps if they are fewer, its prediction and its mode of torch.compile."""
     steps = f": {row.fewer}" if row.fewer else ""
-    predict = f", predict={_literal(row.predict)}" if row.predict != "hold" else ""
+    predict = f", predict={literal(row.predict)}" if row.predict != "hold" else ""
     return f"{row.variant}{steps}{predict}" + (f", {row.mode}" if row.mode else "")
 
 
-def _literal(predict: str) -> str:
+def literal(predict: str) -> str:
     """As in a call of `accelerate`: of "auto" and "1,-0.25", "auto" in quotes and (1,-0.25)."""
     if predict.isalpha():
         return f'"{predict}"'

@@ -113,6 +113,13 @@ def test_headline_has_the_fastest_of_each_way_to_run(results):
     assert "Random weights" not in made and "with no overlap of the spreads" in made
 
 
+@pytest.mark.parametrize(("predict", "written"), [("auto", '"auto"'), ("0.5", "0.5"), ("1,-0.25", "(1,-0.25)")])
+def test_a_prediction_is_written_as_accelerate_takes_it(results, predict, written):
+    folder = results("bench_demo.csv", measured(row("stepcache-eager", 3.0, (3, 0), predict=predict)))
+    assert f"| **stepcache**, `predict={written}` |" in tables.TABLES["bench_headline_demo"](folder)
+    assert f"| stepcache eager, predict={written} |" in tables.TABLES["bench_demo"](folder)
+
+
 @pytest.mark.parametrize(("ours", "bold"), [
     (3.0, ["stepcache-eager"]),  # 2.7 to 3.3, before DeepCache's 3.6 to 4.4
     (3.5, []),  # 3.15 to 3.85 overlaps them
