@@ -5,8 +5,9 @@ and the addresses they read and write. A replay runs the operations and never th
 Python values, branches and objects of the capture. As on a GPU:
 
 - a capture computes nothing: static tensors that the function writes are NaN after it, and before each replay;
-- a graph does not keep memory alive. Using freed memory is an error. If a weight was replaced but the old tensor still
-  exists, a replay reads the old one, as a CUDA graph does;
+- a graph does not keep memory alive. Using freed memory is an error, unless a weight has since come to that address:
+  a replay then reads it. If a weight was replaced but the old tensor still exists, a replay reads the old one. Both as
+  a CUDA graph does;
 - memory allocated inside belongs to the pool: it must not outlive the function, and is NaN afterwards;
 - a replay writes without a new `_version`, so that does not show that a graph's output changed;
 - operations that make the host wait for a value (`.item()`, nonzero) are refused, and so are tensors on the host
@@ -23,6 +24,7 @@ It sees the operations of eager and aot_eager graphs, and a package's run as one
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
@@ -120,12 +122,47 @@ class _Process:
 _process = _Process()
 
 
+class _Outside:
+    """Memory outside the pool, by its address. It holds no storage."""
+
+    def __init__(self, storage: UntypedStorage) -> None:
+        self._weak, self._address = StorageWeakRef(storage), storage.data_ptr()
+
+    def storage(self) -> UntypedStorage | None:
+        """What is there now: the storage of the capture or, if it was freed, a weight's. None if neither."""
+        storage = _alive(self._weak)
+        if storage is None:
+            storage = _weight_at(self._address)
+            if storage is not None:
+                self._weak = StorageWeakRef(storage)
+        return storage
+
+
+def _alive(weak: StorageWeakRef | None) -> UntypedStorage | None:
+    return None if weak is None else UntypedStorage._new_with_weak_ptr(weak.cdata)
+
+
+_weights: dict[int, StorageWeakRef] = {}  # by address, as of the last search
+
+
+def _weight_at(address: int) -> UntypedStorage | None:
+    """The storage at that address of a parameter, of any model. Moving one away and back often puts it there again."""
+    storage = _alive(_weights.get(address))
+    if storage is None:
+        _weights.clear()
+        for value in gc.get_objects():  # a third of a second, so all are noted
+            if issubclass(type(value), nn.Parameter) and value.device.type == "cpu":
+                _weights[value.untyped_storage().data_ptr()] = StorageWeakRef(value.untyped_storage())
+        storage = _alive(_weights.get(address))
+    return storage
+
+
 class _Place:
     """A tensor as a kernel sees it: memory (the graph's n-th allocation, or outside memory) and layout."""
 
     __slots__ = ("dtype", "memory", "offset", "shape", "strides")
 
-    def __init__(self, tensor: Tensor, memory: int | StorageWeakRef | UntypedStorage) -> None:
+    def __init__(self, tensor: Tensor, memory: int | _Outside | UntypedStorage) -> None:
         self.memory, self.dtype, self.offset = memory, tensor.dtype, tensor.storage_offset()
         self.shape, self.strides = tensor.shape, tensor.stride()
 
@@ -134,9 +171,8 @@ class _Place:
         storage: Any = self.memory
         if isinstance(storage, int):
             storage = allocated[storage]
-        elif isinstance(storage, StorageWeakRef):
-            # None if it was freed.
-            storage = UntypedStorage._new_with_weak_ptr(storage.cdata)
+        elif isinstance(storage, _Outside):
+            storage = storage.storage()
             if storage is None:
                 raise StandInError(
                     f"A tensor {tuple(self.shape)} that the captured graph reads or writes was freed: a CUDA graph "
@@ -229,7 +265,7 @@ class _Recorder(TorchDispatchMode):
         key = _key(tensor)
         if key in self._own:
             return _Place(tensor, self._own[key][0])
-        return _Place(tensor, self._constant.get(key) or StorageWeakRef(tensor.untyped_storage()))
+        return _Place(tensor, self._constant.get(key) or _Outside(tensor.untyped_storage()))
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> bool:
         arguments = func._schema.arguments
