@@ -27,7 +27,7 @@ def main() -> None:
     # Once for all prompts: the first call compiles and captures, all others replay.
     pipe = accelerate(DiffusionPipeline.from_pretrained(args.model, torch_dtype=dtype).to(device), preset="balanced")
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed, prompt in enumerate(args.prompts.read_text("utf-8").splitlines()):
+    for seed, prompt in enumerate(args.prompts.read_text("utf-8").split("\n")):
         path = args.out / f"{seed:05d}.png"
         if prompt.strip() and not path.exists():
             part = path.with_suffix(".part")  # a kill leaves no half image under the final name

@@ -29,8 +29,8 @@ def redraw(prompt: str, strength: float = Query(0.6, ge=0.1, le=1), photo: bytes
     """The photo, cut to a square, as a PNG. FastAPI calls this in a thread."""
     try:
         image = ImageOps.fit(Image.open(io.BytesIO(photo)).convert("RGB"), (side, side))
-    except OSError as error:
-        raise HTTPException(422, "The body is not an image.") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise HTTPException(422, "The body is not an image, or too large.") from error
     with lock:
         pipe(prompt, image, strength=strength).images[0].save(file := io.BytesIO(), "PNG")
     return Response(file.getvalue(), media_type="image/png")

@@ -41,6 +41,7 @@ from benchmarks.pages.ladder import (
     seconds,
 )
 from stepcache.bench.schema import BenchRow
+from stepcache.images.fidelity import in_words
 
 # In reading order, two in a line.
 SOURCES = ("bench_gpu.csv", "bench_sd21_cpu.csv", "bench_sdxl_cpu.csv", "bench_demo.csv")
@@ -61,7 +62,7 @@ class Bar:
         row = self.row
         speedup = f", {row.speedup:.2f}x" if row.speedup is not None and self.name != "original" else ""
         lossy = row.weights != "random" and row.interval is not None and row.psnr is not None
-        return f"{seconds(row.pipeline_s)} s{speedup}" + (f", {row.psnr:.1f} dB" if lossy else "")
+        return f"{seconds(row.pipeline_s)} s{speedup}" + (f", {in_words(row.psnr)}" if lossy else "")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from benchmarks.frontier import stability
 from benchmarks.frontier.ideas import BASELINE, Row
 from benchmarks.pages.markdown_table import caption, table
 from stepcache.bench.rows import Rig, read
+from stepcache.images.fidelity import signed
 
 WORTH = 0.5
 """Gains of at least so many dB, and of at least two standard errors, are set in bold."""
@@ -34,14 +35,16 @@ def _setting(row: Row) -> tuple[str, int, float, int]:
 
 
 def _gain(row: Row) -> str:
-    text = f"{row.gain:+.1f} ± {row.gain_error:.1f}"
+    text = f"{signed(row.gain)} ± {row.gain_error:.1f}"
     return f"**{text}**" if row.gain >= max(WORTH, 2 * row.gain_error) else text
 
 
 def _spread(costs: Iterable[float]) -> str:
     """Relative costs as a range: "+6 %", "-8 to -4 %"."""
-    ends = [f"{100 * end:+.0f}" for end in (min(costs), max(costs))]
-    return ("same" if ends[0] in ("+0", "-0") else f"{ends[0]} %") if ends[0] == ends[1] else f"{' to '.join(ends)} %"
+    low, high = (signed(100 * end, 0) for end in (min(costs), max(costs)))
+    if low == high:
+        return "same" if low == "+0" else f"{low} %"
+    return f"{low} to {high} %"
 
 
 def stability_table(path: Path) -> str:

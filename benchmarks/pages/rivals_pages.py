@@ -28,6 +28,7 @@ from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.plots import Point, draw_points
 from stepcache.bench.rows import Rig, read
 from stepcache.images.bootstrap import Difference
+from stepcache.images.fidelity import signed
 
 SCHEDULERS = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M", "dpm++-karras": "DPM++ 2M Karras"}
 # Over hold, in dB, by number of steps, guidance scale and interval.
@@ -139,9 +140,9 @@ def _grid(what: str, found: Sequence[tuple[Compared, Difference]]) -> str:
     """A sentence with the count, and a table: schedulers and guidance scales down, steps and intervals across."""
     cells: dict[str, dict[tuple[int, int], str]] = {}
     for here, each in found:
-        mean = f"{round(each.mean, 1) + 0.0:+.1f}"  # no "-0.0"
-        cell = mean if each.better else f"**{mean}**"
-        cells.setdefault(_named(here.setting), {})[here.setting.steps, here.interval] = cell
+        cells.setdefault(_named(here.setting), {})[here.setting.steps, here.interval] = _marked(
+            signed(each.mean), each.better
+        )
     columns = sorted({(here.setting.steps, here.interval) for here, _ in found})
     header = ["dB", *(f"{steps} steps, interval {interval}" for steps, interval in columns)]
     lines = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
@@ -179,9 +180,12 @@ def _over_fewer(here: Compared, fewer: Row) -> list[Difference | None]:
 
 
 def _cell(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    return str(found) if found.better else f"**{found}**"
+    return "" if found is None else _marked(str(found), found.better)
+
+
+def _marked(text: str, better: bool) -> str:
+    """In italics what is not certainly better. Bold would be too much: most is."""
+    return text if better else f"*{text}*"
 
 
 def fewer_everywhere_table(path: Path) -> str:

@@ -40,11 +40,11 @@ def trusted(path: Path) -> Trusted:
 
 
 def sifted(path: Path, kind: type[Row]) -> tuple[list[Row], list[Rig], str]:
-    """The same for rows of any kind."""
+    """The same for rows of any kind. Those that name no device were measured on the GPU, if their machine has one."""
     red = red_commits(path.parent)
     rows, rigs, left_out = [], [], dict.fromkeys(red, 0)
     for row, rig in zip(read(path, kind), read(path, Rig), strict=True):
-        if rig.gpu and _bare(rig.commit) in red:
+        if rig.gpu and getattr(row, "device", "cuda") == "cuda" and _bare(rig.commit) in red:
             left_out[_bare(rig.commit)] += 1
         else:
             rows.append(row)

@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionSAGPipeline
 from support.bench_tiny import spec, tiny_model
 from support.macs import macs_counted_once
-from support.small import ONE_LEVEL, D, U
+from support.small import ONE_LEVEL, D, U, tiny_pipe
 from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
+from stepcache.bench.models import Model
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
@@ -236,6 +238,15 @@ def test_a_variant_that_fails_in_a_repeat_is_no_longer_run(tmp_path, monkeypatch
     assert [row.repeats for row in rows] == [3, 0] and len(calls) == 4 + 2 + 2
 
 
+def test_a_cell_is_closed_though_its_rows_cannot_be_made(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(cell_module.Cell, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(grid, "rows_of", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grid.run_grid(spec(variants=["eager"], repeats=1), tmp_path / "rows.csv")
+    assert len(closed) == 1
+
+
 def test_a_failed_variant_is_freed(monkeypatch):
     model, units = tiny_model(**WITH_MID), []
     put_on = Variant.put_on
@@ -359,3 +370,13 @@ def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):
     assert lines[1].startswith("DeepCache 0.1.1 ") and f"{of(rows, DEEPCACHE)[0].speedup:.2f}x" in lines[1]
     assert lines[3].split()[-4:] == ["not", "here:", "needs", "CUDA"]
     assert max(map(len, lines)) < 160
+
+
+def test_a_pipeline_that_reads_attention_maps_is_the_original(tmp_path, monkeypatch):
+    """Its steps are all stock, which cost what full ones do."""
+    pipe = tiny_pipe(StableDiffusionSAGPipeline, unet=WITH_MID)
+    monkeypatch.setattr(grid, "load", lambda *args: Model("sag", pipe, "random", ("tiger face",)))
+    out = tmp_path / "rows.csv"
+    rows = grid.run_grid(spec(variants=["eager", "stepcache-eager"], reuse=[(3, 0)], steps=2, repeats=1), out)
+    assert [(row.status, row.flop_bound) for row in rows] == [("ok", 1.0)] * 2
+    assert rows[1].psnr == math.inf and read(out, BenchRow) == rows

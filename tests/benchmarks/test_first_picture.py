@@ -82,3 +82,10 @@ def test_a_cpu_beside_a_gpu_is_a_cpu(results, monkeypatch):
 
 def test_without_rows_there_is_no_picture(tmp_path):
     assert first_picture(tmp_path) is None
+
+
+def test_identical_images_are_called_so(tmp_path):
+    rows = [row("eager", 10.0), row("stepcache-eager", 5.0, (1, 0), psnr=float("inf"))]
+    write(tmp_path / "bench_demo.csv", rows)
+    (figure,) = first_picture(tmp_path)
+    assert figure.alt.endswith("stepcache 5.00 s, 2.00x, identical.")

@@ -24,9 +24,11 @@ def test_gains_over_the_best_pair_and_their_costs(tmp_path):
         "pays": replace(ROW, idea="pays", gain=0.8, gain_error=0.3, cost=10.6),
         "may be chance": replace(ROW, idea="may be chance", gain=0.8, gain_error=0.5),
         "little": replace(ROW, idea="little", gain=0.4, gain_error=0.1, cost=9.5),
+        "nothing": replace(ROW, idea="nothing", gain=-0.04, cost=9.96),
     }
+    dearer = replace(tried["nothing"], interval=3, cost=10.5)
     elsewhere = replace(tried["little"], interval=3, gain=-1.25, cost=9.0)
-    write(tmp_path / "ideas.csv", [worse, ROW, *three, *tried.values(), elsewhere])
+    write(tmp_path / "ideas.csv", [worse, ROW, *three, *tried.values(), elsewhere, dearer])
     header, _, *lines = cells(ideas_table(tmp_path / "ideas.csv"))
     assert header[1:3] == ["dpm++, 20 steps, g 7.5, interval 2", "dpm++, 20 steps, g 7.5, interval 3"]
     assert lines == [
@@ -34,6 +36,7 @@ def test_gains_over_the_best_pair_and_their_costs(tmp_path):
         ["pays", "**+0.8 ± 0.3**", "", "+6 %"],
         ["may be chance", "+0.8 ± 0.5", "", "same"],
         ["little", "+0.4 ± 0.1", "-1.2 ± 0.1", "-10 to -5 %"],
+        ["nothing", "+0.0 ± 0.0", "+0.0 ± 0.0", "+0 to +5 %"],
     ]
 
 

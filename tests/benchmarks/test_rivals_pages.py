@@ -79,8 +79,8 @@ def test_everywhere(path):
         ["dB", "20 steps, interval 2"], ["---"] * 2, ["DDIM, guidance 7.5", "+1.5"], ["Euler, guidance 7.5", "+0.5"],
     ]  # fmt: skip
     assert own.startswith("Spectrum, own schedule: certainly better in 0 of 1.\n")
-    assert lines_of(own)[2:] == [["DDIM, guidance 7.5", "**-1.5**"]]
-    assert lines_of(spectrum)[2:] == [["DDIM, guidance 7.5", "**-2.5**"]]
+    assert lines_of(own)[2:] == [["DDIM, guidance 7.5", "*-1.5*"]]
+    assert lines_of(spectrum)[2:] == [["DDIM, guidance 7.5", "*-2.5*"]]
 
 
 def test_a_grid_has_all_settings_in_order(tmp_path):
@@ -97,7 +97,7 @@ def test_a_grid_has_all_settings_in_order(tmp_path):
         ["DDIM, guidance 3", "+7.0", "", ""],
         ["DDIM, guidance 7.5", "+6.0", "+5.0", "+4.0"],
         ["DPM++ 2M, guidance 3", "+3.0", "", ""],
-        ["DPM++ 2M, guidance 7.5", "+2.0", "+1.0", "**+0.0**"],
+        ["DPM++ 2M, guidance 7.5", "+2.0", "+1.0", "*+0.0*"],
     ]
 
 
@@ -122,7 +122,7 @@ def test_what_is_not_certain(tmp_path):
     write(tmp_path / "rivals.csv", rows)
     text = aims_table(tmp_path / "rivals.csv")
     assert "+0.5 (-2.5 to +3.5); > 0: **not certain**" in text
-    assert "| **+0.5** |" in everywhere_table(tmp_path / "rivals.csv")
+    assert "| *+0.5* |" in everywhere_table(tmp_path / "rivals.csv")
 
 
 def test_fewer_steps(path):
@@ -131,7 +131,7 @@ def test_fewer_steps(path):
     cells = dict(zip(header, ddim, strict=True))
     assert cells["cost in full steps"] == "10.9 (4.59x)" and cells["fewer steps: dB"] == "10: 25.0"
     assert cells["hold"] == "+1.0 (+1.0 to +1.0)" and cells["auto"] == "+2.0 (+2.0 to +2.0)"
-    assert cells["line"].startswith("**-0.5 (-2.5 to +1.5") and cells["line"].endswith(")**")
+    assert cells["line"].startswith("*-0.5 (-2.5 to +1.5") and cells["line"].endswith(")*")
     assert cells["best Spectrum"] == "+1.8 (+1.8 to +1.8)"  # nearest to 50 steps, not to as many
     assert cells["DeepCache 1:N"] == ""
 
@@ -147,7 +147,7 @@ def test_an_interval_with_0_in_it_is_no_better(tmp_path):
     rows = [row("hold", 30.0, 25.3, noise=1.0), fewer(10, 25.0)]
     write(tmp_path / "rivals.csv", rows)
     text = fewer_table(tmp_path / "rivals.csv")
-    assert "**+0.3 (" in text
+    assert "*+0.3 (" in text
     assert "`hold` over fewer steps: certainly better in 0 of 1." in fewer_everywhere_table(tmp_path / "rivals.csv")
 
 

@@ -53,9 +53,10 @@ def test_without_a_red_test_all_rows_are_shown(results):
     assert "Left out" not in tables.TABLES["bench_gpu"](results.folder)
 
 
-def test_what_a_cpu_measured_at_that_commit_stays(results):
+@pytest.mark.parametrize("gpu", ["", "NVIDIA H100"])
+def test_what_a_cpu_measured_at_that_commit_stays(results, gpu):
     outcomes(results.folder, ("core tests", "failed", "why", RED))
-    results(RED, ladder(), gpu="", name="bench_demo.csv")
+    results(RED, ladder(), gpu=gpu, name="bench_demo.csv")
     made = tables.TABLES["bench_demo"](results.folder)
     assert "Left out" not in made and "10.0" in made
 

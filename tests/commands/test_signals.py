@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import struct
+import subprocess
 import termios
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ def test_while_torch_is_imported(seconds, number, status, word):
     assert process.ended() == (status, "", f"stepcache: {word}\n")
 
 
+UNTIL_ENDED = "ready(); sys.stdin.readline()"  # `ended` closes stdin, after the signal was sent
 WORKING = "try:\n    ready(); time.sleep(60)\nexcept KeyboardInterrupt:\n    {then}"
 
 
@@ -123,14 +125,14 @@ def test_what_the_parent_ignores_stays_ignored(number, status, word):
     def ignore():
         signal.signal(number, signal.SIG_IGN)
 
-    process = stand_in("ready(); time.sleep(0.3); print('done')", preexec_fn=ignore).ready()
+    process = stand_in(f"{UNTIL_ENDED}; print('done')", preexec_fn=ignore, stdin=subprocess.PIPE).ready()
     process.send(number)
     assert process.ended() == (0, "done\n", "")
 
 
 def test_a_handler_of_somebody_else_stays():
     own = "signal.signal(signal.SIGTERM, lambda *_: print('theirs', flush=True))"
-    process = stand_in("ready(); time.sleep(0.3)", own).ready()
+    process = stand_in(UNTIL_ENDED, own, stdin=subprocess.PIPE).ready()
     process.send(signal.SIGTERM)
     assert process.ended() == (0, "theirs\n", "")
 

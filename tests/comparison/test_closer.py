@@ -77,3 +77,14 @@ def test_images_without_a_figure_are_left_out_and_counted():
 
 def test_without_rivals_there_is_nothing_to_say():
     assert closer(comparison([(30.0, 20.0)] * 4, [TWO, THREE])) == []
+
+
+def test_a_rival_that_cost_more_is_said_to():
+    """Where a run did not follow its schedule."""
+    (line,) = closer(comparison([(25, 30)] * 4, SETTINGS[:2], cost=Cost(100, {0: 0})))
+    assert "come closer to the original than interval 2, branch 0 at a higher cost (16.0 full U-Net calls, " in line
+
+
+def test_no_difference_has_no_sign():
+    (line,) = closer(comparison([(25 + d, 25) for d in (-0.05, 0.01, -0.02, 0.02)], SETTINGS[:2]))
+    assert "PSNR is 0.0 dB higher with reuse" in line and "(95% interval 0.0 to 0.0 dB)" in line

@@ -20,6 +20,7 @@ def test_of_calls_and_of_letters():
     cost = Cost(1000, {0: 100, 1: 300})
     assert cost.of(3) == 3000 and cost.of(2, 4, branch=1) == 3200
     assert cost.in_calls("FPPFPP", 0) == pytest.approx(2.4) and cost.in_calls("FFF") == 3
+    assert cost.in_calls("SSPRP", 1) == pytest.approx(2.6)  # stock calls are whole ones, reused guidance has none
 
 
 def test_a_unet_whose_calls_were_not_seen():

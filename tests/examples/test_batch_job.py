@@ -11,7 +11,7 @@ from stepcache import accelerate
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("fox face\n\ncaf\u00e9 fox\n", "utf-8")
+    path.write_text("fox face\n\ncaf\u00e9 fox\u2028\n", "utf-8")  # a separator of lines within a line
     return path
 
 
@@ -27,7 +27,7 @@ def test_each_line_becomes_an_image_once(prompts, attended, tmp_path):
     assert calls["UNet2DConditionModel"] == 100
     stock, pipe = (quiet_load(DiffusionPipeline, attended) for _ in range(2))
     accelerate(pipe, preset="balanced")
-    for seed, prompt in ((0, "fox face"), (2, "caf\u00e9 fox")):
+    for seed, prompt in ((0, "fox face"), (2, "caf\u00e9 fox\u2028")):
         assert same(out / f"0000{seed}.png", pipe(prompt, generator=seeded(seed)).images[0])
         assert not same(out / f"0000{seed}.png", stock(prompt, generator=seeded(seed)).images[0])
 

@@ -99,6 +99,13 @@ def test_what_is_no_image_is_refused(client, content):
     assert client.post("/", params=ORDER, content=content).status_code == 422
 
 
+def test_a_bomb_is_refused(client, monkeypatch):
+    """An image of so many pixels that Pillow will not open it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    answer = client.post("/", params=ORDER, content=body(PHOTO))
+    assert answer.status_code == 422 and answer.json()["detail"] == "The body is not an image, or too large."
+
+
 def test_requests_that_meet_are_served_one_after_the_other(script, client):
     """A request waits in the text encoder for another one to come there too, which must not come."""
     inside, most, met = [], [], threading.Event()

@@ -379,3 +379,25 @@ def test_calls_that_are_coroutines_or_asynchronous_generators():
         return [latents async for latents in pipe()]
 
     assert all(map(torch.equal, asyncio.run(collect()), want)) and last_run(pipe).kinds == "FPPFPPF"
+
+
+def test_what_is_thrown_into_an_asynchronous_generator():
+    class Retrying(LoopPipe):
+        async def __call__(self):
+            try:
+                yield "made"
+            except ValueError as error:
+                yield f"again, {error}"
+
+    async def thrown(pipe):
+        generator = pipe()
+        made = [await generator.asend(None), await generator.athrow(ValueError("brighter"))]
+        with pytest.raises(StopAsyncIteration):
+            await generator.asend(None)
+        generator = pipe()
+        await generator.asend(None)
+        with pytest.raises(KeyError):
+            await generator.athrow(KeyError())
+        return made
+
+    assert asyncio.run(thrown(accelerate(streaming(Retrying)))) == ["made", "again, brighter"]

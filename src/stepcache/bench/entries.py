@@ -67,4 +67,4 @@ class Entry:
             return None
         # DeepCache keeps no record. It counts timesteps: one per call, except with Heun and the like.
         kinds = self.kinds or Schedule.uniform(variant.interval).kinds(self.repeats[-1].unet_calls)
-        return macs.full_macs * len(kinds) / (macs.full_macs * kinds.count("F") + macs.partial_macs * kinds.count("P"))
+        return macs.full_macs * len(kinds) / macs.spent(kinds)

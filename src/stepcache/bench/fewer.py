@@ -18,6 +18,5 @@ def fewer_steps(scheduler: Any, steps: int, interval: int, macs: BranchMacs | No
     calls = unet_calls(scheduler, steps)
     if macs is None or calls is None:
         return None
-    kinds = Schedule.uniform(interval).kinds(calls)
-    cost = macs.full_macs * kinds.count("F") + macs.partial_macs * kinds.count("P")
+    cost = macs.spent(Schedule.uniform(interval).kinds(calls))
     return most_steps(scheduler, steps, cost // macs.full_macs) if cost < calls * macs.full_macs else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,11 +94,11 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
             try:
                 cell.measure(spec.repeats)
             finally:
-                new = rows_of(cell.entries, counts, _where(spec, model, size, batch))
-                new = [row for row in new if not (again and row.interval is None)]
-                write(out, new, append=True)
-                rows += new
-                cell.close()
+                with closing(cell):
+                    new = rows_of(cell.entries, counts, _where(spec, model, size, batch))
+                    new = [row for row in new if not (again and row.interval is None)]
+                    write(out, new, append=True)
+                    rows += new
         bar.set_description_str("done")
     return rows
 

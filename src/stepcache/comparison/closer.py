@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..images.bootstrap import bootstrap
+from .cost import is_dearer
 from .results import Comparison, FewerSteps, Variant
 from .summary import summaries
 
@@ -47,6 +48,7 @@ def _sentence(name: str, fewer: str, cost: str, differences: Sequence[float]) ->
         return f"{few} to tell whether {name} or {fewer}{cost} come closer to the original."
     mean, low, high = bootstrap(np.array(differences)[:, None])
     if low <= 0 <= high:
+        mean, low, high = (round(value, 1) + 0.0 for value in (mean, low, high))  # no "-0.0"
         which = f"{abs(mean):.1f} dB {'higher' if mean >= 0 else 'lower'} with reuse"
         begin = f"There is no clear difference between {name} and {fewer}{cost}"
     elif low > 0:
@@ -62,7 +64,8 @@ def _cost(fewer: float | None, reuse: float | None) -> str:
     """What both cost, the rival first."""
     if fewer is None or reuse is None:
         return " at no higher cost"
-    return f" at no higher cost ({fewer:.1f} full U-Net calls, against {reuse:.1f} with reuse)"
+    at = "a" if is_dearer(fewer, reuse) else "no"
+    return f" at {at} higher cost ({fewer:.1f} full U-Net calls, against {reuse:.1f} with reuse)"
 
 
 def _left_out(number: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedUNet
-from ..forwards.macs import branch_macs, meta_unet
+from ..forwards.macs import branch_macs, calls_by_cost, meta_unet
 
 Latents = tuple[int, int]
 """Height and width of a U-Net's latents."""
@@ -27,8 +27,13 @@ class Cost:
         return full * self.full + (partial * self.partial[branch] if partial else 0)
 
     def in_calls(self, kinds: str, branch: int = 0) -> float:
-        """What the U-Net calls of "FPPF", a letter for each, cost in full calls."""
-        return self.of(kinds.count("F"), kinds.count("P"), branch) / self.full
+        """What the U-Net calls of a run, `RunRecord.kinds`, cost in full calls."""
+        return self.of(*calls_by_cost(kinds), branch) / self.full
+
+
+def is_dearer(fewer: float, reuse: float) -> bool:
+    """Whether fewer steps cost more than the reuse that they were chosen for, beyond rounding."""
+    return fewer > reuse * (1 + 1e-9)
 
 
 def count(unet: Any, latents: Sequence[Latents], branches: Iterable[int]) -> Cost:

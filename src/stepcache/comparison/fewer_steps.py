@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..pipes.solvers import most_steps, unet_calls
-from .cost import Cost
+from .cost import Cost, is_dearer
 from .results import Comparison, FewerSteps, Setting, Variant
 
 
@@ -68,7 +68,7 @@ def dearer(comparison: Comparison) -> list[str]:
     for rival in (setting for setting in settings if isinstance(setting, FewerSteps)):
         for variant in rival.variants:
             mine, its = cost.in_calls(kinds[variant], variant.branch), cost.in_calls(kinds[rival])
-            if its > mine * (1 + 1e-9):
+            if is_dearer(its, mine):
                 lines.append(
                     f"{rival.steps} of {rival.of} steps cost more than {variant.name}: {its:.1f} full U-Net calls, "
                     f"against {mine:.1f}. The run did not follow its schedule, so they are no fair rival here."

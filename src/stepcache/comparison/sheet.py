@@ -11,7 +11,7 @@ from .summary import Summary, summaries
 
 COLUMNS = 8  # prompts beside each other
 LEGEND = "Each bar is a U-Net call: dark ran all of it, light its shallow part. Figures are over all prompts."
-FEWER = "Fewer steps: the original pipeline at no more than the cost of the rows above it."
+FEWER = "Fewer steps: the original pipeline, with the most steps that should cost no more than the rows above it."
 
 
 def draw(comparison: Comparison) -> Image.Image:
@@ -52,7 +52,7 @@ def _notes(row: Summary) -> list[str]:
         return [f"{row.seconds:.2f} s"]
     if isinstance(row.setting, FewerSteps):
         count = len(row.setting.variants)
-        notes = ["cost of the row above" if count == 1 else f"cost of the {count} rows above"]
+        notes = ["for the cost of the row above" if count == 1 else f"for the cost of the {count} rows above"]
     else:
         notes = [row.setting.detail]
     notes.append(f"speed-up {row.speed_up:.2f}x, {row.seconds:.2f} s")

@@ -43,9 +43,23 @@ class BranchMacs:
         """The U-Net's greatest possible speed-up with a uniform schedule of `interval`, if time follows MACs."""
         return interval / (1 + (interval - 1) * self.share)
 
+    def spent(self, kinds: str) -> int:
+        """MACs of the U-Net calls of a run, `RunRecord.kinds`."""
+        full, partial = calls_by_cost(kinds)
+        return full * self.full_macs + partial * self.partial_macs
+
     def feature_bytes(self, itemsize: int = 2) -> int:
         """Bytes of the cached feature at `itemsize` bytes a value (2: fp16, bf16)."""
         return math.prod(self.feature_shape) * itemsize
+
+
+def calls_by_cost(kinds: str) -> tuple[int, int]:
+    """How many calls of `RunRecord.kinds` cost a full step's MACs, stock ones among them, and how many a partial one's.
+
+    A reused call of guidance ("R") costs nothing.
+    """
+    partial = kinds.count("P")
+    return len(kinds) - partial - kinds.count("R"), partial
 
 
 def meta_unet(config: Mapping[str, Any]) -> nn.Module:

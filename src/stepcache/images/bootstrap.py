@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .fidelity import signed
+
 RESAMPLES, SEED, CONFIDENCE = 2000, 17, 0.95
 
 
@@ -18,8 +20,8 @@ class Difference(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        mean, low, high = (round(value, 1) + 0.0 for value in self)  # no "-0.0"
-        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        mean, low, high = map(signed, self)
+        return f"{mean} ({low} to {high})"
 
     @property
     def better(self) -> bool:

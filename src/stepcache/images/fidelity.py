@@ -78,6 +78,11 @@ def mean_of(psnrs: Iterable[float]) -> float:
     return float(np.mean(different)) if different else math.inf
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """ "+1.4", "-0.3", and "+0.0" for all that is rounded to 0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def in_words(decibel: float, name: str = "") -> str:
     """ "31.4 dB", or "identical" if infinite. name: goes before the number, "PSNR " for example."""
     return "identical" if math.isinf(decibel) else f"{name}{decibel:.1f} dB"

@@ -28,13 +28,18 @@ def _advanced(generator: Generator[Any, Any, Any], run: Run) -> Generator[Any, A
 async def _advanced_async(generator: AsyncGenerator[Any, Any], run: Run) -> AsyncGenerator[Any, Any]:
     with run(generator=sys._getframe()):
         async with aclosing(generator):
-            item = None
+            advance = generator.asend(None)
             while True:
                 try:
-                    made = await generator.asend(item)
+                    made = await advance
                 except StopAsyncIteration:
                     return
-                item = yield made
+                try:
+                    advance = generator.asend((yield made))
+                except GeneratorExit:
+                    raise  # `aclosing` closes it
+                except BaseException as error:
+                    advance = generator.athrow(error)
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any], run: Run) -> Any:
