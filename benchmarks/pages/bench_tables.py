@@ -11,13 +11,13 @@ from benchmarks.pages.ladder import (
     DEEPCACHE,
     STEPCACHE,
     STOCK,
-    Cell,
-    CellKey,
-    cells,
+    Ladder,
+    LadderKey,
     clearly_fastest,
     fastest,
     kind,
     label,
+    ladders,
     literal,
     ran,
     reason,
@@ -38,20 +38,20 @@ RANDOM = "Random weights: architecture and times are real; images, and so PSNR a
 
 
 def headline_tables(path: Path) -> str:
-    """A table for each cell, at its first (interval, branch): the original, fewer steps, DeepCache and stepcache."""
+    """A table for each ladder, at its first (interval, branch): the original, fewer steps, DeepCache and stepcache."""
     parts = [
-        f"{headline_table(key, cell)}\n{caption(cell.rigs, commands=False)}"
-        for key, cell in cells(path).items()
-        if cell.first != ALONE
+        f"{headline_table(key, ladder)}\n{caption(ladder.rigs, commands=False)}"
+        for key, ladder in ladders(path).items()
+        if ladder.first != ALONE
     ]
     return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
 
 
-def headline_table(key: CellKey, cell: Cell) -> str:
+def headline_table(key: LadderKey, ladder: Ladder) -> str:
     """Each way to run, eager and compiled: seconds of a whole call and speed-up, all over one eager original."""
-    (interval, branch), of_pair = cell.first, cell.of(cell.first)
+    (interval, branch), of_pair = ladder.first, ladder.of(ladder.first)
     ways = {
-        "original": [row for row in cell.of(ALONE) if kind(row) == STOCK],
+        "original": [row for row in ladder.of(ALONE) if kind(row) == STOCK],
         _fewer(of_pair, key.steps): [row for row in of_pair if kind(row) == STOCK],
         "DeepCache 0.1.1": [row for row in of_pair if kind(row) == DEEPCACHE],
         f"**stepcache**{_predicted(of_pair)}": [row for row in of_pair if kind(row) == STEPCACHE],
@@ -106,18 +106,18 @@ def _bound(pair: Sequence[BenchRow | None]) -> str:
     return next((f"{row.flop_bound:.2f}x" for row in pair if row and ran(row) and row.flop_bound), "")
 
 
-def _psnr(key: CellKey, pair: Sequence[BenchRow | None]) -> str:
+def _psnr(key: LadderKey, pair: Sequence[BenchRow | None]) -> str:
     """Of the uncompiled one, if it ran; none for the original."""
     row = next((row for row in pair if row and ran(row)), None)
     return "" if row is None or row.interval is None else _fidelity(key, row)[0]
 
 
 def ladder_tables(path: Path) -> str:
-    """A table for each cell, with all its rungs, and the rig it was measured on."""
+    """A table for each ladder, with all its rungs, and the rig it was measured on."""
     parts = []
     left_out = trusted(path).left_out
-    for key, cell in cells(path).items():
-        shown = [row for row in cell.rows if reuse(row) in (ALONE, *cell.reuses)]
+    for key, ladder in ladders(path).items():
+        shown = [row for row in ladder.rows if reuse(row) in (ALONE, *ladder.reuses)]
         lines = [
             (
                 "" if row.interval is None else f"{row.interval}, {row.branch}", label(row), _seconds_of_call(row),
@@ -133,15 +133,15 @@ def ladder_tables(path: Path) -> str:
             "peak MiB",
         )  # fmt: skip
         title = f"**{key.title}**" + (f"\n\n{RANDOM}" if key.random else "")
-        parts.append(f"{title}\n\n{_without_empty(header, lines)}\n{_same_work(cell)}{caption(cell.rigs)}")
-    peaks = any(row.peak_memory_mib for cell in cells(path).values() for row in cell.rows)
+        parts.append(f"{title}\n\n{_without_empty(header, lines)}\n{_same_work(ladder)}{caption(ladder.rigs)}")
+    peaks = any(row.peak_memory_mib for ladder in ladders(path).values() for row in ladder.rows)
     notes = " ".join(filter(None, [BOUND, PEAK * peaks, left_out])) if parts else left_out
     return "\n\n".join([*parts, notes])
 
 
-def _same_work(cell: Cell) -> str:
+def _same_work(ladder: Ladder) -> str:
     """A sentence on pairs that are not shown, or ""."""
-    hidden = [pair for pair in dict.fromkeys(map(reuse, cell.rows)) if pair not in (ALONE, *cell.reuses)]
+    hidden = [pair for pair in dict.fromkeys(map(reuse, ladder.rows)) if pair not in (ALONE, *ladder.reuses)]
     if not hidden:
         return ""
     names = ", ".join(f"interval {interval}, branch {branch}" for interval, branch in hidden)
@@ -165,9 +165,9 @@ def _seconds_of_call(row: BenchRow) -> str:
     return seconds(row.pipeline_s) + (f" ({seconds(spread[0])} to {seconds(spread[1])})" if None not in spread else "")
 
 
-def _fidelity(cell: CellKey, row: BenchRow | None) -> tuple[str, str]:
+def _fidelity(key: LadderKey, row: BenchRow | None) -> tuple[str, str]:
     """PSNR and SSIM; empty for random weights, whose images mean nothing."""
-    if row is None or cell.random:
+    if row is None or key.random:
         return "", ""
     psnr = _number(row.psnr, lambda value: "identical" if math.isinf(value) else f"{value:.1f}")
     return psnr, _number(row.ssim, "{:.3f}".format)

@@ -32,11 +32,11 @@ from benchmarks.pages.ladder import (
     MODELS,
     STEPCACHE,
     STOCK,
-    Cell,
-    CellKey,
-    cells,
+    Ladder,
+    LadderKey,
     fastest,
     kind,
+    ladders,
     ran,
     seconds,
 )
@@ -67,7 +67,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """The bars of one cell at one (interval, branch)."""
+    """The bars of one ladder at one (interval, branch)."""
 
     title: str
     below: str
@@ -79,12 +79,10 @@ def first_picture(results: Path) -> list[Figure] | None:
     paths = [results / name for name in SOURCES if (results / name).exists()]
     found: dict[str, Panel] = {}
     for path in paths:
-        for key, cell in cells(path).items():
-            one = panel(key, cell)
+        for key, ladder in ladders(path).items():
+            one = panel(key, ladder)
             if one.bars and one.bars[0].name == "original":
-                found.setdefault(
-                    one.title, one
-                )  # a GPU's run has a cell for each question; the first is the whole ladder
+                found.setdefault(one.title, one)  # a GPU's run has a ladder for each question; the first has all rungs
     panels = list(found.values())
     if not panels:
         return None
@@ -94,15 +92,15 @@ def first_picture(results: Path) -> list[Figure] | None:
     return [Figure("first_picture", alt, partial(draw, panels))]
 
 
-def panel(key: CellKey, cell: Cell) -> Panel:
+def panel(key: LadderKey, ladder: Ladder) -> Panel:
     """The original, eager and compiled, and the fastest of each way to do less work at the first (interval, branch)."""
-    pair = cell.first
-    rows = cell.of(pair) if pair != ALONE else []
-    eager = fastest([row for row in cell.of(ALONE) if not row.mode])
+    pair = ladder.first
+    rows = ladder.of(pair) if pair != ALONE else []
+    eager = fastest([row for row in ladder.of(ALONE) if not row.mode])
     number = next((row.fewer for row in rows if row.fewer), None)
     ways = {
         "original": [eager] if eager else [],
-        "torch.compile": [row for row in cell.of(ALONE) if row.mode],
+        "torch.compile": [row for row in ladder.of(ALONE) if row.mode],
         f"{number} steps": [row for row in rows if kind(row) == STOCK],
         "DeepCache": [row for row in rows if kind(row) == DEEPCACHE],
         "stepcache": [row for row in rows if kind(row) == STEPCACHE],

@@ -1,4 +1,4 @@
-"""What tables and plots of `stepcache bench` share: the cells of a CSV, the kinds of variants, names and numbers."""
+"""What tables and plots of `stepcache bench` share: the ladders of a CSV, the kinds of variants, names and numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LEAST_REPEATS = 3
 ALONE = (None, None)  # where nothing is reused, and no number of steps is chosen by what is
 
 
-class CellKey(NamedTuple):
-    """What all rows of a cell share: the fields of `BenchRow` of these names, and the run that measured them.
+class LadderKey(NamedTuple):
+    """What all rows of a ladder share: the fields of `BenchRow` of these names, and the run that measured them.
 
     commit, command and machine are the run's. Rows of two runs are never in one table: speeds differ between machines
     and hours. (One command that is run twice on one machine is one run, whose better rows count.)
@@ -64,8 +64,8 @@ class CellKey(NamedTuple):
 
 
 @dataclass
-class Cell:
-    """The rows of a cell: without reuse first, then from eager up the ladder; and the rigs they were measured on.
+class Ladder:
+    """A run's rows for one size and batch: without reuse first, then from eager up; and the rigs they were measured on.
 
     first: the (interval, branch) that was measured first, together with the rows without reuse; ALONE if there is none.
     Others have an eager of their own beside them, which has no row.
@@ -94,17 +94,17 @@ class Cell:
         return [pair for pair in found.values() if pair != ALONE]
 
 
-def cells(path: Path) -> dict[CellKey, Cell]:
-    """The cells of a CSV, as in the file.
+def ladders(path: Path) -> dict[LadderKey, Ladder]:
+    """The ladders of a CSV, as in the file.
 
     Of several rows for one variant, those that ran come first, then those with more repeats, then the earlier one.
     Rows that are not trusted (trusted.py) are left out.
     """
-    found: dict[CellKey, dict[Hashable, tuple[BenchRow, Rig]]] = {}
+    found: dict[LadderKey, dict[Hashable, tuple[BenchRow, Rig]]] = {}
     rows, rigs, _ = trusted(path)
     for row, rig in zip(rows, rigs, strict=True):
-        shared = [getattr(row if hasattr(row, name) else rig, name) for name in CellKey._fields]
-        rungs = found.setdefault(CellKey(*shared), {})
+        shared = [getattr(row if hasattr(row, name) else rig, name) for name in LadderKey._fields]
+        rungs = found.setdefault(LadderKey(*shared), {})
         there, _ = rungs.get((label(row), reuse(row)), (None, None))
         if there is None or (ran(row), row.repeats) > (ran(there), there.repeats):
             rungs[label(row), reuse(row)] = row, rig
@@ -112,12 +112,12 @@ def cells(path: Path) -> dict[CellKey, Cell]:
     for key, rungs in found.items():
         ordered = sorted(rungs.values(), key=lambda pair: _place(pair[0]))
         first = next((pair for _, pair in rungs if pair != ALONE), ALONE)
-        made[key] = Cell([row for row, _ in ordered], [rig for _, rig in ordered], first)
+        made[key] = Ladder([row for row, _ in ordered], [rig for _, rig in ordered], first)
     return made
 
 
 def _place(row: BenchRow) -> tuple[int, ...]:
-    """The sort key of a row in its cell. A rung that today's ladder does not have comes last."""
+    """The sort key of a row in its ladder. A rung that today's ladder does not have comes last."""
     rung, mode = (
         known.index(name) if name in known else len(known)
         for known, name in ((list(LADDER.values()), row.variant), (["", *MODES], row.mode))

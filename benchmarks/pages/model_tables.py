@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.frontier.dampings import Row as DampingRow
 from benchmarks.kernels.add_verdicts import DEFAULTS
-from benchmarks.pages.ladder import cells, label, ran, reason, seconds
+from benchmarks.pages.ladder import label, ladders, ran, reason, seconds
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.rivals_pages import SCHEDULERS
 from benchmarks.pages.trusted import trusted
@@ -19,7 +19,7 @@ GPU_MODELS = ("sd21", "sdxl")  # those that the gate measures
 def gpu_table(path: Path, model: str) -> str:
     """Every variant of the model in a CSV of `stepcache bench`: a whole call, in seconds and over eager. "" if none."""
     parts = []
-    for key, cell in cells(path).items():
+    for key, ladder in ladders(path).items():
         if key.model != model:
             continue
         lines = [
@@ -29,10 +29,10 @@ def gpu_table(path: Path, model: str) -> str:
                 seconds(row.pipeline_s) if ran(row) else reason(row),
                 "" if row.speedup is None else f"{row.speedup:.2f}x",
             )
-            for row in cell.rows
+            for row in ladder.rows
         ]
         header = ("interval, branch", "variant", "call, s", "over eager")
-        parts.append(f"{key.title}:\n\n{table(header, lines)}\n{caption(cell.rigs)}")
+        parts.append(f"{key.title}:\n\n{table(header, lines)}\n{caption(ladder.rigs)}")
     return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
 
 

@@ -30,12 +30,12 @@ from benchmarks.pages.ladder import (
     ALONE,
     DEEPCACHE,
     STEPCACHE,
-    Cell,
-    CellKey,
-    cells,
+    Ladder,
+    LadderKey,
     fastest,
     kind,
     label,
+    ladders,
     ran,
     reason,
     seconds,
@@ -57,22 +57,22 @@ class Point:
 
 
 def ladder_figures(path: Path) -> list[Figure]:
-    """A figure for each cell of a CSV of `stepcache bench`."""
+    """A figure for each ladder of a CSV of `stepcache bench`."""
     return [
         Figure(
             f"{path.stem}_ladder_{n}",
             f"Seconds of a call for each variant: {key.title}",
-            partial(draw_ladder, key, cell),
+            partial(draw_ladder, key, ladder),
         )
-        for n, (key, cell) in enumerate(cells(path).items(), 1)
+        for n, (key, ladder) in enumerate(ladders(path).items(), 1)
     ]
 
 
 def fidelity_figures(path: Path) -> list[Figure]:
-    """Speed-up against PSNR for each cell of such a CSV with trained weights and lossy variants that ran."""
+    """Speed-up against PSNR for each ladder of such a CSV with trained weights and lossy variants that ran."""
     figures = []
-    for n, (key, cell) in enumerate(cells(path).items(), 1):
-        points = [] if key.random else fidelity_points(cell)
+    for n, (key, ladder) in enumerate(ladders(path).items(), 1):
+        points = [] if key.random else fidelity_points(ladder)
         if points:
             draw = partial(
                 draw_points, points, title=key.title, x="speed-up of the whole call over eager",
@@ -82,12 +82,12 @@ def fidelity_figures(path: Path) -> list[Figure]:
     return figures
 
 
-def fidelity_points(cell: Cell) -> list[Point]:
+def fidelity_points(ladder: Ladder) -> list[Point]:
     """The fastest variant of DeepCache and of stepcache at each (interval, branch), unless its images are identical."""
     points = []
-    for pair in cell.reuses:
+    for pair in ladder.reuses:
         for method in (DEEPCACHE, STEPCACHE):
-            row = fastest([row for row in cell.of(pair) if kind(row) == method])
+            row = fastest([row for row in ladder.of(pair) if kind(row) == method])
             if row and ran(row) and row.speedup is not None and row.psnr is not None and math.isfinite(row.psnr):
                 name = f"{method}, branch {row.branch}"
                 points.append(Point(name, row.speedup, row.psnr, f"{row.interval}", method == STEPCACHE))
@@ -142,17 +142,17 @@ def _name(axes: Axes, theme: Theme, starts: Sequence[Point]) -> None:
         axes.plot([column, start.x], [place, start.y], color=theme.other, linewidth=1 * POINT, zorder=2)
 
 
-def draw_ladder(key: CellKey, cell: Cell, theme: Theme) -> str:
-    """An SVG of a cell's whole calls in the ladder's order, with a heading for each (interval, branch).
+def draw_ladder(key: LadderKey, ladder: Ladder, theme: Theme) -> str:
+    """An SVG of a ladder's whole calls in its order, with a heading for each (interval, branch).
 
     Bars are medians, whiskers reach from the 20th to the 80th percentile. A variant that did not run says why.
     """
-    rows = cell.rows
+    rows = ladder.rows
     left = 24 + LETTER * max(len(label(row)) for row in rows)
     right, top, bottom, bar = 120, 62, 12, 24
     lines: list[BenchRow | str] = []
-    for pair in (ALONE, *cell.reuses):
-        of_pair = cell.of(pair)
+    for pair in (ALONE, *ladder.reuses):
+        of_pair = ladder.of(pair)
         heading = "nothing reused" if pair == ALONE else f"interval {pair[0]}, branch {pair[1]}"
         lines += [heading, *of_pair] if of_pair else []
     height = top + bottom + bar * len(lines)

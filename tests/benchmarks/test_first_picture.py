@@ -7,7 +7,7 @@ from support.bench_rows import row
 
 from benchmarks.pages.figures import DARK, LIGHT
 from benchmarks.pages.first_picture import draw, first_picture, panel
-from benchmarks.pages.ladder import cells
+from benchmarks.pages.ladder import ladders
 from stepcache.bench.rows import Rig, write
 
 SD21 = {"model": "sd21", "weights": "random", "height": 256, "width": 256}
@@ -53,8 +53,8 @@ def test_the_drawing_has_all_of_it_and_the_mark(results):
 
 
 def test_the_mark_is_what_skipping_work_leaves(results):
-    ((key, cell),) = cells(results / "bench_demo.csv").items()
-    one = panel(key, cell)
+    ((key, ladder),) = ladders(results / "bench_demo.csv").items()
+    one = panel(key, ladder)
     marks = {bar.name: bar.best for bar in one.bars}
     # The U-Net's 9 s are a third, and the other second is as it was.
     assert marks.pop("stepcache") == pytest.approx(1.0 + 9.0 / 3.0)
@@ -68,7 +68,7 @@ def test_a_cpu_beside_a_gpu_is_a_cpu(results, monkeypatch):
     monkeypatch.setattr(Rig, "now", classmethod(lambda cls: rig))
     write(results / "bench_demo.csv", [row("eager", 10.0), row("deepcache", 4.0, (3, 0))])
     gpu = {"device": "cuda", "model": "sdxl", "weights": "random"}
-    # The last two cells answer other questions about the same model and size.
+    # The last two ladders answer other questions about the same model and size.
     write(results / "bench_gpu.csv", [row("eager", 9.0, **gpu), row("stepcache-graphs", 2.0, (3, 0), **gpu)])
     for command, rows in (("b", [row("stepcache-graphs", 1.0, (3, 0), **gpu)]), ("c", [row("eager", 8.0, **gpu)])):
         other = replace(rig, command=command)

@@ -11,7 +11,7 @@ from support.bench_rows import ladder, row
 from benchmarks import RESULTS, ROOT
 from benchmarks.pages import canvas, plots, tables, two_graphs
 from benchmarks.pages.figures import DARK, LIGHT, THEMES
-from benchmarks.pages.ladder import cells
+from benchmarks.pages.ladder import ladders
 from stepcache.bench.rows import write
 
 PINNED = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
@@ -96,10 +96,10 @@ def test_ladder_shows_every_rung_and_why_one_is_missing(csv):
 
 
 def test_bars_are_as_long_as_the_seconds(csv):
-    svg = plots.draw_ladder(*next(iter(cells(csv(ladder())).items())), LIGHT)
+    svg = plots.draw_ladder(*next(iter(ladders(csv(ladder())).items())), LIGHT)
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+\s+L ([\d.]+) [^"]*" [^>]*style="fill: (#\w+)"', svg)
     lengths = [(float(right) - float(left), colour) for left, right, colour in bars]
-    measured = [r for r in cells(csv(ladder())).popitem()[1].rows if r.status == "ok"]
+    measured = [r for r in ladders(csv(ladder())).popitem()[1].rows if r.status == "ok"]
     assert len(lengths) == len(measured)
     for (length, colour), rung in zip(lengths, measured, strict=True):
         assert length / lengths[0][0] == pytest.approx(rung.pipeline_s / 10, rel=1e-3)
@@ -118,7 +118,7 @@ def test_a_figure_for_each_cell(csv):
 
 
 def test_fidelity_has_the_fastest_of_each_method(csv):
-    points = plots.fidelity_points(cells(csv(ladder())).popitem()[1])
+    points = plots.fidelity_points(ladders(csv(ladder())).popitem()[1])
     assert [(p.method, p.x, p.y, p.label, p.ours) for p in points] == [
         ("DeepCache, branch 0", 2.5, 30.0, "3", False),
         ("stepcache, branch 0", 4.0, 30.0, "3", True),
