@@ -9,11 +9,13 @@ from pathlib import Path
 from benchmarks.pages.ladder import (
     ALONE,
     DEEPCACHE,
+    RATIOS,
     STEPCACHE,
     STOCK,
     Ladder,
     LadderKey,
     clearly_fastest,
+    engine,
     fastest,
     kind,
     label,
@@ -30,8 +32,7 @@ from stepcache.bench.schema import BenchRow
 
 BOUND = (
     "The FLOP bound counts operations. Compiling can exceed it; a row without compiling that does shows noise in the "
-    "eager original, or deep layers that take longer for each operation. Factors are medians of ratios in a repeat, "
-    "so they may differ from the ratio of the seconds shown."
+    f"eager original, or deep layers that take longer for each operation. {RATIOS}"
 )
 PEAK = "Stepcache's peaks include its own copy of the convolutions' weights, which only this benchmark needs."
 RANDOM = "Random weights: architecture and times are real; images, and so PSNR and SSIM, mean nothing."
@@ -58,9 +59,9 @@ def headline_table(key: LadderKey, ladder: Ladder) -> str:
     }
     lines, shown = [], []
     for name, rows in ways.items():
-        uncompiled = [row for row in rows if not _compiled(row)]
-        lines.append((name, fastest(uncompiled), fastest([row for row in rows if _compiled(row)])))
-        shown += lines[-1][1:]
+        pair = [fastest([row for row in rows if engine(row) == each]) for each in ("eager", "compiled")]
+        lines.append((name, *pair))
+        shown += pair
     best = clearly_fastest(shown)
     written = [
         (name, *(_call(row, bold=row is not None and row is best) for row in pair), _bound(pair), _psnr(key, pair))
@@ -83,7 +84,7 @@ def _explained(shown: Sequence[BenchRow | None], best: BenchRow | None) -> str:
     repeats = dict.fromkeys(row.repeats for row in shown if row and ran(row))
     return (
         f"Seconds of a whole call, median of {' or '.join(map(str, repeats))}, and speed-up over the eager original of "
-        "the same run. FLOP bound: the U-Net's speed-up if time followed the work."
+        f"the same run. {RATIOS} FLOP bound: the U-Net's speed-up if time followed the work."
         + (" Bold: faster than all others, with no overlap of the spreads (p20 to p80)." if best else "")
     )
 
@@ -96,10 +97,6 @@ def _fewer(of_pair: Sequence[BenchRow], steps: int) -> str:
 def _predicted(of_pair: Sequence[BenchRow]) -> str:
     predict = next((row.predict for row in of_pair if kind(row) == STEPCACHE), "hold")
     return f", `predict={literal(predict)}`" if predict != "hold" else ""
-
-
-def _compiled(row: BenchRow) -> bool:
-    return "compile" in row.variant
 
 
 def _bound(pair: Sequence[BenchRow | None]) -> str:
@@ -145,7 +142,7 @@ def _same_work(ladder: Ladder) -> str:
     if not hidden:
         return ""
     names = ", ".join(f"interval {interval}, branch {branch}" for interval, branch in hidden)
-    return f"\nNot shown, since it is the same work as a pair above in so few steps: {names}.\n"
+    return f"\nNot shown, because in so few steps they do the same work as a pair above: {names}.\n"
 
 
 def _call(row: BenchRow | None, bold: bool = False) -> str:

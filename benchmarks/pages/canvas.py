@@ -16,6 +16,7 @@ from benchmarks.pages.figures import FONTS, WIDTH, Theme
 
 POINT = 0.75  # a pixel in points, matplotlib's unit for text and lines
 SMALL, NORMAL, TITLE = 11.5 * POINT, 13 * POINT, 15 * POINT
+BELOW = 18
 LETTER = 6.7  # pixels: a generous width of a letter at NORMAL
 SETTINGS = {
     "svg.hashsalt": "stepcache",
@@ -39,9 +40,10 @@ def add_note(
 
 
 def add_title(canvas: Canvas, theme: Theme, height: int, text: str, below: str) -> None:
-    """The figure's title, and a line below it. height: of the figure, in pixels."""
+    """The figure's title, and lines below it, BELOW pixels apart. height: of the figure, in pixels."""
     canvas.text(8 / WIDTH, 1 - 22 / height, text, color=theme.ink, size=TITLE, weight="bold", va="baseline")
-    canvas.text(8 / WIDTH, 1 - 42 / height, below, color=theme.muted, va="baseline")
+    for n, line in enumerate(below.splitlines()):
+        canvas.text(8 / WIDTH, 1 - (42 + BELOW * n) / height, line, color=theme.muted, va="baseline")
 
 
 def plain(axes: Axes, theme: Theme) -> None:

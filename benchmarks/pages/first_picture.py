@@ -30,10 +30,12 @@ from benchmarks.pages.ladder import (
     ALONE,
     DEEPCACHE,
     MODELS,
+    RATIOS,
     STEPCACHE,
     STOCK,
     Ladder,
     LadderKey,
+    engine,
     fastest,
     kind,
     ladders,
@@ -45,7 +47,7 @@ from stepcache.images.fidelity import in_words
 
 # In reading order, two in a line.
 SOURCES = ("bench_gpu.csv", "bench_sd21_cpu.csv", "bench_sdxl_cpu.csv", "bench_demo.csv")
-LEFT, RIGHT, TOP, HEAD, BAR, GAP = 140, 150, 66, 44, 22, 14  # pixels
+LEFT, RIGHT, TOP, HEAD, BAR, GAP = 140, 150, 84, 44, 22, 14  # pixels
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,8 @@ def first_picture(results: Path) -> list[Figure] | None:
     panels = list(found.values())
     if not panels:
         return None
-    alt = "Seconds of whole pipeline calls. " + " ".join(
-        f"{one.title}: {'; '.join(f'{bar.name} {bar.figures}' for bar in one.bars)}." for one in panels
-    )
+    lines = [f"{one.title}: {'; '.join(f'{bar.name} {bar.figures}' for bar in one.bars)}." for one in panels]
+    alt = " ".join(["Seconds of whole pipeline calls, and speed-up over the eager original.", *lines, RATIOS])
     return [Figure("first_picture", alt, partial(draw, panels))]
 
 
@@ -109,8 +110,9 @@ def panel(key: LadderKey, ladder: Ladder) -> Panel:
     for name, of_way in ways.items():
         row = fastest(of_way)
         if row and ran(row):
-            compiled = ", compiled" if row.fewer and row.mode else ""
-            bars.append(Bar(name + compiled, row, _best(row, eager) if kind(row) == STEPCACHE else None))
+            # The original's two bars are named after what they are already.
+            named = name if name in ("original", "torch.compile") else f"{name}, {engine(row)}"
+            bars.append(Bar(named, row, _best(row, eager) if kind(row) == STEPCACHE else None))
     guided = f"{key.steps} steps" + (f", interval {pair[0]}" if pair != ALONE else "")
     # A machine with a GPU has it in its rig, also for what ran on its CPU.
     where = key.gpu.removeprefix("NVIDIA ").partition(" ")[0] if key.device == "cuda" else "CPU"
@@ -135,7 +137,8 @@ def draw(panels: Sequence[Panel], theme: Theme) -> str:
         canvas = Canvas(figsize=(inches(WIDTH), inches(height)))
         add_title(
             canvas, theme, height, "Seconds of a whole call, and speed-up over the eager original",
-            "The mark at stepcache: the best that skipping work alone can do. dB: PSNR against the original's images.",
+            "The mark at stepcache: the best that skipping work alone can do. dB: PSNR against the original's images.\n"
+            + RATIOS,
         )  # fmt: skip
         for number, line in enumerate(lines):
             top = TOP + sum(tall[:number])

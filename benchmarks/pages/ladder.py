@@ -17,6 +17,7 @@ STOCK, DEEPCACHE, STEPCACHE = "diffusers", "DeepCache", "stepcache"
 Reuse = tuple[int | None, int | None]  # (interval, branch)
 LEAST_REPEATS = 3
 ALONE = (None, None)  # where nothing is reused, and no number of steps is chosen by what is
+RATIOS = "Speed-ups are medians of the ratios within a repeat, so they may differ from the ratio of the seconds shown."
 
 
 class LadderKey(NamedTuple):
@@ -129,6 +130,11 @@ def kind(row: BenchRow) -> str:
     """Whose work the variant is: STOCK, DEEPCACHE or STEPCACHE."""
     name = row.variant.lower()
     return STEPCACHE if "stepcache" in name else DEEPCACHE if "deepcache" in name else STOCK
+
+
+def engine(row: BenchRow) -> str:
+    """How the variant runs its U-Net: eager or compiled."""
+    return "compiled" if "compile" in row.variant else "eager"
 
 
 def reuse(row: BenchRow) -> Reuse:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.frontier.dampings import Row as DampingRow
 from benchmarks.kernels.add_verdicts import DEFAULTS
-from benchmarks.pages.ladder import label, ladders, ran, reason, seconds
+from benchmarks.pages.ladder import RATIOS, label, ladders, ran, reason, seconds
 from benchmarks.pages.markdown_table import caption, table
 from benchmarks.pages.rivals_pages import SCHEDULERS
 from benchmarks.pages.trusted import trusted
@@ -32,7 +32,7 @@ def gpu_table(path: Path, model: str) -> str:
             for row in ladder.rows
         ]
         header = ("interval, branch", "variant", "call, s", "over eager")
-        parts.append(f"{key.title}:\n\n{table(header, lines)}\n{caption(ladder.rigs)}")
+        parts.append(f"{key.title}:\n\n{table(header, lines)}\n\n{RATIOS}\n{caption(ladder.rigs)}")
     return "\n\n".join([*parts, *filter(None, [trusted(path).left_out])])
 
 

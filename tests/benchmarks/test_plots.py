@@ -117,14 +117,29 @@ def test_a_figure_for_each_cell(csv):
     assert list(drawn(plots.fidelity_figures(path))) == ["bench_demo_fidelity_1", "bench_demo_fidelity_2"]
 
 
-def test_fidelity_has_the_fastest_of_each_method(csv):
-    points = plots.fidelity_points(ladders(csv(ladder())).popitem()[1])
-    assert [(p.method, p.x, p.y, p.label, p.ours) for p in points] == [
-        ("DeepCache, branch 0", 2.5, 30.0, "3", False),
-        ("stepcache, branch 0", 4.0, 30.0, "3", True),
-        ("DeepCache, branch 0", pytest.approx(10 / 3), 25.0, "5", False),
-        ("stepcache, branch 0", 5.0, 24.5, "5", True),
+def test_fidelity_compares_eager_with_eager_and_compiled_with_compiled(csv):
+    lossy = {"psnr": 20.0, "flop_bound": 3.0}
+    rows = [
+        *ladder(predict="auto"),
+        row("fewer-steps", 5.0, (3, 0), fewer=8, **lossy),
+        row("compile+fewer-steps", 4.0, (3, 0), mode="default", fewer=8, **lossy),
+        row("compile+fewer-steps", 3.2, (3, 0), mode="max-autotune", fewer=8, **lossy),
+        row("deepcache", 3.0, (5, 1), **lossy),  # a deeper branch
     ]
+    path = csv(rows)
+    points = plots.fidelity_points(ladders(path).popitem()[1])
+    assert [(p.method, p.x, p.y, p.label, p.ours) for p in points] == [
+        ("fewer steps, eager", 2.0, 20.0, "8", False),
+        ("DeepCache, eager", 2.5, 30.0, "3", False),
+        ("fewer steps, compiled", 3.125, 20.0, "8", False),
+        ("stepcache, eager", pytest.approx(8 / 3), 30.0, "3", True),
+        ("stepcache, compiled", 4.0, 30.0, "3", True),
+        ("DeepCache, eager", pytest.approx(10 / 3), 25.0, "5", False),
+        ("stepcache, compiled", 5.0, 24.5, "5", True),
+    ]
+    ((_, svg),) = drawn(plots.fidelity_figures(path)).items()
+    below = 'PSNR against the eager original\'s image, dB; branch 0; stepcache with predict="auto"'
+    assert below in texts(svg) and "fewer steps, compiled" in texts(svg)
 
 
 def test_fidelity_needs_images_that_mean_something(csv):

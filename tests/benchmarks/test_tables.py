@@ -183,7 +183,7 @@ def test_equal_work_is_shown_once(results):
     assert [line[0] for line in cells_of(made)[2:]] == ["", "3, 0", "5, 0", "5, 0", "5, 1"]  # their images differ
     made = tables.TABLES["bench_demo"](results("bench_demo.csv", of("random")))
     assert [line[0] for line in cells_of(made)[2:]] == ["", "3, 0", "5, 1"]
-    assert "Not shown, since it is the same work as a pair above in so few steps: interval 5, branch 0." in made
+    assert "Not shown, because in so few steps they do the same work as a pair above: interval 5, branch 0." in made
 
 
 def test_the_headline_has_the_pair_that_eager_was_measured_with(results):
@@ -195,7 +195,7 @@ def test_the_headline_has_the_pair_that_eager_was_measured_with(results):
     assert "interval 3, branch 0." in made and "4.00 s, 2.50x" in made and "8.00 s, 1.25x" in made
     assert "5.00 s" not in made and "3.00 s" not in made
     (figure,) = tables.FIGURES["first_picture"](folder)
-    assert "DeepCache 4.00 s" in figure.alt and "5.00 s" not in figure.alt
+    assert "DeepCache, eager 4.00 s" in figure.alt and "5.00 s" not in figure.alt
 
 
 def test_headline_says_why_there_is_no_figure(results):
