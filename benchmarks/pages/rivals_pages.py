@@ -137,7 +137,7 @@ def everywhere_table(path: Path) -> str:
 
 
 def _grid(what: str, found: Sequence[tuple[Compared, Difference]]) -> str:
-    """A sentence with the count, and a table: schedulers and guidance scales down, steps and intervals across."""
+    """The counts, and a table: schedulers and guidance scales down, steps and intervals across."""
     cells: dict[str, dict[tuple[int, int], str]] = {}
     for here, each in found:
         cells.setdefault(_named(here.setting), {})[here.setting.steps, here.interval] = _marked(
@@ -146,8 +146,16 @@ def _grid(what: str, found: Sequence[tuple[Compared, Difference]]) -> str:
     columns = sorted({(here.setting.steps, here.interval) for here, _ in found})
     header = ["dB", *(f"{steps} steps, interval {interval}" for steps, interval in columns)]
     lines = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
-    certain = sum(each.better for _, each in found)
-    return f"{what}: certainly better in {certain} of {len(found)}.\n\n{table(header, lines)}"
+    return f"{what}: certainly better in {_certain(found)}.\n\n{table(header, lines)}"
+
+
+def _certain(found: Sequence[tuple[Compared, Difference]]) -> str:
+    """How many differences are above 0 for certain, of all and of each scheduler's."""
+    by_scheduler: dict[str, list[bool]] = {}
+    for here, each in found:
+        by_scheduler.setdefault(SCHEDULERS.get(here.setting.scheduler, here.setting.scheduler), []).append(each.better)
+    counts = [f"{name} {sum(better)} of {len(better)}" for name, better in by_scheduler.items()]
+    return f"{sum(each.better for _, each in found)} of {len(found)} ({', '.join(counts)})"
 
 
 def fewer_table(path: Path) -> str:

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.frontier.rivals_rows import FEWER, Row
+from benchmarks import RESULTS, ROOT
+from benchmarks.frontier.rivals_rows import AUTO, FEWER, Row, difference, fewer_for
 from benchmarks.pages.figures import LIGHT
 from benchmarks.pages.rivals_pages import (
     aims_table,
+    compared,
     everywhere_table,
     fewer_everywhere_table,
     fewer_table,
     rivals_figures,
 )
-from stepcache.bench.rows import write
+from stepcache.bench.rows import read, write
 
 PROMPTS, SEEDS = 4, 2
 SPREAD = (-1.0, -0.5, 0.0, 0.0, 0.5, 1.0, -0.5, 0.5)  # of the images around the mean
@@ -74,11 +76,11 @@ def test_the_aims(path):
 def test_everywhere(path):
     text = everywhere_table(path)
     hold, own, spectrum = text.split("`auto` over ")[1:]
-    assert hold.startswith("hold: certainly better in 2 of 2.\n")
+    assert hold.startswith("hold: certainly better in 2 of 2 (DDIM 1 of 1, Euler 1 of 1).\n")
     assert lines_of(hold) == [
         ["dB", "20 steps, interval 2"], ["---"] * 2, ["DDIM, guidance 7.5", "+1.5"], ["Euler, guidance 7.5", "+0.5"],
     ]  # fmt: skip
-    assert own.startswith("Spectrum, own schedule: certainly better in 0 of 1.\n")
+    assert own.startswith("Spectrum, own schedule: certainly better in 0 of 1 (DDIM 0 of 1).\n")
     assert lines_of(own)[2:] == [["DDIM, guidance 7.5", "*-1.5*"]]
     assert lines_of(spectrum)[2:] == [["DDIM, guidance 7.5", "*-2.5*"]]
 
@@ -138,7 +140,7 @@ def test_fewer_steps(path):
 
 def test_fewer_steps_everywhere(path):
     text = fewer_everywhere_table(path)
-    assert "`hold` over fewer steps: certainly better in 1 of 1." in text
+    assert "`hold` over fewer steps: certainly better in 1 of 1 (DDIM 1 of 1)." in text
     assert lines_of(text.split("`auto`")[1])[2:] == [["DDIM, guidance 7.5", "+2.0"]]
     assert text.endswith("Certainly better than fewer steps, of the others: line in 0 of 1, best Spectrum in 1 of 1.")
 
@@ -148,7 +150,32 @@ def test_an_interval_with_0_in_it_is_no_better(tmp_path):
     write(tmp_path / "rivals.csv", rows)
     text = fewer_table(tmp_path / "rivals.csv")
     assert "*+0.3 (" in text
-    assert "`hold` over fewer steps: certainly better in 0 of 1." in fewer_everywhere_table(tmp_path / "rivals.csv")
+    assert "`hold` over fewer steps: certainly better in 0 of 1 (DDIM 0 of 1)." in fewer_everywhere_table(
+        tmp_path / "rivals.csv"
+    )
+
+
+def test_what_the_pages_say_of_auto_and_fewer_steps_is_in_the_csv():
+    rows = read(RESULTS / "rivals.csv", Row)
+    found = {}
+    for here in compared(rows):
+        if (rival := fewer_for(here.dearest, rows)) is not None:
+            found[here.setting[1:], here.interval] = difference(here.best(AUTO), rival, most=True)
+    open_ = [key for key, each in found.items() if not each.better]
+    karras = [key for key in open_ if key[0][0] == "dpm++-karras"]
+    long_runs = [key for key in found if key[0][0] == "dpm++-karras" and key[0][1] >= 30]
+    of_long = len([key for key in long_runs if found[key].better]), len(long_runs)
+    readme, sd, notes = (
+        " ".join((ROOT / page).read_text().split())
+        for page in ("README.md", "docs/models/stable-diffusion.md", "docs/notes.md")
+    )
+    assert f"in {len(found) - len(open_)} of {len(found)} settings" in readme
+    assert f"Of the others, {len(karras)} are DPM++ 2M with Karras sigmas, and one is DPM++ 2M" in readme
+    assert all(f"in {of_long[0]} of {of_long[1]} settings" in page for page in (readme, sd))
+    assert f"in {len(open_)} of {len(found)} settings" in notes and f"{len(karras)} of 18 with Karras sigmas" in notes
+    assert [key for key in open_ if key not in karras] == [(("dpm++", 50, 7.5), 5)]
+    assert [key for key in karras if key not in long_runs] == [(("dpm++-karras", 20, 3.0), 3)]
+    assert [key[0][1] for key, each in found.items() if each.high < 0] == [50] * 3  # certainly worse
 
 
 def test_a_figure_for_each_scheduler(tmp_path):
