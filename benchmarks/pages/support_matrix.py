@@ -17,6 +17,7 @@ from benchmarks import ROOT
 from benchmarks.pages.markdown_table import table
 
 TESTS = ROOT / "tests"
+NOT_CARRIED = ": accelerate the new pipe itself"
 OUTCOMES = WORKS, IDLE, REFUSED = "works", "works, nothing reused", "refused"
 
 
@@ -40,8 +41,10 @@ def counts_table(cases: Iterable[Any], ways: Iterable[Any], engine: str) -> str:
 
 
 def ways_table(ways: Iterable[Any], engines: Sequence[str]) -> str:
-    """A line for each way of running (`feature`, `status(engine)`) with a column for each engine."""
-    lines = [(way.feature, *(way.status(engine) for engine in engines)) for way in ways]
+    """A line for each way of running (`feature`, `carries`, `status(engine)`) with a column for each engine."""
+    lines = [
+        (way.feature + NOT_CARRIED * (not way.carries), *(way.status(engine) for engine in engines)) for way in ways
+    ]
     return table(("way of running", *engines), lines)
 
 

@@ -96,15 +96,15 @@ def cold_start_table(path: Path) -> str:
     """Seconds to the first image, and later ones."""
     lines = [
         (
-            f"{row.model}, {row.pixels} px", row.variant, f"{row.first_image_s:.1f}", f"{row.compile_s:.1f}",
-            f"{row.steady_s:.3f}", f"{row.steady_speedup_over_eager:.2f}x", f"{row.full_ms:.1f}",
+            f"{row.model}, {row.pixels} px, {row.steps} steps", row.variant, f"{row.first_image_s:.1f}",
+            f"{row.compile_s:.1f}", f"{row.steady_s:.3f}", f"{row.steady_speedup_over_eager:.2f}x", f"{row.full_ms:.1f}",
             f"{row.partial_ms:.1f}", _host(row),
         )
         for row in read(path, cold_start.Row)
     ]  # fmt: skip
     header = (
         "model", "graphs", "first image, s", "compiling, s", "later images, s", "over eager", "full call, ms",
-        "partial call, ms", "of them host, ms",
+        "partial call, ms", "of which host, ms",
     )  # fmt: skip
     return table(header, lines) + "\n" + caption(read(path, Rig)[:1])
 
@@ -139,7 +139,7 @@ def gpu_code_table(path: Path) -> str:
             (f"{model}, {before.pixels} px, {kind}, {join} joins", *map(" → ".join, pairs), joined, " / ".join(configs))
         )
     header = (
-        "graph", "Triton launches", "of them re-lay a weight", "GB by Triton kernels", "bound, ms",
+        "graph", "Triton launches", "of which re-lay a weight", "GB by Triton kernels", "bound, ms",
         "at our joins: launches, copies", "configurations: default / Inductor's own / coordinate descent",
     )  # fmt: skip
     return table(header, lines) + "\n" + caption(read(path, Rig))

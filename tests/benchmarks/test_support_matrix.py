@@ -38,11 +38,13 @@ SOME = [
 
 
 def test_a_line_for_each_way_and_a_column_for_each_engine():
-    way = SimpleNamespace(feature="offloading", status={"eager": "works", "captured": "refused"}.get)
-    assert cells_of(support_matrix.ways_table([way], ["eager", "captured"])) == [
+    way = SimpleNamespace(feature="offloading", carries=True, status={"eager": "works", "captured": "refused"}.get)
+    new = SimpleNamespace(feature="from_pipe", carries=False, status={"eager": "works", "captured": "works"}.get)
+    assert cells_of(support_matrix.ways_table([way, new], ["eager", "captured"])) == [
         ["way of running", "eager", "captured"],
         ["---"] * 3,
         ["offloading", "works", "refused"],
+        ["from_pipe: accelerate the new pipe itself", "works", "works"],
     ]
 
 
@@ -110,7 +112,8 @@ def test_every_other_class_is_diffusers():
 def test_every_row_of_the_tests_is_on_the_page():
     ways = made("support_ways")
     for way in WAYS:
-        assert [way.feature, *map(way.status, ENGINES)] in ways
+        feature = way.feature if way.carries else f"{way.feature}{support_matrix.NOT_CARRIED}"
+        assert [feature, *map(way.status, ENGINES)] in ways
     lines = {line[0]: line for line in made("support_pipelines")}
     for row in CASES:
         if row.of_diffusers:

@@ -64,6 +64,11 @@ def test_another_figure_in_a_csv_makes_another_table(tmp_path):
     assert filled != page and "987654.3" in filled
 
 
+def test_a_cold_start_says_how_many_steps_an_image_has():
+    header, _, first, *_ = cells_of(tables.TABLES["cold_start"](RESULTS))
+    assert first[0] == "demo, 64 px, 20 steps" and "of which host, ms" in header
+
+
 @pytest.mark.parametrize("what", ["table", "figure"])
 def test_an_unknown_name(what):
     with pytest.raises(KeyError, match="no_such_thing"):
