@@ -25,7 +25,8 @@ from stepcache.images.pipelines import load_demo
 from stepcache.plans.plan import MadeFor, Plan
 from stepcache.settings import Settings
 
-# What a page says -> what runs here. Any `from_pretrained` of a pipeline gives the demo, or a tiny one of that class.
+# What a page says -> what runs here. Any `from_pretrained` of a pipeline gives the demo, or a tiny one of that class;
+# but a folder that is there is loaded.
 DEVICES = {"cuda": "cpu"}
 DTYPES = {"float16": "float32", "bfloat16": "float32", "half": "float32"}
 SIZES = range(256, 4096, 64)
@@ -181,10 +182,13 @@ def _check_settings(positional: list[ast.expr], keywords: dict[str, ast.expr]) -
 
 
 def _replace_loading(monkeypatch: pytest.MonkeyPatch, demo: Any) -> None:
-    """`from_pretrained` of pipelines and models gives small ones, whatever their path."""
+    """`from_pretrained` of pipelines and models gives small ones, unless their path is a real folder."""
+    pipeline, part = (cls.from_pretrained.__func__ for cls in (diffusers.DiffusionPipeline, diffusers.ModelMixin))
     generic = (diffusers.StableDiffusionPipeline, diffusers.DiffusionPipeline)
 
     def small(cls: type, *args: object, **kwargs: object) -> Any:
+        if _is_there(*args):
+            return pipeline(cls, *args, **kwargs)
         if cls in generic or cls.__name__.startswith("AutoPipeline"):
             return copy.deepcopy(demo)
         from support.cases import CASES
@@ -194,5 +198,13 @@ def _replace_loading(monkeypatch: pytest.MonkeyPatch, demo: Any) -> None:
     autos = [getattr(diffusers, name) for name in dir(diffusers) if name.startswith("AutoPipelineFor")]
     for owner in (diffusers.DiffusionPipeline, *autos):
         monkeypatch.setattr(owner, "from_pretrained", classmethod(small))
+
     # A part that is loaded apart: the small pipeline that it is given to has its own.
-    monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", classmethod(lambda cls, *args, **kwargs: None))
+    def none(cls: type, *args: object, **kwargs: object) -> Any:
+        return part(cls, *args, **kwargs) if _is_there(*args) else None
+
+    monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", classmethod(none))
+
+
+def _is_there(folder: object = "", *others: object) -> bool:
+    return bool(folder) and Path(str(folder)).is_dir()
