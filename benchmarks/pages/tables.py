@@ -1,10 +1,10 @@
 """Writes the tables and figures of the pages from the CSVs in `results/`: `make tables`.
 
 Never edit what is between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- end -->` by hand:
-tests/benchmarks/test_tables.py fails if it differs from the CSVs. Without its CSV, a table is empty. Three kinds come
+tests/benchmarks/test_tables.py fails if it differs from the CSVs. Without its CSV, a table is empty. Four kinds come
 from code instead of a CSV: what is supported, from the tests' tables (support_matrix.py); what branches cost, counted
-(branch_costs.py); and the package's verdicts on kernels. A figure is two SVGs in `results/`, light and dark, which are
-written together with the pages.
+(branch_costs.py); the reference, from docstrings (reference.py); and the package's verdicts on kernels. A figure is two
+SVGs in `results/`, light and dark, which are written together with the pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.engine import cold_start, cpu_ratio, gpu_code, host_overhead, rest_of_loop
-from benchmarks.pages import branch_costs, support_matrix, two_graphs
+from benchmarks.pages import branch_costs, reference, support_matrix, two_graphs
 from benchmarks.pages.bench_tables import headline_tables, ladder_tables
 from benchmarks.pages.figures import Figure
 from benchmarks.pages.first_picture import first_picture
@@ -97,8 +97,8 @@ def cold_start_table(path: Path) -> str:
     lines = [
         (
             f"{row.model}, {row.pixels} px, {row.steps} steps", row.variant, f"{row.first_image_s:.1f}",
-            f"{row.compile_s:.1f}", f"{row.steady_s:.3f}", f"{row.steady_speedup_over_eager:.2f}x", f"{row.full_ms:.1f}",
-            f"{row.partial_ms:.1f}", _host(row),
+            f"{row.compile_s:.1f}", f"{row.steady_s:.3f}", f"{row.steady_speedup_over_eager:.2f}x",
+            f"{row.full_ms:.1f}", f"{row.partial_ms:.1f}", _host(row),
         )
         for row in read(path, cold_start.Row)
     ]  # fmt: skip
@@ -200,6 +200,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "kernel_measured": kernel_measured_table,
     **support_matrix.TABLES,
     **branch_costs.TABLES,
+    **reference.TABLES,
     **{f"gpu_{model}": csv(functools.partial(gpu_table, model=model), "bench_gpu.csv") for model in GPU_MODELS},
     "auto_range": csv(auto_range_table, "dampings.csv"),
     "kernel_verdicts": verdicts_table,

@@ -12,14 +12,14 @@ from benchmarks.engine import gpu_code
 from benchmarks.kernels import code as kernel_code
 from benchmarks.kernels import model as kernel_model
 from benchmarks.kernels.bench import KernelRow
-from benchmarks.pages import branch_costs, kernel_tables, support_matrix, tables
+from benchmarks.pages import branch_costs, kernel_tables, reference, support_matrix, tables
 from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.graphs.options import CUDA_OPTIONS
 
 SHARE = "U-Net's share of FLOP bound"
 # What comes from no CSV of results.
-OF_CODE = {"two_graphs", "kernel_verdicts", *support_matrix.TABLES, *branch_costs.TABLES}
+OF_CODE = {"two_graphs", "kernel_verdicts", *support_matrix.TABLES, *branch_costs.TABLES, *reference.TABLES}
 
 
 @pytest.fixture
