@@ -137,8 +137,9 @@ def kernel_measured_table(results: Path) -> str | None:
 
 def _measured(path: Path) -> str:
     rows, rigs, left_out = sifted(path, KernelRow)
+    title = f"**{path.stem.removeprefix('bench_')}** (`{path.name}`)"
     if not rows:
-        return left_out
+        return f"{title}. {left_out}"
     variants = list(dict.fromkeys(row.variant for row in rows))
     joins: dict[tuple[str, int, str, str], dict[str, str]] = {}
     for r in rows:
@@ -148,5 +149,5 @@ def _measured(path: Path) -> str:
         (f"{model} join {index}: {size}", dtype, *(found.get(variant, "") for variant in variants))
         for (model, index, size, dtype), found in joins.items()
     ]
-    made = f"**{rows[0].op}**, microseconds\n\n" + table(("join", "dtype", *variants), lines)
+    made = f"{title}, microseconds\n\n" + table(("join", "dtype", *variants), lines)
     return made + (f"\n\n{left_out}" if left_out else "") + "\n" + caption(rigs)

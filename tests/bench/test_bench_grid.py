@@ -19,7 +19,7 @@ from stepcache.bench import grid
 from stepcache.bench.models import Model
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
-from stepcache.bench.table import table
+from stepcache.bench.table import COLUMNS, table
 from stepcache.bench.variants import LADDER, Variant
 from stepcache.errors import BranchOutOfRange, InvalidSetting
 from stepcache.images.make import Request
@@ -370,6 +370,13 @@ def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):
     assert lines[1].startswith("DeepCache 0.1.1 ") and f"{of(rows, DEEPCACHE)[0].speedup:.2f}x" in lines[1]
     assert lines[3].split()[-4:] == ["not", "here:", "needs", "CUDA"]
     assert max(map(len, lines)) < 160
+
+
+def test_headings_of_the_table_are_told_apart(measured):
+    names = [name.strip() for name in COLUMNS]
+    assert len(set(names)) == len(names)
+    one = [replace(row, steps=1) for row in measured[0]]
+    assert "batch 1, 1 step of DDIMScheduler" in table(one)
 
 
 def test_a_pipeline_that_reads_attention_maps_is_the_original(tmp_path, monkeypatch):

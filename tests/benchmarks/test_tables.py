@@ -384,4 +384,4 @@ def test_measured_joins(results):
     header, _, line = cells_of(made)
     assert header == ["join", "dtype", "triton", "eager", "inductor"]
     assert line == ["sd15 join 2: 640+320 to 320, 64 x 64", "float16", "20.0", "40.0", "failed"]
-    assert "**dual_conv1x1**" in made and made.count("commit") == 1
+    assert "**dual_conv1x1** (`bench_dual_conv1x1.csv`), microseconds" in made and made.count("commit") == 1

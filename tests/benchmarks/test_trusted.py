@@ -6,6 +6,7 @@ import pytest
 from support.bench_rows import ladder, row
 
 from benchmarks.gate.jobs import Outcome, write_outcomes
+from benchmarks.kernels.bench import KernelRow
 from benchmarks.pages import tables
 from benchmarks.pages.trusted import red_commits, trusted
 from stepcache.bench.rows import Rig, write
@@ -43,6 +44,19 @@ def test_rows_of_a_red_commit_are_left_out_and_named(results):
         assert "CUDA graphs" not in made and "10.00x" not in made and "5.00" not in made
         assert f"Left out: 2 rows of commit {RED}, whose tests were red on a GPU** (kernel tests: FAILED" in made
         assert f"commit {GREEN}" in made and f"commit {RED}-dirty" not in made  # whose rig and command are not shown
+
+
+def test_left_out_joins_are_named(results):
+    outcomes(results.folder, ("kernel tests", "failed", "why", RED))
+    for op in ("cat_group_norm_silu", "dual_conv1x1"):
+        join = KernelRow(
+            op, "sd15", 2, 2, 640, 320, 320, 64, 64, "float16", "channels_last", "triton", "ok", 1.0, 1.0, 1.0, 1.0,
+            1.0, 1.0, 0.0, 0.0, "12.8", "",
+        )  # fmt: skip
+        results(RED, [join], name=f"bench_{op}.csv")
+    first, second = tables.TABLES["kernel_measured"](results.folder).split("\n\n")
+    assert first.startswith("**cat_group_norm_silu** (`bench_cat_group_norm_silu.csv`). **Left out: 1 rows")
+    assert second.startswith("**dual_conv1x1** (`bench_dual_conv1x1.csv`). **Left out: 1 rows")
 
 
 def test_without_a_red_test_all_rows_are_shown(results):

@@ -14,10 +14,10 @@ COLUMNS: dict[str, Callable[[BenchRow], str]] = {
     "seconds (p20-p80)": lambda r: (
         "" if r.pipeline_s is None else f"{r.pipeline_s:.3f} ({r.pipeline_s_p20:.3f}-{r.pipeline_s_p80:.3f})"
     ),
-    "gain": lambda r: _number(r.speedup, "x"),
+    "speed-up": lambda r: _number(r.speedup, "x"),
     "/DeepCache": lambda r: _number(r.speedup_over_deepcache, "x"),
     "U-Net s": lambda r: _number(r.unet_s),
-    "gain ": lambda r: _number(r.unet_speedup, "x"),
+    "U-Net speed-up": lambda r: _number(r.unet_speedup, "x"),
     "bound": lambda r: _number(r.flop_bound, "x"),
     "share": lambda r: _number(r.share),
     "PSNR": lambda r: "" if r.psnr is None else "same" if math.isinf(r.psnr) else f"{r.psnr:.1f}",
@@ -28,8 +28,9 @@ COLUMNS: dict[str, Callable[[BenchRow], str]] = {
 
 
 LEGEND = """\
-I:B: interval and branch. Gains are over eager: of the whole call, then of the U-Net alone. Bound: the U-Net's largest
-gain from skipping work alone; share: how much of it was reached. PSNR (dB), SSIM: the images against eager's."""
+I:B: interval and branch. Speed-ups are over eager, of the whole call and of the U-Net alone: medians of the ratios
+within a repeat. Bound: the U-Net's largest speed-up from skipping work alone; share: how much of it was reached. PSNR
+(dB), SSIM: the images against eager's."""
 
 
 def table(rows: Sequence[BenchRow]) -> str:
@@ -56,8 +57,9 @@ def _lines(rows: Sequence[BenchRow]) -> str:
 def _head(row: BenchRow) -> str:
     weights = ", random weights: images mean nothing" if row.weights == "random" else ""
     guidance = f"guidance {row.guidance:g}" if row.guidance > 1 else "no guidance"
+    steps = f"{row.steps} step" + "s" * (row.steps > 1)
     return (
-        f"{row.model}, {row.height}x{row.width}, batch {row.batch}, {row.steps} steps of {row.scheduler}, {guidance}, "
+        f"{row.model}, {row.height}x{row.width}, batch {row.batch}, {steps} of {row.scheduler}, {guidance}, "
         f"{row.dtype} on {row.device}{weights}"
     )
 
