@@ -5,15 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 
-import torch
-
-
-def event() -> torch.cuda.Event:
-    """A timing event, recorded on the current stream."""
-    recorded = torch.cuda.Event(enable_timing=True)
-    recorded.record()
-    return recorded
-
 
 @functools.cache
 def driver_version() -> str:

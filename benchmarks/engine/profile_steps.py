@@ -43,8 +43,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.console import columns, parser
 from benchmarks.engine.loop import GuidedLoop
-from benchmarks.gpu import event
 from stepcache import Schedule, accelerate, denoising, last_run, restore
+from stepcache.bench.calls import event
 from stepcache.bench.repeats import Spread
 from stepcache.bench.rows import write
 from stepcache.forwards.macs import example_inputs

@@ -34,8 +34,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from benchmarks.console import columns, parser
-from benchmarks.gpu import event
 from stepcache import accelerate, restore
+from stepcache.bench.calls import event
 from stepcache.bench.repeats import Spread, interleave
 from stepcache.bench.rows import write
 from stepcache.run import timesteps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -48,3 +48,22 @@ class Figure:
             f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
             f'<img src="{light}" alt="{escape(self.alt)}" width="{WIDTH}">\n</picture>'
         )
+
+
+def svg(theme: Theme, height: int, arrowheads: Mapping[str, str], marks: Iterable[str]) -> str:
+    """The text of an SVG that is written by hand. arrowheads: name -> colour; a path ends in `url(#name)`."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="{FONTS}" font-size="13" text-anchor="middle" fill="{theme.ink}">'
+    )
+    heads = [
+        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto" '
+        f'markerUnits="userSpaceOnUse"><path d="M0 0.5 8 4 0 7.5z" fill="{colour}"/></marker>'
+        for name, colour in arrowheads.items()
+    ]
+    return "\n".join([head, "<defs>", *heads, "</defs>", *marks, "</svg>"]) + "\n"
+
+
+def svg_text(x: float, y: float, text: str, style: str = "") -> str:
+    """Text around x, with its baseline at y."""
+    return f'<text x="{x:g}" y="{y:g}" {style}>{text}</text>'

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+from benchmarks.pages.figures import WIDTH, Figure, Theme, svg, svg_text
 from stepcache.files.replacing import write_text
 
 SOURCE = ROOT / "src" / "stepcache"
@@ -110,22 +110,10 @@ def draw(theme: Theme) -> str:
             f'<rect x="{x - ROOM / 2:.0f}" y="{y:.0f}" width="{ROOM}" height="{BOX}" rx="6" fill="{theme.ground}" '
             f'stroke="{theme.accent}"/>'
         )
-        marks.append(_text(x, y + 17, f'<tspan font-weight="600">{name}</tspan>'))
+        marks.append(svg_text(round(x), y + 17, f'<tspan font-weight="600">{name}</tspan>'))
         for i, line in enumerate(_lines(docs[name])):
-            marks.append(_text(x, y + 32 + LINE * i, escape(line), f'fill="{theme.muted}" font-size="10.5"'))
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="{FONTS}" font-size="13" text-anchor="middle" fill="{theme.ink}">'
-    )
-    marker = (
-        '<defs><marker id="imports" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        f'orient="auto" markerUnits="userSpaceOnUse"><path d="M0 0.5 8 4 0 7.5z" fill="{theme.other}"/></marker></defs>'
-    )
-    return "\n".join([head, marker, *marks, "</svg>"]) + "\n"
-
-
-def _text(x: float, y: float, text: str, style: str = "") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{text}</text>'
+            marks.append(svg_text(round(x), y + 32 + LINE * i, escape(line), f'fill="{theme.muted}" font-size="10.5"'))
+    return svg(theme, height, {"imports": theme.other}, marks)
 
 
 def _lines(text: str) -> list[str]:

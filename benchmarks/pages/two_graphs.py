@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.pages.figures import FONTS, WIDTH, Figure, Theme
+from benchmarks.pages.figures import WIDTH, Figure, Theme, svg, svg_text
 
 # All lengths are pixels. A panel shows a graph: the down path on its left, the up path on its right.
 HEIGHT = 448
@@ -23,16 +23,8 @@ def draw(theme: Theme) -> str:
         *_panel(theme, RIGHT, f"Partial step, branch {BRANCH}", "graph 2: the steps in between", shown=BRANCH + 1),
         *_feature(theme),
     ]
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="{FONTS}" font-size="13" text-anchor="middle" fill="{theme.ink}">'
-    )
-    heads = [
-        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto" '
-        f'markerUnits="userSpaceOnUse"><path d="M0 0.5 8 4 0 7.5z" fill="{colour}"/></marker>'
-        for name, colour in (("runs", theme.ink), ("rests", theme.other), ("feature", theme.accent))
-    ]
-    return "\n".join([head, "<defs>", *heads, "</defs>", *marks, "</svg>"]) + "\n"
+    arrowheads = {"runs": theme.ink, "rests": theme.other, "feature": theme.accent}
+    return svg(theme, HEIGHT, arrowheads, marks)
 
 
 def _panel(theme: Theme, x: int, title: str, when: str, shown: int) -> list[str]:
@@ -41,11 +33,11 @@ def _panel(theme: Theme, x: int, title: str, when: str, shown: int) -> list[str]
     down, up = x + DOWN, x + UP
     marks = [
         f'<rect x="{x}" y="{TOP}" width="{PANEL[0]}" height="{PANEL[1]}" rx="10" fill="none" stroke="{theme.faint}"/>',
-        _text(x + PANEL[0] / 2, TOP + 30, title, 'font-size="16" font-weight="600"'),
-        _text(x + PANEL[0] / 2, TOP + 51, when, f'fill="{theme.muted}"'),
-        _text(down + width / 2, ROWS[0] - 21, "latent"),
+        svg_text(x + PANEL[0] / 2, TOP + 30, title, 'font-size="16" font-weight="600"'),
+        svg_text(x + PANEL[0] / 2, TOP + 51, when, f'fill="{theme.muted}"'),
+        svg_text(down + width / 2, ROWS[0] - 21, "latent"),
         _arrow(theme, f"M{down + width / 2} {ROWS[0] - 16}V{ROWS[0] - 2}"),
-        _text(up + width / 2, ROWS[0] - 21, "noise"),
+        svg_text(up + width / 2, ROWS[0] - 21, "noise"),
         _arrow(theme, f"M{up + width / 2} {ROWS[0]}V{ROWS[0] - 15}"),
     ]
     names = (("conv_in", "join 0"), ("layer 1", "join 1"), ("layer 2", "join 2"), ("deeper layers", "deeper joins"))
@@ -89,7 +81,7 @@ def _feature(theme: Theme) -> list[str]:
         f'<path d="M{out} {FEATURE}H{left - 2}" {line} marker-end="url(#feature)"/>',
         f'<path d="M{right} {FEATURE}H{back}V{into}" {line} marker-end="url(#feature)"/>',
         f'<path d="{body}" fill="{theme.tint}" stroke="{theme.accent}" stroke-width="1.5"/>',
-        _text(middle, FEATURE + 5, "feature", 'font-weight="600"'),
+        svg_text(middle, FEATURE + 5, "feature", 'font-weight="600"'),
         *_note(theme, middle, FEATURE + 22, "buffer"),
         *_note(theme, (LEFT + PANEL[0] + left) / 2, FEATURE - 9, "write"),
         *_note(theme, (right + RIGHT) / 2, FEATURE - 9, "read"),
@@ -97,13 +89,9 @@ def _feature(theme: Theme) -> list[str]:
     ]
 
 
-def _text(x: float, y: float, text: str, style: str = "") -> str:
-    return f'<text x="{x:g}" y="{y:g}" {style}>{text}</text>'
-
-
 def _note(theme: Theme, x: float, y: float, *lines: str) -> list[str]:
     """Lines of small text."""
-    return [_text(x, y + 16 * n, line, f'fill="{theme.muted}" font-size="11.5"') for n, line in enumerate(lines)]
+    return [svg_text(x, y + 16 * n, line, f'fill="{theme.muted}" font-size="11.5"') for n, line in enumerate(lines)]
 
 
 def _box(theme: Theme, x: float, y: float, name: str, runs: bool) -> str:
@@ -112,7 +100,7 @@ def _box(theme: Theme, x: float, y: float, name: str, runs: bool) -> str:
         if runs
         else f'fill="none" stroke="{theme.other}" stroke-dasharray="4 4"'
     )
-    text = _text(x + BOX[0] / 2, y + BOX[1] / 2 + 4.5, name, "" if runs else f'fill="{theme.muted}"')
+    text = svg_text(x + BOX[0] / 2, y + BOX[1] / 2 + 4.5, name, "" if runs else f'fill="{theme.muted}"')
     return f'<rect x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="6" {surface}/>{text}'
 
 

@@ -31,7 +31,7 @@ class UNetClock:
     """
 
     def __init__(self, unet: Any, device: str) -> None:
-        self._now: Callable[[], Any] = _event if device == "cuda" else time.perf_counter
+        self._now: Callable[[], Any] = event if device == "cuda" else time.perf_counter
         self._starts: list[Any] = []
         self._ends: list[Any] = []
         unet.register_forward_pre_hook(lambda *_: self._starts.append(self._now()))
@@ -41,7 +41,7 @@ class UNetClock:
         """(seconds, calls) since the last `read` or `reset`. The device must be done with them."""
         pairs = list(zip(self._starts, self._ends, strict=True))
         self.reset()
-        if self._now is _event:
+        if self._now is event:
             return sum(start.elapsed_time(end) for start, end in pairs) / 1000, len(pairs)
         return sum(end - start for start, end in pairs), len(pairs)
 
@@ -57,7 +57,8 @@ def timed(request: Request, pipe: Any, clock: UNetClock, steps: int | None = Non
     return Timed(made.images, made.seconds, *clock.read())
 
 
-def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+def event() -> torch.cuda.Event:
+    """A timing event, recorded on the current stream."""
+    recorded = torch.cuda.Event(enable_timing=True)
+    recorded.record()
+    return recorded
