@@ -11,7 +11,7 @@ from stepcache.images.bootstrap import Difference
 
 
 def plans_table(path: Path) -> str:
-    """A line for each setting and budget: the plan of the old search, that of the table of segments, and the gain."""
+    """A line for each setting and budget: the earlier search's plan, that of the table of segments, and the gain."""
     found: dict[tuple[str, int, float, float], dict[str, Row]] = {}
     for row in read(path, Row):
         found.setdefault((row.scheduler, row.steps, row.guidance_scale, row.budget), {})[row.method] = row
@@ -27,5 +27,5 @@ def plans_table(path: Path) -> str:
                 f"{before.seconds:.0f}, {after.seconds:.0f}",
             )
         )  # fmt: skip
-    header = ("setting", "budget", "search before, dB", "with the table, dB", "gain", "seconds for all budgets")
+    header = ("setting", "budget", "earlier search, dB", "with the table, dB", "gain", "seconds for all budgets")
     return table(header, lines) + "\n" + caption(read(path, Rig))

@@ -3,7 +3,7 @@
     stepcache compile path/to/model --size 512,768x512 --out graphs
     python server.py path/to/model --size 512,768x512 --compiled graphs
 
-POST /images takes an order as JSON and answers with a PNG, GET /health says what is served, GET /docs describes both.
+POST /images takes a request as JSON and answers with a PNG, GET /health says what is served, GET /docs describes both.
 """
 
 # Without `from __future__ import annotations`: FastAPI and pydantic read annotations, and some of these are local.
@@ -67,27 +67,27 @@ def app_of(pipe: Any, sizes: Sequence[Size], *, compiled: bool, workers: int = 1
     by_name = {f"{height}x{width}": (height, width) for height, width in sizes}
     app.state.accepted = 0
 
-    class Order(BaseModel):
+    class ImageRequest(BaseModel):
         model_config = ConfigDict(extra="forbid")
         prompt: str = Field(min_length=1, max_length=2000)
         negative_prompt: str | None = Field(None, max_length=2000)
         size: Literal[tuple(by_name)] = Field(next(iter(by_name)), description="height x width, in pixels")
         steps: int = Field(30, ge=1, le=100)
-        guidance: float = Field(7.5, gt=1, le=30)  # up to 1, the U-Net's batch is half as large: other graphs
+        guidance: float = Field(7.5, gt=1, le=30)  # at 1 the batch of the U-Net is half as large: other graphs
         seed: int = Field(default_factory=lambda: secrets.randbelow(2**32), ge=0, lt=2**63)
 
-    def make(order: Order) -> bytes:
+    def make(request: ImageRequest) -> bytes:
         """A PNG, made in a worker's thread."""
-        own, (height, width), file = pipes.get(), by_name[order.size], io.BytesIO()
+        own, (height, width), file = pipes.get(), by_name[request.size], io.BytesIO()
         try:
             image = own(
-                order.prompt,
-                negative_prompt=order.negative_prompt,
+                request.prompt,
+                negative_prompt=request.negative_prompt,
                 height=height,
                 width=width,
-                num_inference_steps=order.steps,
-                guidance_scale=order.guidance,
-                generator=torch.Generator().manual_seed(order.seed),  # on the CPU: the same with any GPU
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                generator=torch.Generator().manual_seed(request.seed),  # on the CPU: the same with any GPU
             ).images[0]
         finally:
             pipes.put(own)
@@ -99,15 +99,15 @@ def app_of(pipe: Any, sizes: Sequence[Size], *, compiled: bool, workers: int = 1
         return {"sizes": list(by_name), "compiled": compiled, "accepted": app.state.accepted}
 
     @app.post("/images", response_class=Response, responses={200: {"content": {"image/png": {}}}})
-    async def images(order: Order) -> Response:
+    async def images(request: ImageRequest) -> Response:
         if app.state.accepted >= workers + waiting:
             raise HTTPException(503, "Too many requests are waiting.", {"Retry-After": "5"})
         app.state.accepted += 1
         try:
-            png = await anyio.to_thread.run_sync(make, order, limiter=threads)
+            png = await anyio.to_thread.run_sync(make, request, limiter=threads)
         finally:
             app.state.accepted -= 1
-        return Response(png, media_type="image/png", headers={"X-Seed": str(order.seed)})
+        return Response(png, media_type="image/png", headers={"X-Seed": str(request.seed)})
 
     return app
 

@@ -24,7 +24,7 @@ from fastapi.testclient import TestClient
 SIZES = [(64, 64), (64, 32)]
 SERVED = ["64x64", "64x32"]
 SETTINGS = {"steps": 4, "guidance": 3.0}
-ORDERS = [
+REQUESTS = [
     {"prompt": "fox face", "seed": 7, **SETTINGS},
     {"prompt": "fox face", "seed": 7, "size": "64x32", **SETTINGS},
     {"prompt": "fox face", "seed": 2**40, **SETTINGS},
@@ -80,14 +80,14 @@ def sequential(pipe, prompt, seed, steps, guidance, size="64x64", negative_promp
 
 
 def test_images_made_at_the_same_time_are_those_of_one_after_the_other(pipe, gate):
-    wanted = [sequential(pipe, **order) for order in ORDERS]
-    assert len(set(wanted)) == len(ORDERS) and {size for size, _ in wanted} == {(64, 64), (32, 64)}
+    wanted = [sequential(pipe, **request) for request in REQUESTS]
+    assert len(set(wanted)) == len(REQUESTS) and {size for size, _ in wanted} == {(64, 64), (32, 64)}
     gate.barrier = threading.Barrier(2)  # each call waits for one of another image
-    with serving(pipe, workers=2) as client, ThreadPoolExecutor(len(ORDERS)) as threads:
-        answers = list(threads.map(lambda order: client.post("/images", json=order), ORDERS))
+    with serving(pipe, workers=2) as client, ThreadPoolExecutor(len(REQUESTS)) as threads:
+        answers = list(threads.map(lambda request: client.post("/images", json=request), REQUESTS))
     assert [image(answer) for answer in answers] == wanted
     gate.barrier = None
-    assert [sequential(pipe, **order) for order in ORDERS] == wanted
+    assert [sequential(pipe, **request) for request in REQUESTS] == wanted
 
 
 def test_a_worker_shares_the_models_but_not_what_calls_change(pipe):
@@ -99,10 +99,10 @@ def test_a_worker_shares_the_models_but_not_what_calls_change(pipe):
 
 
 def test_a_seed_is_chosen_and_told(pipe):
-    order = {"prompt": "fox face", **SETTINGS}
+    request = {"prompt": "fox face", **SETTINGS}
     with serving(pipe) as client:
-        first, second = (client.post("/images", json=order) for _ in range(2))
-        again = client.post("/images", json={**order, "seed": int(first.headers["X-Seed"])})
+        first, second = (client.post("/images", json=request) for _ in range(2))
+        again = client.post("/images", json={**request, "seed": int(first.headers["X-Seed"])})
     assert image(again) == image(first) != image(second)
 
 
@@ -115,9 +115,9 @@ def test_a_seed_is_chosen_and_told(pipe):
     ],
     ids=str,
 )  # fmt: skip
-def test_orders_that_cannot_be_met_are_refused(pipe, wrong):
+def test_requests_that_cannot_be_met_are_refused(pipe, wrong):
     with serving(pipe) as client:
-        answer = client.post("/images", json={**ORDERS[0], **wrong})
+        answer = client.post("/images", json={**REQUESTS[0], **wrong})
     (error,) = answer.json()["detail"]
     assert answer.status_code == 422 and error["loc"] == ["body", *wrong]
     if "size" in wrong:
@@ -127,12 +127,12 @@ def test_orders_that_cannot_be_met_are_refused(pipe, wrong):
 def test_health_is_told_and_requests_are_turned_away_while_workers_are_busy(pipe, gate):
     gate.barrier = threading.Barrier(2)
     with serving(pipe, workers=1, waiting=1) as client, ThreadPoolExecutor(2) as threads:
-        posts = [threads.submit(client.post, "/images", json=order) for order in ORDERS[:2]]
+        posts = [threads.submit(client.post, "/images", json=request) for request in REQUESTS[:2]]
         assert gate.inside.acquire(timeout=60)
         while (health := client.get("/health").json())["accepted"] < 2:  # the second one is on its way
             pass
         assert health == {"sizes": SERVED, "compiled": False, "accepted": 2}
-        refused = client.post("/images", json=ORDERS[0])
+        refused = client.post("/images", json=REQUESTS[0])
         assert refused.status_code == 503 and int(refused.headers["Retry-After"]) > 0
         for _ in range(4):  # two calls of each image
             gate.barrier.wait(timeout=60)
@@ -144,9 +144,9 @@ def test_an_error_is_told_and_the_worker_goes_on(pipe, monkeypatch):
     decode = type(pipe.vae).decode
     monkeypatch.setattr(type(pipe.vae), "decode", lambda *args, **options: 1 / 0)
     with TestClient(server.app_of(pipe, SIZES, compiled=False), raise_server_exceptions=False) as client:
-        assert client.post("/images", json=ORDERS[0]).status_code == 500
+        assert client.post("/images", json=REQUESTS[0]).status_code == 500
         monkeypatch.setattr(type(pipe.vae), "decode", decode)
-        assert image(client.post("/images", json=ORDERS[0])) == sequential(pipe, **ORDERS[0])
+        assert image(client.post("/images", json=REQUESTS[0])) == sequential(pipe, **REQUESTS[0])
         assert client.get("/health").json()["accepted"] == 0
 
 
@@ -185,8 +185,8 @@ def test_the_first_request_compiles_nothing(tiny, tiny_packages, tmp_path):
             line = process.stdout.readline()
             assert line, told
             told += line
-        order = json.dumps(ORDERS[0]).encode()
-        request = urllib.request.Request(f"{found[1]}/images", order, {"Content-Type": "application/json"})
+        body = json.dumps(REQUESTS[0]).encode()
+        request = urllib.request.Request(f"{found[1]}/images", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             made = Image.open(io.BytesIO(answer.read())).tobytes()
         with urllib.request.urlopen(f"{found[1]}/health", timeout=60) as answer:
@@ -197,7 +197,7 @@ def test_the_first_request_compiles_nothing(tiny, tiny_packages, tmp_path):
         process.kill()
     assert "2 packages loaded, 0 graphs compiled\nFPPF in 0.0 s of compiling\n" in told
     pipe = accelerate(tiny_pipe(unet=ONE_LEVEL), compiled=tiny_packages, compiled_only=True)
-    assert ((64, 64), made) == sequential(pipe, **ORDERS[0])
+    assert ((64, 64), made) == sequential(pipe, **REQUESTS[0])
 
 
 @pytest.mark.slow
