@@ -22,6 +22,7 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
     plan = Plan.read(out)
     assert plan.made_for.scheduler["class"] == "EulerDiscreteScheduler" and plan.made_for.guidance == 2
     assert plan.mask in printed and f"{plan.figures[0].psnr:.1f} dB" in printed and "DeepCache, interval" in printed
+    assert 'even full steps, predict="auto"' in printed
     assert (tmp_path / "plan.json.trials.jsonl").exists()
     pipe = load_demo("cpu")
     swap_scheduler(pipe, "euler", 4)

@@ -18,7 +18,7 @@ from ..pipes.solvers import is_first_order, unet_calls
 from ..plans.plan import Figures
 from ..reuse.auto import Auto, Loop
 from ..reuse.predict import HOLD, Apart, Line
-from .candidates import Candidate, most_full_steps, speedup, uniform
+from .candidates import Candidate, most_full_steps, speedup, uniform, warped
 from .grams import Collector
 from .images import HEATS, HELD_OUT, Closeness, PromptSet, counted, score
 from .journal import Journal
@@ -128,8 +128,8 @@ class Laboratory:
     def measure(self, candidate: Candidate, name: str) -> Closeness:
         """Closeness on one of the sets; from the notes, if known."""
         length = self.of(candidate)
-        grams = length.collector.grams[candidate.branch]
-        return self._noted(name, candidate.key, lambda: length.sets[name].under(self.pipe, candidate, grams))
+        predictor = candidate.predictor(length.collector.grams[candidate.branch])
+        return self._noted(name, candidate.key, lambda: length.sets[name].under(self.pipe, candidate, predictor))
 
     def images(self, candidate: Candidate, beat: Candidate | None = None) -> tuple[float, ...]:
         """PSNR of each calibration image (images.counted); none if half of them are clearly below those of `beat`."""
@@ -154,11 +154,12 @@ class Laboratory:
         close = self.measure(candidate, HELD_OUT)
         return Figures(what, self.of(candidate).space.speedup(candidate), mean_of(close.psnr), close.ssim)
 
-    def rivals(self, budget: float) -> list[Figures]:
-        """What else costs as much.
+    def rivals(self, budget: float, found: Candidate) -> list[Figures]:
+        """What else costs as much as the candidate `found`.
 
-        DeepCache's algorithm at the most steps: the best within the budget, and the best with the next smaller
-        interval. Where several numbers of steps are searched, then also the most steps that fit the budget, all full.
+        predict="auto", which needs no calibration, with as many full steps, evenly spaced. DeepCache's algorithm at the
+        most steps: the best within the budget, and the best with the next smaller interval. Where several numbers of
+        steps are searched, then also the most steps that fit the budget, all full.
         """
         space = self.original.space
         within, over = [], []
@@ -170,8 +171,18 @@ class Laboratory:
             if fits[:1] != [2]:
                 over.append((fits[0] - 1 if fits else space.steps, branch))
         sides = [[self._deepcache(*each) for each in side] for side in (within, over) if side]
-        found = [max(side, key=lambda figures: figures.psnr) for side in sides]
-        return found if len(self.lengths) == 1 else [*found, self._fewer_steps(budget)]
+        best = [max(side, key=lambda figures: figures.psnr) for side in sides]
+        auto = [self._auto(found)] if "P" in found.mask else []
+        return [*auto, *best, *([self._fewer_steps(budget)] if len(self.lengths) > 1 else [])]
+
+    def _auto(self, found: Candidate) -> Figures:
+        """The same cost without a calibration."""
+        length = self.of(found)
+        even = Candidate(warped(len(found.mask), found.mask.count("F")), found.branch, found.reuse)
+        auto = Auto(length.loop)
+        close = self._noted(HELD_OUT, f"{even.key}, auto", lambda: length.sets[HELD_OUT].under(self.pipe, even, auto))
+        name = 'even full steps, predict="auto"'
+        return Figures(name, length.space.speedup(even), mean_of(close.psnr), close.ssim)
 
     def _deepcache(self, interval: int, branch: int) -> Figures:
         name = f"DeepCache, interval {interval}, branch {branch}"

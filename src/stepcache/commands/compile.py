@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         model = load(args.pipeline, device, dtype, args.variant)
         wanted = [(height, width, batch) for height, width in args.size or [model.size()] for batch in batches]
         eager = {"compile": False, "cuda_graphs": False, "kernels": _kernels(device)}
-        checked = Settings.check(3, settings.pop("branch"), max_buckets=len(wanted), vae=args.vae, **settings, **eager)
+        checked = Settings.check(max_buckets=len(wanted), vae=args.vae, **settings, **eager)
         attach(model.pipe, checked)
         with torch.inference_mode():
             for height, width, batch in wanted:
@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `accelerate` that graphs depend on."""
     given = {name: getattr(args, name) for name in ("branch", "guidance", "predict", "preset", "plan")}
-    settings = {name: value for name, value in given.items() if value is not None}
-    return {"branch": 0, **settings}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _kernels(device: str) -> Any:
