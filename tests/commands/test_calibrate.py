@@ -5,6 +5,8 @@ from support.macs import macs_counted_once
 
 from stepcache import accelerate, cli
 from stepcache.calibration import laboratory
+from stepcache.calibration.journal import Journal
+from stepcache.commands import calibrate
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.plans.plan import Plan
@@ -30,6 +32,21 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
     # Once more, with other arguments: what is there is not mixed up with it.
     assert cli.main([*arguments, "--scheduler", "ddim"]) == 2
     assert "not of this calibration (not the same: scheduler)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_interrupt_says_how_to_go_on_if_something_is_measured(measured, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, journal, **options):
+        with Journal(journal, {}) as notes:
+            if measured:
+                notes.add("a", [1.0])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "calibrate", interrupted)
+    out = tmp_path / "plan.json"
+    assert cli.main([*QUICK, "--out", str(out)]) == 130
+    more = f"; run the same command to go on from {out}.trials.jsonl" if measured else ""
+    assert capsys.readouterr().err == f"stepcache: interrupted{more}\n"
 
 
 def test_prompts_of_a_file(tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_fewer_steps_are_said_before_and_after(small_run):
     share = 0.240  # `stepcache inspect demo`, branch 1
     words = (
         "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at no higher cost (2.0 full U-Net "
-        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original."
+        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original; at least 4 are needed."
     )
     assert words in output and words in page
     assert output.index("fewer steps: 2 of 4") < output.index(words)

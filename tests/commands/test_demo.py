@@ -1,4 +1,6 @@
 import argparse
+import contextlib
+import io
 
 import numpy as np
 import pytest
@@ -59,6 +61,14 @@ def test_the_picture_has_a_row_a_setting_and_a_column_a_prompt(small_run):
     assert abs(pixels.shape[0] - blank.height) < 200 and pixels.shape[1] == blank.width
     assert (pixels[0] == 255).all() and (pixels[-1] == 255).all()
     assert ((pixels[..., 0] > 150) & (pixels[..., 1] < 90)).mean() > 0.01  # apples and foxes are red
+
+
+def test_one_image_of_one_step_is_singular(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run_all", lambda *args: 1 / 0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(ZeroDivisionError):
+        cli.main(["demo", "--prompt", "fox face", "--steps", "1", "--out", str(tmp_path / "x.png")])
+    assert said.getvalue().startswith("1 image of 64x64 px, 1 step of DDIMScheduler, ")
 
 
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):

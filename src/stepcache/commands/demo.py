@@ -27,7 +27,7 @@ from ..images.progress import image_bar
 from ..images.prompts import check_text, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.sheet import SheetRow, contact_sheet, png
-from ..values import positive_int
+from ..values import amount, positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct
 from .options.demo import PROMPTS
 from .quiet import quiet
@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
             for interval in intervals:
                 pipes[f"interval {interval}, branch {branch}"] = accelerate(twin(pipe), interval, branch, **settings)
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
-        how = f"{steps} steps of {type(pipe.scheduler).__name__}, guidance {args.guidance:g}, predict={args.predict}"
-        print(f"{len(prompts)} images of 64x64 px, {how}, on {where}.", flush=True)
+        sampled = f"{amount(steps, 'step')} of {type(pipe.scheduler).__name__}"
+        how = f"{sampled}, guidance {args.guidance:g}, predict={args.predict}"
+        print(f"{amount(len(prompts), 'image')} of 64x64 px, {how}, on {where}.", flush=True)
         seeds = range(args.seed, args.seed + len(prompts))
         request = Request(prompts, seeds, steps, {"guidance_scale": args.guidance})
         original, *results = run_all(pipes, request)
