@@ -36,8 +36,10 @@ def default_device() -> str:
 
 
 def load_demo(device: str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The bundled StableDiffusionPipeline without its own progress bar; device None: the GPU if
-    there is one. dtype None: float32."""
+    """The bundled StableDiffusionPipeline, without its own progress bar.
+
+    device: None is the GPU if there is one. dtype: None is float32.
+    """
     from diffusers import StableDiffusionPipeline
 
     with as_file(files("stepcache") / "assets" / "demo") as path:

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="FILE",
         type=Path,
-        help="text: a prompt a line, and # begins a comment. Or, if the name ends in .jsonl, an object a line: "
-        '{"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first optional '
-        "(default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
+        help="text: a prompt a line; lines that begin with # are comments. Or, if the name ends in .jsonl, an object a "
+        'line: {"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first '
+        "optional (default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
     )
     add_reuse(parser, "; several with commas, or repeated (default 0)")
     add_predict(parser)

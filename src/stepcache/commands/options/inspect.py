@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=int,
         default=1,
-        help="batch of the U-Net call (default 1); guidance doubles the number of images",
+        help="batch of the U-Net call: the number of images, doubled by guidance (default 1)",
     )
     parser.add_argument(
         "--interval",
