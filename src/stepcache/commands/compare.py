@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         facts = _facts(args, pipe, len(prompts), guidance, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
-            summary=_summary(len(prompts), steps, guidance, dict(facts)),
+            summary=_summary(amount(len(prompts), "prompt"), steps, guidance, dict(facts)),
             settings=variants,
             facts=facts,
             missing=missing,
@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     unfair = dearer(comparison)
     comparison.notes += unfair
     if not done:
-        comparison.notes.append(f"Interrupted after {len(comparison.results)} of {amount(len(prompts), 'prompt')}.")
+        part = f"{len(comparison.results)} of {amount(len(prompts), 'prompt')}"
+        comparison.summary = _summary(f"{part} (interrupted)", steps, guidance, dict(facts))
+        comparison.notes.append(f"Interrupted after {part}. The figures are over the prompts done.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
     rows = summaries(comparison)
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = f", with its pictures in {folder}: move both" if folder else ""
         print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
     if not done:
-        raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {amount(len(prompts), 'prompt')}")
+        raise KeyboardInterrupt(f"the page has {part}")
     if all(row.psnr is None for row in rows):
         raise StepCacheError("No image was compared: the pipeline's safety checker replaced each, or its original.")
     return 0
@@ -232,9 +234,9 @@ def _facts(
     ]
 
 
-def _summary(prompts: int, steps: int, guidance: float, facts: dict[str, str]) -> str:
+def _summary(prompts: str, steps: int, guidance: float, facts: dict[str, str]) -> str:
     where = facts["CPU"] if facts["Device"] == "cpu" else facts["Device"]
     return (
-        f"{amount(prompts, 'prompt')}, {amount(steps, 'step')} of {facts['Scheduler']}, guidance {guidance:g}, "
+        f"{prompts}, {amount(steps, 'step')} of {facts['Scheduler']}, guidance {guidance:g}, "
         f"{facts['Data type']}, on {where}."
     )
