@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(
         parser,
         "settings has the table's rows: name, kind, interval, branch, predict, steps, kinds, seconds, cost_full_calls, "
-        "speedup, psnr_db, identical, ssim, lpips, clip, and the range or worst of some; closer says for each "
-        "setting whether reuse or fewer steps come closer to the original; then model, summary, notes, missing (scores), "
+        "speedup, psnr_db, identical, ssim, lpips, clip, and the range or worst of some; closer says for each setting "
+        "whether reuse or fewer steps come closer to the original; then model, summary, notes, missing (scores), "
         "prompts (done), prompts_asked, steps, rig, facts, page, pictures and sheet",
     )
     parser.epilog = "Ctrl-C keeps the prompts done. Exit status 2 if no image could be compared with its original."
