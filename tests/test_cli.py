@@ -80,7 +80,9 @@ def test_every_command_explains_its_options(name, capsys):
     assert text.startswith(f"usage: stepcache {name} [-h]") and "options:" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["inspect"], ["inspect", "sd15", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["inspect"], ["inspect", "sd15", "--nonsense"], ["inspect", "sd15", "--bat", "2"]]
+)
 def test_arguments_that_do_not_parse_leave_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)

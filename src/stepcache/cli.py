@@ -121,6 +121,7 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         description="\n\n".join([textwrap.fill(DESCRIPTION, _width()), *map(_table, COMMANDS, COMMANDS.values())]),
         epilog=f"{_table('exit status', STATUSES)}\n\n`stepcache COMMAND --help` explains a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     # Their list is in the description: argparse has one list of them, without groups.
@@ -128,7 +129,9 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, prog="stepcache", help=argparse.SUPPRESS
     )
     for name, summary in SUMMARIES.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        # In full only: `--variant` of one command is not to be `--variants` of another.
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == asked:
             import_module(f".commands.options.{name}", __package__).add_arguments(command)
     return parser

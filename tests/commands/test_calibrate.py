@@ -71,7 +71,7 @@ def test_prompts_of_a_file(tmp_path, capsys):
         (["--seed", "-1"], "--seed must be"),
         (["--size", "big"], "--size must be"),
         (["--out", "plan.txt"], "ends in .json"),
-        (["--trials", "0"], "trials must be"),
+        (["--trials", "0"], "--trials must be"),
     ],
 )
 def test_what_cannot_be_done(tmp_path, monkeypatch, capsys, arguments, reason):

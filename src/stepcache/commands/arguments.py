@@ -169,6 +169,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """--device, --dtype and --variant."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
+    add_variant(parser)
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """--variant."""
     parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
 
 

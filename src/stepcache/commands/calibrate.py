@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         )
     size = image_size(args.size)
     steps = [positive_int("--steps", count, at_least=2) for count in distinct(args.steps, (50,))]
+    trials, batch = positive_int("--trials", args.trials), positive_int("--batch", args.batch)
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
             guidance=guidance_of(args, pipe),
             budgets=[args.budget],
             seed=args.seed,
-            trials=args.trials,
+            trials=trials,
             negatives=[prompt.negative or "" for prompt in prompts],
             size=size,
-            batch=args.batch,
+            batch=batch,
             journal=args.out.with_name(f"{args.out.name}.trials.jsonl"),
             command=shlex.join(["stepcache", *sys.argv[1:]]),
         )

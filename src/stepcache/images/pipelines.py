@@ -61,7 +61,8 @@ def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | N
     if not index.is_file():
         raise InvalidSetting(
             f"{str(path)!r} is not a pipeline: there is no {index}. Give the directory of a downloaded pipeline, or "
-            "'demo' for the bundled one; nothing is downloaded."
+            "'demo' for the bundled one; bench, compile and tune also take sd15, sd21 and sdxl, with random weights; "
+            "nothing is downloaded."
         )
     try:
         parts = parsed(read_text(index))
