@@ -7,6 +7,7 @@ from stepcache import accelerate, cli
 from stepcache.calibration import laboratory
 from stepcache.calibration.journal import Journal
 from stepcache.commands import calibrate
+from stepcache.images.make import Request
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.plans.plan import Plan
@@ -91,6 +92,17 @@ def test_of_several_numbers_of_steps_one_is_chosen(tmp_path, capsys):
     assert plan.made_with["steps"] == [8, 4] and own == len(plan.mask) and own in (4, 8)
     assert f"against the run of 8 steps; the plan is for {own} steps" in printed
     assert "fewer steps: 4, all full" in printed
+
+
+@pytest.mark.parametrize(("steps", "guidance", "most"), [("6", "3", "6 steps"), ("6,4", "1", "4 steps")])
+def test_a_budget_out_of_reach_is_said_before_anything_runs(steps, guidance, most, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("made an image"))
+    arguments = ["calibrate", "demo", "--steps", steps, "--guidance", guidance, "--budget", "100", "--device", "cpu"]
+    with macs_counted_once(laboratory):
+        assert cli.main([*arguments, "--out", str(tmp_path / "plan.json")]) == 2
+    errors = capsys.readouterr().err
+    assert f"No run of {most} is 100x cheaper: the most that these branches can save is " in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("steps", ["20,", "20;50", "", "20.5", "x,30"])
