@@ -207,6 +207,7 @@ def test_the_demo_and_its_own_vae(capsys):
     status, output, _ = inspect(capsys, "demo")
     assert status == 0 and output.startswith("demo: UNet2DConditionModel, ")
     assert "batch 1 on latents of 16x16, for an image of 64x64 px.\n" in output
+    assert " 96x2x2 0.000768 + down 3: resnet 1" in line_of(output, 11)  # a feature of 768 bytes
 
 
 def test_a_pipeline_without_a_vae_works_on_pixels(pipeline, capsys):

@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
             if row.full_macs < 10e9:
                 unit, name = 1e6, "MMACs"
             print(f"Full step: {row.full_macs / unit:.1f} {name}.\n")
-            print(f"{'':7}{'partial step':>21}  {'speed-up bound at':^{len(bounds)}}  {'cached, in fp16':>21}")
-            print(f"{'branch':7}{name:>10}{'of full':>11}  {bounds}  {'CxHxW':>13}{'MB':>8}  a partial step runs")
+            print(f"{'':7}{'partial step':>21}  {'speed-up bound at':^{len(bounds)}}  {'cached, in fp16':>23}")
+            print(f"{'branch':7}{name:>10}{'of full':>11}  {bounds}  {'CxHxW':>13}{'MB':>10}  a partial step runs")
         _, *shape = row.feature_shape
         print(
             f"{row.branch:<7}{row.partial_macs / unit:10.1f}{100 * row.share:9.1f} %  "
             + "".join(f"{row.bound(interval):6.2f}x" for interval in intervals)
-            + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:8.3g}  "
+            + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:10.3g}  "
             + what_runs(unet, layout, row.branch),
             flush=True,
         )
