@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidSetting
 from ..images.pipelines import dtype_named
-from ..values import positive_int
 from .loading import usable_device
 from .quiet import quiet
 
@@ -45,7 +44,6 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     from ..run.attach import attach
     from ..settings import Settings
 
-    batches = [positive_int("--batch", batch) for batch in args.batch]
     model = load(args.pipeline, device, dtype_named(args.dtype), args.variant)
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
@@ -53,7 +51,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
     with torch.inference_mode():
         for height, width in args.size or [model.size()]:
-            for batch in batches:
+            for batch in args.batch:
                 warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
 
 
