@@ -25,6 +25,11 @@ def test_the_installed_command_runs():
     assert (result.returncode, result.stdout.strip()) == (0, f"stepcache {__version__}")
 
 
+def test_it_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "stepcache", "inspect"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stderr.startswith("usage: stepcache inspect ")
+
+
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL", "jinja2", "tqdm"}
 HEAVY |= {f"stepcache.commands.{name}" for name in cli.SUMMARIES}
 
@@ -60,7 +65,7 @@ def test_help_has_every_command_under_its_task(columns, monkeypatch, capsys):
         assert re.findall(r"^  (\w+)  ", group, re.MULTILINE) == list(commands)
         assert all(" ".join(summary.split()) in " ".join(group.split()) for summary in commands.values())
     assert "positional arguments" not in text  # argparse's own list, without groups
-    assert re.findall(r"^  (\d+)  ", text, re.MULTILINE) == ["0", "2", "130", "143", "129"]
+    assert re.findall(r"^  (\d+)  ", text, re.MULTILINE) == ["0", "1", "2"] and "\n  130, 143, 129  ended by" in text
 
 
 def test_every_command_has_its_two_files():
@@ -75,7 +80,9 @@ def test_every_command_explains_its_options(name, capsys):
     assert text.startswith(f"usage: stepcache {name} [-h]") and "options:" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["inspect"], ["inspect", "sd15", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["inspect"], ["inspect", "sd15", "--nonsense"], ["inspect", "sd15", "--bat", "2"]]
+)
 def test_arguments_that_do_not_parse_leave_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(arguments)

@@ -7,9 +7,9 @@ are imported, and for its `--help` only the first.
 Exit status:
 0 done; also where the reader of a pipe went away (`stepcache ... | head`).
 1 a bug: Python's, with a traceback.
-2 arguments that do not parse or cannot be, or a failure; the reason is on stderr. `bench` and `compare` end so, too,
+2 invalid arguments, or a failure; the reason is on stderr. `bench` and `compare` end so, too,
   when nothing could be measured, after they have written and printed the reasons.
-130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM or SIGHUP; one line on stderr, and what was done is kept.
+130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM or SIGHUP; one line on stderr, and finished work is kept.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ SUMMARIES = {name: summary for commands in COMMANDS.values() for name, summary i
 
 STATUSES = {
     "0": "done",
+    "1": "a bug, with a traceback",
     "2": "failed, or nothing could be measured; the reason is on stderr",
-    "130": "interrupted (Ctrl-C); what was done is kept, here and below",
-    "143": "terminated",
-    "129": "hung up",
+    "130, 143, 129": "ended by Ctrl-C, SIGTERM or SIGHUP; finished work is kept",
 }
 
 
@@ -122,6 +121,7 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         description="\n\n".join([textwrap.fill(DESCRIPTION, _width()), *map(_table, COMMANDS, COMMANDS.values())]),
         epilog=f"{_table('exit status', STATUSES)}\n\n`stepcache COMMAND --help` explains a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     # Their list is in the description: argparse has one list of them, without groups.
@@ -129,7 +129,9 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, prog="stepcache", help=argparse.SUPPRESS
     )
     for name, summary in SUMMARIES.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        # In full only: `--variant` of one command is not to be `--variants` of another.
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == asked:
             import_module(f".commands.options.{name}", __package__).add_arguments(command)
     return parser
@@ -137,8 +139,9 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
 
 def _table(title: str, lines: Mapping[str, str]) -> str:
     """As argparse shows a group of options, in the width of the terminal."""
+    column = max(11, *(len(name) + 2 for name in lines))
     wrapped = [
-        textwrap.fill(text, _width(), initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+        textwrap.fill(text, _width(), initial_indent=f"  {name:<{column}}", subsequent_indent=" " * (column + 2))
         for name, text in lines.items()
     ]
     return "\n".join([f"{title}:", *wrapped])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
+from stepcache.bench import spec as bench_spec
 from stepcache.bench.models import Model
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
@@ -32,7 +33,7 @@ WITH_MID = {"block_out_channels": (8,), "down_block_types": (D,), "up_block_type
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
     with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
-        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model(**WITH_MID))
+        patch.setattr(grid, "load", lambda *args: tiny_model(**WITH_MID))
         yield
 
 
@@ -78,7 +79,7 @@ def test_what_was_measured_hangs_together(measured):
     rows, _ = measured
     for row in rows:
         if row.variant == LADDER["stepcache-triton"]:
-            assert row.status == "not here: needs CUDA"
+            assert row.status == "not available: needs CUDA"
             assert row.repeats == 0 and row.pipeline_s is row.psnr is row.first_call_s is None
             continue
         assert row.status == "ok" and row.repeats == 2
@@ -197,7 +198,7 @@ def test_fewer_steps_compile_for_themselves_where_nothing_else_does(_soon_compil
 def test_without_counts_there_are_no_fewer_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "_counts", lambda *args: {})
     rows = grid.run_grid(spec(variants=["eager", "fewer-steps"], reuse=[(3, 0)]), tmp_path / "rows.csv")
-    assert rows[1].status.startswith("not here: no smaller number of steps") and rows[1].fewer is None
+    assert rows[1].status.startswith("not available: no smaller number of steps") and rows[1].fewer is None
 
 
 def test_fewer_steps_of_two_pairs_and_the_eager_beside_each(tmp_path):
@@ -329,13 +330,29 @@ def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
         ({"repeats": 0}, "repeats must be"),
         ({"scheduler": "lms"}, "got lms"),
         ({"dtype": "int8"}, "got int8"),
-        ({"device": "tpu"}, "got tpu"),
+        ({"device": "tpu"}, "--device must be cpu, cuda, or one such as cuda:1; got tpu"),
         ({"predict": "magic"}, "magic"),
     ],
 )
 def test_a_spec_is_checked(changes, words):
     with pytest.raises(InvalidSetting, match=words):
         spec(**changes)
+
+
+def test_one_of_several_gpus_is_made_the_current_one(monkeypatch, tmp_path):
+    """Memory and time are those of the current one."""
+    monkeypatch.setattr(bench_spec, "default_device", lambda: "cpu")
+    with pytest.raises(InvalidSetting, match="--device is cuda:1, but torch sees no CUDA device here"):
+        spec(device="cuda:1")
+    monkeypatch.setattr(bench_spec, "default_device", lambda: "cuda")
+    assert (spec(device="cuda:1").where, spec(device=None).where, spec().where) == ("cuda", "cuda", "cpu")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(grid, "load", lambda *args: 1 / 0)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ZeroDivisionError):
+            grid.run_grid(spec(device=device), tmp_path / "rows.csv")
+    assert chosen == ["cuda:1"]
 
 
 def test_what_is_named_twice_is_measured_once():
@@ -368,7 +385,7 @@ def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):
     assert len(lines) == len(rows) / 2
     assert " same " in lines[0] and " 1.00x " in lines[0]
     assert lines[1].startswith("DeepCache 0.1.1 ") and f"{of(rows, DEEPCACHE)[0].speedup:.2f}x" in lines[1]
-    assert lines[3].split()[-4:] == ["not", "here:", "needs", "CUDA"]
+    assert lines[3].split()[-4:] == ["not", "available:", "needs", "CUDA"]
     assert max(map(len, lines)) < 160
 
 

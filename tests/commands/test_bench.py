@@ -5,11 +5,13 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from support.commands import run_command
 from support.macs import macs_counted_once
 
 from stepcache import cli
 from stepcache.bench import grid
+from stepcache.bench.models import ARCHITECTURES
 from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.spec import LADDER, GridSpec
@@ -74,7 +76,7 @@ def test_the_document_has_the_rows_of_the_csv(tmp_path):
     eager, reused, missing = document["rows"]
     assert (eager["psnr_db"], eager["identical"]) == (None, True)
     assert reused["psnr_db"] == rows[1].psnr > 0 and reused["identical"] is False
-    assert missing["status"] == "not here: needs CUDA"
+    assert missing["status"] == "not available: needs CUDA"
     assert {missing[name] for name in ("pipeline_s", "speedup", "psnr_db", "identical")} == {None}
 
 
@@ -86,7 +88,7 @@ def test_a_bench_that_measured_nothing_fails(tmp_path):
     """After its rows, with the reasons, are written and printed."""
     options = ("--variants", "stepcache-graphs", "--out", tmp_path / "rows.csv")
     status, document, errors = documented(*options)
-    assert status == 2 and [row["status"] for row in document["rows"]] == ["not here: needs CUDA"]
+    assert status == 2 and [row["status"] for row in document["rows"]] == ["not available: needs CUDA"]
     assert errors.endswith("\nstepcache: No variant was measured. The status of each says why.\n")
     status, output, _ = run_command("bench", "demo", "--device", "cpu", *options)
     assert status == 2 and "needs CUDA" in output and output.endswith(f"Rows: {options[-1]}\n")
@@ -130,12 +132,15 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "60"], "size must be a multiple of 8 pixels, got 60x60"),
+        (["--size", "60"], "--size must be a multiple of 8 pixels, got 60x60"),
         (["--reuse", "0:0"], "interval must be an integer of at least 1, got 0"),
         (["--reuse", "3:12"], "branch=12 is out of range"),
-        (["--variants", "eager,magic"], "variants must be among eager, fewer-steps"),
-        (["--modes", "fast"], "modes must be among default"),
+        (["--variants", "eager,magic"], "--variants must be among eager, fewer-steps"),
+        (["--modes", "fast"], "--modes must be among default"),
         (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
+        (["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
+        (["--device", "cuda:99"], "--device 'cuda:99' cannot be used here"),
+        (["--device", "meta"], "--device must be cpu, cuda, or one such as cuda:1; got meta"),
         (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "."], "Is a directory"),
@@ -153,7 +158,16 @@ def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, m
 def test_no_model_of_that_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["bench", "no/such/model"]) == 2
-    assert "nothing is downloaded" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "nothing is downloaded" in errors and all(name in errors for name in ARCHITECTURES)
+
+
+def test_weight_files_of_a_variant(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(grid, "load", lambda *args: asked.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["bench", "mine", "--variant", "fp16", "--device", "cpu", "--out", str(tmp_path / "x.csv")])
+    assert asked == [("mine", "cpu", torch.float32, "fp16")]
 
 
 def interrupted(rows):

@@ -64,7 +64,7 @@ def test_fewer_steps_are_said_before_and_after(small_run):
     share = 0.240  # `stepcache inspect demo`, branch 1
     words = (
         "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at no higher cost (2.0 full U-Net "
-        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original."
+        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original; at least 4 are needed."
     )
     assert words in output and words in page
     assert output.index("fewer steps: 2 of 4") < output.index(words)
@@ -235,9 +235,10 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
         "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html"
     )
     assert status == 130
-    assert "Interrupted after 1 of 12 prompts." in output
+    assert "Interrupted after 1 of 12 prompts. The figures are over the prompts done." in output
     assert re.search(r"^fewer steps: 1 of 2 .*14\.0 dB", output, re.MULTILINE)
-    assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
+    page = (tmp_path / "x.html").read_text()
+    assert "Interrupted after 1 of 12 prompts." in page and ">1 of 12 prompts (interrupted), 2 steps of DDIM" in page
     assert (tmp_path / "x.png").exists()
 
 
@@ -288,7 +289,18 @@ def test_the_document_has_what_the_table_has(monkeypatch, tmp_path):
     assert (document["prompts"], document["prompts_asked"], document["steps"]) == (1, 12, 2)
     assert (document["page"], document["pictures"], document["sheet"]) == (str(page), None, str(tmp_path / "x.png"))
     assert page.exists() and document["facts"]["Scheduler"] == "DDIMScheduler"
-    assert "Interrupted after 1 of 12 prompts." in document["notes"]
+    assert "Interrupted after 1 of 12 prompts. The figures are over the prompts done." in document["notes"]
+    assert document["summary"].startswith("1 of 12 prompts (interrupted), 2 steps of DDIMScheduler")
+
+
+def test_the_help_names_the_document_s_keys(monkeypatch, tmp_path, capsys):
+    _, document, _, _ = documented(monkeypatch, tmp_path / "x.html", 0.1, 0.5, 0.5, 0.7, 0.5, None)
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    text = capsys.readouterr().out
+    named = set(re.findall(r"[a-z_]+", text[text.index("  --json") :]))
+    ranges = {"speedup_min", "speedup_max", "worst_psnr_db", "worst_ssim", "worst_lpips"}
+    assert set(document) | set(SETTING) - ranges <= named
 
 
 def test_a_comparison_without_any_image_compared_fails(monkeypatch, tmp_path):

@@ -54,6 +54,14 @@ def test_every_join_of_every_size_is_measured_once(judge, capsys):
     assert judge.timer.timed == 2 * len(judge.seen)
 
 
+def test_weight_files_of_a_variant(judge, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stepcache.bench.models.load", lambda *args: asked.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tune.measure(arguments("mine", "--variant", "fp16", "--dtype", "float32"), "cpu", judge)
+    assert asked == [("mine", "cpu", torch.float32, "fp16")]
+
+
 def test_settings_that_change_joins(judge):
     options = ("--predict", "linear", "--reuse-guidance", "--branch", "1", "--dtype", "float32")
     tune.measure(arguments("demo", "--size", "64", *options), "cpu", judge)

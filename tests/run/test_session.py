@@ -10,7 +10,7 @@ from diffusers import (
 )
 from support.small import BETAS, LoopPipe, engine_of, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
 
-from stepcache import Schedule, accelerate, denoising, last_run, restore
+from stepcache import RunRecord, Schedule, accelerate, denoising, last_run, restore
 from stepcache.run.session import MAX_SLOTS
 
 
@@ -28,6 +28,12 @@ def test_each_run_starts_with_a_full_step_whatever_its_length():
         pipe(steps)
         assert kinds(pipe) == want
         assert last_run(pipe).steps == steps
+
+
+def test_a_record_in_words():
+    record = RunRecord(list("FPP"), 3, [(2, 4, 16, 16), (1, 4, 8, 8)], 65536)
+    assert str(record) == "FPP: 3 steps, sizes 2x4x16x16, 1x4x8x8, 64.0 KiB of features held"
+    assert str(RunRecord(["F"], 1)) == "F: 1 step, sizes none, 0 bytes of features held"
 
 
 def test_changed_strength_starts_anew():

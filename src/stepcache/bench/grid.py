@@ -68,7 +68,9 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     if spec.where == "cpu":
         keep_heap()
         torch.set_flush_denormal(True)
-    model = load(spec.model, spec.where, spec.precision)
+    elif spec.device is not None and ":" in spec.device:
+        torch.cuda.set_device(spec.device)  # for the rest of the process: memory and events are the current device's
+    model = load(spec.model, spec.where, spec.precision, spec.variant)
     swap_scheduler(model.pipe, spec.scheduler, spec.steps)
     layout = family_of(model.pipe.unet).layout(model.pipe.unet)
     for _, branch in spec.reuse:

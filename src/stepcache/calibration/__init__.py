@@ -26,8 +26,8 @@ from ..values import as_entries, positive_int
 from .candidates import Candidate
 from .images import HEATS, HELD_OUT, NEEDED, PromptSet, score, split
 from .journal import Journal
-from .laboratory import Laboratory
-from .search import search
+from .laboratory import Laboratory, expected_spaces
+from .search import options_within, search
 
 
 def calibrate(
@@ -85,6 +85,9 @@ def calibrate(
     if size is not None:
         call["height"], call["width"] = size
     sets = split(prompts, negatives, seed, counts[0], call, batch)
+    if spaces := expected_spaces(pipe, counts, branches, guidance, size):
+        for budget in budgets:
+            options_within(spaces, budget)  # raises, before hours of work, if it cannot be reached
     made_for = MadeFor.of(pipe, guidance)
     header = _header(made_for, sets, counts, size, branches)
     header |= {"dtype": str(pipe.unet.dtype), "device": pipe.unet.device.type}

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedPipeline
+from ..errors import StepCacheError, UnsupportedPipeline
 from ..forwards import family_of
 from ..forwards.macs import branch_macs, meta_unet
 from ..images.fidelity import mean_of
 from ..images.make import Request
-from ..pipes.batches import guided
+from ..pipes.batches import guided, shows_halves
 from ..pipes.solvers import is_first_order, unet_calls
 from ..plans.plan import Figures
 from ..reuse.auto import Auto, Loop
@@ -68,6 +68,30 @@ class Length:
 def longest_of(steps: int, full: int) -> int:
     """The longest segment to measure for masks of `full` full steps: half as long again as even ones, and one more."""
     return min(steps, -(-3 * steps // (2 * full)) + 1)
+
+
+def expected_spaces(
+    pipe: Any, steps: Sequence[int], branches: int, guidance: float, size: tuple[int, int] | None
+) -> list[Space]:
+    """What candidates will be able to choose, at best, without a run. Empty if only runs can tell.
+
+    steps: their numbers, most first. size: (height, width) in pixels; None: the U-Net's own.
+    """
+    sample, factor = pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", 8)
+    iterations = [unet_calls(pipe.scheduler, count) for count in steps]
+    # In a loop that is not known, a step may call the U-Net more than once.
+    if not shows_halves(pipe) or None in iterations or (size is None and sample is None):
+        return []
+    own = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+    height, width = own if size is None else (pixels // factor for pixels in size)
+    try:
+        unet = meta_unet(pipe.unet.config)
+        joins = len(family_of(unet).layout(unet).joins)
+        macs = list(branch_macs(unet, height, width, 1, range(min(branches, joins))))
+    except StepCacheError:  # the run says why
+        return []
+    shares = {each.branch: each.share for each in macs}
+    return [Space(calls, shares, guidance > 1, iterations[0]) for calls in iterations if calls is not None]
 
 
 @dataclass

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         from stepcache.bench.spec import GridSpec
         from stepcache.bench.table import table
 
+        from .loading import usable_device
+
         spec = GridSpec(
             model=args.pipeline,
             sizes=args.size,
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
             predict=args.predict,
             dtype=args.dtype,
-            device=args.device,
+            device=usable_device(args.device),
             seed=args.seed,
+            variant=args.variant,
         )
         before = _length(args.out)
         try:

@@ -12,6 +12,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ..calibration import calibrate
 from ..calibration.images import NEEDED
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         )
     size = image_size(args.size)
     steps = [positive_int("--steps", count, at_least=2) for count in distinct(args.steps, (50,))]
+    trials, batch = positive_int("--trials", args.trials), positive_int("--batch", args.batch)
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
@@ -48,17 +51,17 @@ def run(args: argparse.Namespace) -> int:
         check_text_to_image(pipe, NEEDED, "calibration")
         for count in steps:
             swap_scheduler(pipe, args.scheduler, count)
-        (plan,) = calibrate(
+        (plan,) = _calibrated(
             pipe,
             [prompt.text for prompt in prompts],
             steps=steps,
             guidance=guidance_of(args, pipe),
             budgets=[args.budget],
             seed=args.seed,
-            trials=args.trials,
+            trials=trials,
             negatives=[prompt.negative or "" for prompt in prompts],
             size=size,
-            batch=args.batch,
+            batch=batch,
             journal=args.out.with_name(f"{args.out.name}.trials.jsonl"),
             command=shlex.join(["stepcache", *sys.argv[1:]]),
         )
@@ -69,6 +72,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"PSNR and SSIM are against the run of {max(steps)} steps; the plan is for {found} steps.")
     print(f'{plan.mask}, branch {plan.branch}, guidance "{plan.guidance}"\nPlan: {args.out}')
     return 0
+
+
+def _calibrated(*args: Any, journal: Path, **options: Any) -> list[Plan]:
+    """`calibrate`. A KeyboardInterrupt is passed on with how to go on, if there is something to go on from."""
+    try:
+        return calibrate(*args, journal=journal, **options)
+    except KeyboardInterrupt:
+        if not journal.is_file() or journal.read_bytes().count(b"\n") < 2:  # the first line is not a measurement
+            raise
+        raise KeyboardInterrupt(f"run the same command to go on from {journal}") from None
 
 
 def table(plans: Sequence[Plan]) -> str:

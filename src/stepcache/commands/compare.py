@@ -39,7 +39,7 @@ from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
 from ..images.sheet import png
 from ..settings import Settings
-from ..values import positive_int
+from ..values import amount, positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
 from .document import decibels, print_document
 from .loading import device_and_dtype, guidance_of, load, prompts_of
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         facts = _facts(args, pipe, len(prompts), guidance, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
-            summary=_summary(len(prompts), steps, guidance, dict(facts)),
+            summary=_summary(amount(len(prompts), "prompt"), steps, guidance, dict(facts)),
             settings=variants,
             facts=facts,
             missing=missing,
@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     unfair = dearer(comparison)
     comparison.notes += unfair
     if not done:
-        comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
+        part = f"{len(comparison.results)} of {amount(len(prompts), 'prompt')}"
+        comparison.summary = _summary(f"{part} (interrupted)", steps, guidance, dict(facts))
+        comparison.notes.append(f"Interrupted after {part}. The figures are over the prompts done.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
     rows = summaries(comparison)
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = f", with its pictures in {folder}: move both" if folder else ""
         print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
     if not done:
-        raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {_count(len(prompts), 'prompt')}")
+        raise KeyboardInterrupt(f"the page has {part}")
     if all(row.psnr is None for row in rows):
         raise StepCacheError("No image was compared: the pipeline's safety checker replaced each, or its original.")
     return 0
@@ -205,12 +207,8 @@ def _too_long(pipe: Any, prompts: Sequence[Prompt]) -> list[str]:
         return []
     limit = pipe.tokenizer.model_max_length - 2
     return [
-        f"{_count(len(cut), 'prompt')} of more than {limit} tokens, which the pipeline cuts off: {cut[0][0]:.60}..."
+        f"{amount(len(cut), 'prompt')} of more than {limit} tokens, which the pipeline cuts off: {cut[0][0]:.60}..."
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _facts(
@@ -227,7 +225,7 @@ def _facts(
         ("Seeds", f"from {args.seed} on, unless a prompt has its own"),
         ("Data type", str(dtype).removeprefix("torch.")),
         ("Device", torch.cuda.get_device_name(device) if device.startswith("cuda") else device),
-        ("CPU", f"{rig.cpu}, {_count(rig.cores, 'core')}, {_count(rig.threads, 'thread')}"),
+        ("CPU", f"{rig.cpu}, {amount(rig.cores, 'core')}, {amount(rig.threads, 'thread')}"),
         ("stepcache", __version__ + (f", commit {rig.commit}" if rig.commit else "")),
         ("torch", rig.torch),
         ("diffusers", rig.diffusers),
@@ -236,9 +234,9 @@ def _facts(
     ]
 
 
-def _summary(prompts: int, steps: int, guidance: float, facts: dict[str, str]) -> str:
+def _summary(prompts: str, steps: int, guidance: float, facts: dict[str, str]) -> str:
     where = facts["CPU"] if facts["Device"] == "cpu" else facts["Device"]
     return (
-        f"{_count(prompts, 'prompt')}, {steps} steps of {facts['Scheduler']}, guidance {guidance:g}, "
+        f"{prompts}, {amount(steps, 'step')} of {facts['Scheduler']}, guidance {guidance:g}, "
         f"{facts['Data type']}, on {where}."
     )

@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     from ..run.attach import attach
     from ..settings import Settings
 
-    model = load(args.pipeline, device, dtype_named(args.dtype))
+    model = load(args.pipeline, device, dtype_named(args.dtype), args.variant)
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = args.guidance or "both"
