@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from support.bench_tiny import spec, tiny_model
 from support.macs import macs_counted_once
-from support.small import ONE_LEVEL, D, U
+from support.small import ONE_LEVEL, D, U, tiny_pipe
 from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
@@ -19,8 +20,9 @@ from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
-from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.errors import BranchOutOfRange, InvalidSetting, UnsupportedPipeline
 from stepcache.images.make import Request
+from stepcache.images.models import Model
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
 # As ONE_LEVEL, with the mid block that DeepCache needs.
@@ -345,6 +347,9 @@ def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monk
         grid.run_grid(spec(), tmp_path / "other.csv")
     with pytest.raises(OSError, match="directory"):
         grid.run_grid(spec(), tmp_path)
+    with pytest.raises(UnsupportedPipeline, match="takes image: bench is for text-to-image pipelines"):
+        monkeypatch.setattr(grid, "load", lambda *args: Model("x", tiny_pipe(StableDiffusionImg2ImgPipeline), "", ()))
+        grid.run_grid(spec(), tmp_path / "rows.csv")
     assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "rows.csv").exists()
 
 

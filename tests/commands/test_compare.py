@@ -16,11 +16,11 @@ from support.commands import lines_of, run_command
 from support.comparing import fake_make
 
 from stepcache import cli
-from stepcache.commands import compare, loading
+from stepcache.commands import compare
 from stepcache.comparison import runs
 from stepcache.comparison.page import write_page
 from stepcache.comparison.summary import summaries
-from stepcache.images import fidelity
+from stepcache.images import fidelity, pipelines
 from stepcache.images.make import Request
 from stepcache.images.prompts import Prompt
 
@@ -222,7 +222,7 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    monkeypatch.setattr(pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
     status, _, errors = run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes image: compare is for text-to-image" in errors

@@ -13,7 +13,8 @@ import torch
 from stepcache.errors import StepCacheError
 from stepcache.forwards import family_of
 from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
-from stepcache.images.make import Request
+from stepcache.images.make import Request, check_text_to_image
+from stepcache.images.models import Model, load
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.progress import progress
 
@@ -21,11 +22,13 @@ from .cell import RUNS, Cell
 from .cell_rows import rows_of
 from .fewer import fewer_steps
 from .heap import keep_heap
-from .models import Model, load
 from .rows import check_out, write
 from .schema import BenchRow
 from .spec import GridSpec
 from .variants import Variant, ladder
+
+# Arguments that a pipeline's call must take.
+NEEDED = {"prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator", "output_type"}
 
 
 class _CellSpec(NamedTuple):
@@ -62,13 +65,14 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
     On a CPU, for the rest of the process, glibc keeps its heap (heap.py) and denormals, which random weights drift
     into, are flushed to zero. After each cell, everything that torch has compiled in this process is dropped. Raises
     StepCacheError before measuring for a file with other columns, a branch that the U-Net does not have, or a
-    directory without a pipeline.
+    directory without a text-to-image pipeline.
     """
     check_out(out, BenchRow)
     if spec.where == "cpu":
         keep_heap()
         torch.set_flush_denormal(True)
     model = load(spec.model, spec.where, spec.precision)
+    check_text_to_image(model.pipe, NEEDED, "bench")
     swap_scheduler(model.pipe, spec.scheduler, spec.steps)
     layout = family_of(model.pipe.unet).layout(model.pipe.unet)
     for _, branch in spec.reuse:
@@ -80,7 +84,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
         _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
         for i, (size, batch, (interval, branch), variants) in enumerate(cells):
             again = i > 0 and cells[i - 1][:2] == (size, batch)
-            counts = _counts(model.pipe, size, [branch for _, branch in spec.reuse])
+            counts = _counts(model, size, [branch for _, branch in spec.reuse])
             cell = Cell(
                 model.pipe,
                 _request(spec, model, size, batch),
@@ -131,9 +135,9 @@ def _warm_up(pipe: Any, request: Request) -> None:
         request.make(pipe, steps=min(2, request.steps), allow_nan=True)
 
 
-def _counts(pipe: Any, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
+def _counts(model: Model, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
     """MACs by branch; empty if they cannot be counted."""
-    factor, unet = pipe.vae_scale_factor, pipe.unet
+    factor, unet = model.pixels_per_latent, model.pipe.unet
     try:
         rows = branch_macs(meta_unet(unet.config), size[0] // factor, size[1] // factor, 2, dict.fromkeys(branches))
         return {row.branch: row for row in rows}

@@ -18,12 +18,12 @@ from ..calibration.images import NEEDED
 from ..errors import InvalidSetting
 from ..images.fidelity import in_words
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
 from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
 
     with quiet("diffusers", "transformers"), one_thread(args.pipeline == DEMO and device == "cpu"):
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         check_text_to_image(pipe, NEEDED, "calibration")
         for count in steps:
             swap_scheduler(pipe, args.scheduler, count)

@@ -33,7 +33,7 @@ from ..comparison.summary import Summary, summaries, table
 from ..errors import StepCacheError, UnsupportedUNet
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
@@ -42,7 +42,7 @@ from ..settings import Settings
 from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
 from .document import decibels, print_document
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     with quiet("diffusers", "transformers"), one_thread(demo and device == "cpu"):
         scores, missing = _scores(args.clip, device)
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         _check_pipe(pipe, variants)
         swap_scheduler(pipe, args.scheduler, steps)
         guidance = guidance_of(args, pipe)

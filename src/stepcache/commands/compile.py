@@ -19,9 +19,8 @@ def run(args: argparse.Namespace) -> int:
     with quiet("diffusers", "transformers"):
         import torch
 
-        from stepcache.bench.models import load
-
         from ..api import save_compiled, warmup
+        from ..images.models import load
         from ..run.attach import attach
         from ..settings import Settings
 

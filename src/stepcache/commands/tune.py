@@ -38,9 +38,8 @@ def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     """Run warm-ups at all sizes and batches asked for, in which `judge` measures the joins."""
     import torch
 
-    from stepcache.bench.models import load
-
     from ..api import warmup
+    from ..images.models import load
     from ..run.attach import attach
     from ..settings import Settings
 
