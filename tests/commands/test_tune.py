@@ -75,6 +75,19 @@ def test_the_table_says_who_is_faster(judge, monkeypatch):
     assert tune.table([unknown], judge.verdicts).endswith("Inductor (could not be measured)")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "64,60"), "--size must be a multiple of 8 pixels and at least 16, got 60"),
+        (("--batch", "1,0"), "--batch must be an integer of at least 1, got 0"),
+    ],
+)
+def test_shapes_that_cannot_be_are_said_before_any_is_measured(options, words, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "usable_device", lambda name: pytest.fail("began"))
+    assert main(["tune", "demo", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(capsys):
     assert main(["tune", "demo"]) == 2
