@@ -139,6 +139,7 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
         (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "."], "Is a directory"),
+        (["--out", "new/sub/rows.csv", "--reuse", "3:99"], "new/sub/rows.csv: No such file or directory"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):

@@ -105,8 +105,10 @@ def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
 
 
 def check_out(path: Path, kind: type) -> None:
-    """What `write` with `append` would raise for rows of this kind. Changes nothing, but makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """What `write` with `append` would raise for rows of this kind, and OSError without a folder. Changes nothing.
+
+    For the start of a run: a folder that is not there is a slip of the hand then. `write` makes it, to lose no rows.
+    """
     check_replaceable(path)
     text = read_text(path) if path.exists() else ""
     header = _columns(kind)
