@@ -186,12 +186,14 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
         (["demo", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
         (["demo", "--clip", "nowhere"], "--clip 'nowhere' is not the directory of a CLIP model"),
         (["demo", "--out", "no/such/place.html"], "no/such/place.html: No such file or directory"),
+        (["demo", "--out", "taken.html"], "taken_files is no folder, and the pictures of taken.html may need one"),
         (["demo", "--out", "page.png"], "--out must be a file name that ends in .html, got 'page.png'"),
         (["demo", "--sheet", "sheet.jpg"], "--sheet must be a file name that ends in .png, got 'sheet.jpg'"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkeypatch, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "taken_files").touch()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"promt": "x"}\n')
     there = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)

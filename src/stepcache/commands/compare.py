@@ -25,7 +25,7 @@ from ..bench.rows import Rig
 from ..comparison.closer import closer
 from ..comparison.cost import Latents, count
 from ..comparison.fewer_steps import announced, dearer, with_fewer_steps
-from ..comparison.page import write_page
+from ..comparison.page import check_pictures, write_page
 from ..comparison.results import Comparison, FewerSteps, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
     sheet = args.sheet or args.out.with_suffix(".png")
     check_writable(args.out, ".html")
+    check_pictures(args.out)
     check_writable(sheet, ".png", "--sheet")
 
     with quiet("diffusers", "transformers"), one_thread(demo and device == "cpu"):
