@@ -23,6 +23,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from ._version import __version__
+from .bench.command import running
 from .commands.notes import notes
 from .commands.signals import Ending
 from .commands.streams import outlast_readers
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = import_module(f".commands.{args.command}", __package__)
     try:
         ending.working = True
-        with notes():
+        with notes(), running(arguments):
             status: int = command.run(args)
         _flush()
         ending.working = False

@@ -61,6 +61,8 @@ def test_the_document_has_the_rows_of_the_csv(tmp_path):
     assert status == 0 and "100% 9/9 runs" in errors and "\r" not in errors
     assert list(document) == ["rows", "csv", "rig"] and document["csv"] == str(path)
     assert set(document["rig"]) == {field.name for field in fields(Rig)}
+    assert document["rig"]["command"].startswith("stepcache bench demo --device cpu")
+    assert {rig.command for rig in read(path, Rig)} == {document["rig"]["command"]}
     columns = [field.name for field in fields(BenchRow)]
     assert set(document["rows"][0]) == {*columns, "psnr_db", "identical", "height_px", "width_px"} - {
         "psnr", "height", "width"

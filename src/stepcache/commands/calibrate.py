@@ -9,10 +9,9 @@ eager.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 
+from ..bench.command import command_line
 from ..calibration import calibrate
 from ..calibration.images import NEEDED
 from ..errors import InvalidSetting
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             size=size,
             batch=args.batch,
             journal=args.out.with_name(f"{args.out.name}.trials.jsonl"),
-            command=shlex.join(["stepcache", *sys.argv[1:]]),
+            command=command_line(),
         )
     plan.write(args.out)
     print(f"\n{table([plan])}\n\nFigures are those of the held-out prompts; the cost is the U-Net's, in MACs.")
