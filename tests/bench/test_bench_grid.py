@@ -272,9 +272,10 @@ def test_an_interrupt_keeps_the_repeats_done(tmp_path, monkeypatch):
         return run(call, pipe, clock, steps)
 
     monkeypatch.setattr(cell_module, "timed", interrupted)
+    rows = []
     with pytest.raises(KeyboardInterrupt):
-        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv")
-    rows = read(tmp_path / "rows.csv", BenchRow)
+        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv", rows=rows)
+    assert read(tmp_path / "rows.csv", BenchRow) == rows
     assert [row.variant for row in rows] == [EAGER, DEEPCACHE, STEPCACHE]
     assert all(row.repeats == 1 and row.status == "ok" and row.speedup for row in rows)
 

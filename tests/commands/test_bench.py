@@ -159,22 +159,35 @@ def test_no_model_of_that_name(tmp_path, monkeypatch, capsys):
     assert "nothing is downloaded" in capsys.readouterr().err
 
 
-def interrupted(rows):
-    def run_grid(spec, out):
-        write(out, rows, append=True)
+@pytest.fixture
+def done(small_run, monkeypatch):
+    """The rows that are done when the grid is interrupted."""
+    done = read(small_run[-1], BenchRow)[:1]
+
+    def run_grid(spec, out, rows):
+        write(out, done, append=True)
+        rows += done
         raise KeyboardInterrupt
 
-    return run_grid
+    monkeypatch.setattr(grid, "run_grid", run_grid)
+    return done
 
 
-def test_an_interrupt_says_where_the_rows_are(small_run, tmp_path, monkeypatch, capsys):
-    rows = read(small_run[-1], BenchRow)
+def test_an_interrupt_prints_the_rows_done_and_says_where_they_are(done, tmp_path, capsys):
     out = str(tmp_path / "rows.csv")
-    monkeypatch.setattr(grid, "run_grid", interrupted(rows[:1]))
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert capsys.readouterr().err == f"stepcache: interrupted; the rows done are in {out}\n"
-    monkeypatch.setattr(grid, "run_grid", interrupted([]))
+    output, errors = capsys.readouterr()
+    assert errors == f"stepcache: interrupted; the rows done are in {out}\n" and output.endswith(f"Rows: {out}\n")
+    done.clear()
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert "no row was done" in capsys.readouterr().err
+    assert capsys.readouterr() == ("", "stepcache: interrupted; no row was done\n")
     with open(out, newline="") as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_an_interrupt_leaves_one_document(done, tmp_path, capsys):
+    for count in (1, 0):
+        assert cli.main(["bench", "demo", "--json", "--out", str(tmp_path / "rows.csv")]) == 130
+        document = json.loads(capsys.readouterr().out)
+        assert len(document["rows"]) == count and document["csv"] == str(tmp_path / "rows.csv")
+        done.clear()

@@ -55,12 +55,15 @@ def _cells(spec: GridSpec, sizes: Sequence[tuple[int, int]]) -> Iterator[_CellSp
                 yield _CellSpec(size, batch, pair, variants)
 
 
-def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[BenchRow]:
+def run_grid(
+    spec: GridSpec, out: Path, deadline: float | None = None, rows: list[BenchRow] | None = None
+) -> list[BenchRow]:
     """Measure the grid cell by cell, add each cell's rows to the CSV `out`, and return all of them.
 
     A variant that fails, runs out of memory or cannot run here is a row with the reason. deadline: of time.monotonic;
     variants that have not started by then are rows that say so, and a running cell ends after its current repeat, but
-    not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file.
+    not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file. rows: a list that
+    each cell's are added to, for callers that go on from an interrupt.
 
     On a CPU, for the rest of the process, glibc keeps its heap (heap.py) and denormals, which random weights drift
     into, are flushed to zero. After each cell, everything that torch has compiled in this process is dropped. Raises
@@ -79,7 +82,7 @@ def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[B
         layout.cut(branch)
     cells = list(_cells(spec, spec.sizes or [model.size()]))
     runs = sum(len(cell.variants) for cell in cells) * (RUNS + spec.repeats)
-    rows: list[BenchRow] = []
+    rows = [] if rows is None else rows
     with progress("warm-up", runs, "runs") as bar:
         _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
         for i, (size, batch, (interval, branch), variants) in enumerate(cells):
