@@ -27,8 +27,6 @@ def run(args: argparse.Namespace) -> int:
 
     A KeyboardInterrupt is passed on once the rows done are written and printed, with a text that says where they are.
     """
-    rows: list[BenchRow] = []
-    kept = None
     check_guidance(args.guidance)
     check_seed(args.seed)
     with quiet("diffusers", "transformers"):
@@ -52,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             seed=args.seed,
         )
+        rows: list[BenchRow] = []
+        kept = None
         try:
             run_grid(spec, args.out, rows=rows)
         except KeyboardInterrupt:
