@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionSAGPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionSAGPipeline
 from support.bench_tiny import spec, tiny_model
 from support.macs import macs_counted_once
 from support.small import ONE_LEVEL, D, U, tiny_pipe
@@ -17,13 +17,13 @@ from tqdm import tqdm
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
 from stepcache.bench import spec as bench_spec
-from stepcache.bench.models import Model
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import table
 from stepcache.bench.variants import LADDER, Variant
-from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.errors import BranchOutOfRange, InvalidSetting, UnsupportedPipeline
 from stepcache.images.make import Request
+from stepcache.images.models import Model
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
 # As ONE_LEVEL, with the mid block that DeepCache needs.
@@ -129,7 +129,7 @@ def test_every_size_is_compiled_for_itself(tmp_path):
 
 
 def test_rows_are_added_to_a_file_that_is_there(tmp_path):
-    out = tmp_path / "new" / "rows.csv"
+    out = tmp_path / "rows.csv"
     one = spec(variants=["eager"], repeats=1)
     # Without a size it is the model's own.
     rows = [*grid.run_grid(one, out), *grid.run_grid(replace(one, steps=2, sizes=()), out)]
@@ -282,9 +282,10 @@ def test_an_interrupt_keeps_the_repeats_done(tmp_path, monkeypatch):
         return run(call, pipe, clock, steps)
 
     monkeypatch.setattr(cell_module, "timed", interrupted)
+    rows = []
     with pytest.raises(KeyboardInterrupt):
-        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv")
-    rows = read(tmp_path / "rows.csv", BenchRow)
+        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv", rows=rows)
+    assert read(tmp_path / "rows.csv", BenchRow) == rows
     assert [row.variant for row in rows] == [EAGER, DEEPCACHE, STEPCACHE]
     assert all(row.repeats == 1 and row.status == "ok" and row.speedup for row in rows)
 
@@ -373,6 +374,9 @@ def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monk
         grid.run_grid(spec(), tmp_path / "other.csv")
     with pytest.raises(OSError, match="directory"):
         grid.run_grid(spec(), tmp_path)
+    with pytest.raises(UnsupportedPipeline, match="takes image: bench is for text-to-image pipelines"):
+        monkeypatch.setattr(grid, "load", lambda *args: Model("x", tiny_pipe(StableDiffusionImg2ImgPipeline), "", ()))
+        grid.run_grid(spec(), tmp_path / "rows.csv")
     assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "rows.csv").exists()
 
 

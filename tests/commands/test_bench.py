@@ -11,10 +11,10 @@ from support.macs import macs_counted_once
 
 from stepcache import cli
 from stepcache.bench import grid
-from stepcache.bench.models import ARCHITECTURES
 from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.spec import LADDER, GridSpec
+from stepcache.images.models import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def test_the_document_has_the_rows_of_the_csv(tmp_path):
     assert status == 0 and "100% 9/9 runs" in errors and "\r" not in errors
     assert list(document) == ["rows", "csv", "rig"] and document["csv"] == str(path)
     assert set(document["rig"]) == {field.name for field in fields(Rig)}
+    assert document["rig"]["command"].startswith("stepcache bench demo --device cpu")
+    assert {rig.command for rig in read(path, Rig)} == {document["rig"]["command"]}
     columns = [field.name for field in fields(BenchRow)]
     assert set(document["rows"][0]) == {*columns, "psnr_db", "identical", "height_px", "width_px"} - {
         "psnr", "height", "width"
@@ -144,6 +146,7 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
         (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "."], "Is a directory"),
+        (["--out", "new/sub/rows.csv", "--reuse", "3:99"], "new/sub/rows.csv: No such file or directory"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):
@@ -170,22 +173,35 @@ def test_weight_files_of_a_variant(monkeypatch, tmp_path):
     assert asked == [("mine", "cpu", torch.float32, "fp16")]
 
 
-def interrupted(rows):
-    def run_grid(spec, out):
-        write(out, rows, append=True)
+@pytest.fixture
+def done(small_run, monkeypatch):
+    """The rows that are done when the grid is interrupted."""
+    done = read(small_run[-1], BenchRow)[:1]
+
+    def run_grid(spec, out, rows):
+        write(out, done, append=True)
+        rows += done
         raise KeyboardInterrupt
 
-    return run_grid
+    monkeypatch.setattr(grid, "run_grid", run_grid)
+    return done
 
 
-def test_an_interrupt_says_where_the_rows_are(small_run, tmp_path, monkeypatch, capsys):
-    rows = read(small_run[-1], BenchRow)
+def test_an_interrupt_prints_the_rows_done_and_says_where_they_are(done, tmp_path, capsys):
     out = str(tmp_path / "rows.csv")
-    monkeypatch.setattr(grid, "run_grid", interrupted(rows[:1]))
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert capsys.readouterr().err == f"stepcache: interrupted; the rows done are in {out}\n"
-    monkeypatch.setattr(grid, "run_grid", interrupted([]))
+    output, errors = capsys.readouterr()
+    assert errors == f"stepcache: interrupted; the rows done are in {out}\n" and output.endswith(f"Rows: {out}\n")
+    done.clear()
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert "no row was done" in capsys.readouterr().err
+    assert capsys.readouterr() == ("", "stepcache: interrupted; no row was done\n")
     with open(out, newline="") as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_an_interrupt_leaves_one_document(done, tmp_path, capsys):
+    for count in (1, 0):
+        assert cli.main(["bench", "demo", "--json", "--out", str(tmp_path / "rows.csv")]) == 130
+        document = json.loads(capsys.readouterr().out)
+        assert len(document["rows"]) == count and document["csv"] == str(tmp_path / "rows.csv")
+        done.clear()

@@ -1,5 +1,7 @@
 """`stepcache calibrate` on the demo pipeline."""
 
+import shlex
+
 import pytest
 from support.macs import macs_counted_once
 
@@ -23,6 +25,7 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
         assert cli.main([*arguments, "--scheduler", "euler"]) == 0
     printed = capsys.readouterr().out
     plan = Plan.read(out)
+    assert plan.made_with["command"] == shlex.join(["stepcache", *arguments, "--scheduler", "euler"])
     assert plan.made_for.scheduler["class"] == "EulerDiscreteScheduler" and plan.made_for.guidance == 2
     assert plan.mask in printed and f"{plan.figures[0].psnr:.1f} dB" in printed and "DeepCache, interval" in printed
     assert 'even full steps, predict="auto"' in printed

@@ -16,11 +16,11 @@ from support.commands import lines_of, run_command
 from support.comparing import fake_make
 
 from stepcache import cli
-from stepcache.commands import compare, loading
+from stepcache.commands import compare
 from stepcache.comparison import runs
 from stepcache.comparison.page import write_page
 from stepcache.comparison.summary import summaries
-from stepcache.images import fidelity
+from stepcache.images import fidelity, pipelines
 from stepcache.images.make import Request
 from stepcache.images.prompts import Prompt
 
@@ -186,12 +186,14 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
         (["demo", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
         (["demo", "--clip", "nowhere"], "--clip 'nowhere' is not the directory of a CLIP model"),
         (["demo", "--out", "no/such/place.html"], "no/such/place.html: No such file or directory"),
+        (["demo", "--out", "taken.html"], "taken_files is no folder, and the pictures of taken.html may need one"),
         (["demo", "--out", "page.png"], "--out must be a file name that ends in .html, got 'page.png'"),
         (["demo", "--sheet", "sheet.jpg"], "--sheet must be a file name that ends in .png, got 'sheet.jpg'"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkeypatch, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "taken_files").touch()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"promt": "x"}\n')
     there = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
@@ -222,7 +224,7 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    monkeypatch.setattr(pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
     status, _, errors = run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes image: compare is for text-to-image" in errors

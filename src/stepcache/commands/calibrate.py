@@ -9,23 +9,22 @@ eager.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench.command import command_line
 from ..calibration import calibrate
 from ..calibration.images import NEEDED
 from ..errors import InvalidSetting
 from ..images.fidelity import in_words
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
 from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
 
     with quiet("diffusers", "transformers"), one_thread(args.pipeline == DEMO and device == "cpu"):
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         check_text_to_image(pipe, NEEDED, "calibration")
         for count in steps:
             swap_scheduler(pipe, args.scheduler, count)
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             size=size,
             batch=batch,
             journal=args.out.with_name(f"{args.out.name}.trials.jsonl"),
-            command=shlex.join(["stepcache", *sys.argv[1:]]),
+            command=command_line(),
         )
     plan.write(args.out)
     print(f"\n{table([plan])}\n\nFigures are those of the held-out prompts; the cost is the U-Net's, in MACs.")

@@ -25,7 +25,7 @@ from ..bench.rows import Rig
 from ..comparison.closer import closer
 from ..comparison.cost import Latents, count
 from ..comparison.fewer_steps import announced, dearer, with_fewer_steps
-from ..comparison.page import write_page
+from ..comparison.page import check_pictures, write_page
 from ..comparison.results import Comparison, FewerSteps, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
@@ -33,7 +33,7 @@ from ..comparison.summary import Summary, summaries, table
 from ..errors import StepCacheError, UnsupportedUNet
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
@@ -42,7 +42,7 @@ from ..settings import Settings
 from ..values import amount, positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
 from .document import decibels, print_document
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -69,11 +69,12 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
     sheet = args.sheet or args.out.with_suffix(".png")
     check_writable(args.out, ".html")
+    check_pictures(args.out)
     check_writable(sheet, ".png", "--sheet")
 
     with quiet("diffusers", "transformers"), one_thread(demo and device == "cpu"):
         scores, missing = _scores(args.clip, device)
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         _check_pipe(pipe, variants)
         swap_scheduler(pipe, args.scheduler, steps)
         guidance = guidance_of(args, pipe)

@@ -49,6 +49,11 @@ def load_demo(device: str | None = None, dtype: torch.dtype | None = None) -> An
     return pipe.to(device or default_device(), dtype or dtype_named("float32"))
 
 
+def load_pipeline(name: str, device: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The bundled demo if that is the name, else the pipeline of the directory, as in `load_directory`."""
+    return load_demo(device, dtype) if name == DEMO else load_directory(Path(name), device, dtype, variant)
+
+
 def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | None = None) -> Any:
     """The pipeline that `pipe.save_pretrained` wrote to `path`, without its own progress bar.
 
