@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.small import loop_pipe, state_of
 
-from stepcache import StepCacheError, accelerate, last_run
+from stepcache import Schedule, StepCacheError, accelerate, last_run
 from stepcache.errors import BranchOutOfRange, InvalidSetting
 
 BAD_SETTINGS = [
@@ -19,6 +19,9 @@ BAD_SETTINGS = [
     ({"branch": 1.0}, InvalidSetting, "got 1.0"),
     ({"branch": "0"}, InvalidSetting, "got '0'"),
     ({"schedule": "FPP"}, InvalidSetting, "schedule must be a stepcache.Schedule, got 'FPP'"),
+    ({"schedule": Schedule.uniform(2), "interval": 3}, InvalidSetting, "schedule= and interval=3.* one or the other"),
+    ({"plan": "plan.json", "interval": 3}, InvalidSetting, "plan= and interval=3.* one or the other"),
+    ({"plan": "plan.json", "preset": "fast"}, InvalidSetting, "plan= and preset='fast'.* one or the other"),
     ({"max_buckets": 0}, InvalidSetting, "max_buckets .*got 0"),
 ]
 

@@ -9,10 +9,12 @@ from support.junk import Closed, Hostile, HostileDict, HostileFloat, HostileWord
 
 from stepcache.errors import InvalidSetting
 from stepcache.values import (
+    amount,
     as_int,
     as_items,
     as_number,
     as_word,
+    bytes_in_words,
     is_a,
     is_one_of,
     positive_int,
@@ -108,3 +110,10 @@ def test_how_values_are_shown(value, text):
 
 def test_long_values_are_cut():
     assert len(shown("x" * 10**6)) <= 80 and len(shown([["x" * 100] * 100] * 100)) < 4000
+
+
+def test_amounts_and_bytes_in_words():
+    assert [amount(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    sizes = (0, 1, 1023, 1024, 2560, 2**20 - 1, 5 * 2**20, 3 * 2**30)
+    words = ["0 bytes", "1 byte", "1023 bytes", "1.0 KiB", "2.5 KiB", "1024.0 KiB", "5.0 MiB", "3.0 GiB"]
+    assert [bytes_in_words(size) for size in sizes] == words

@@ -75,7 +75,7 @@ def measure_here(model: str, variant: str, folder: Path) -> dict[str, Any]:
     from diffusers.utils import logging
 
     from stepcache import accelerate, last_run, save_compiled
-    from stepcache.bench.models import load
+    from stepcache.images.models import load
 
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()

@@ -27,7 +27,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ class Loop(GuidedLoop):
     """The loop with a model's U-Net and random weights and inputs, one step at a time."""
 
     def __init__(self, model: str, latent: int, batch: int, device: str, dtype: torch.dtype) -> None:
-        config = read_config(str(files("stepcache") / "assets" / "demo") if model == "demo" else model)
+        config = read_config(model)
         torch.manual_seed(0)
         with torch.device(device):
             unet = UNet2DConditionModel.from_config(config)

@@ -23,12 +23,12 @@ Pipe = TypeVar("Pipe")
 
 def accelerate(
     pipe: Pipe,
-    interval: int = 3,
-    branch: int = 0,
+    interval: int | None = None,
+    branch: int | None = None,
     *,
     schedule: Schedule | None = None,
-    predict: str | float | tuple[float, float] = "hold",
-    guidance: str = "both",
+    predict: str | float | tuple[float, float] | None = None,
+    guidance: str | None = None,
     compile: bool | str | dict[str, Any] = "auto",
     cuda_graphs: bool | str | Callable[[], Any] = "auto",
     kernels: bool | str = "auto",
@@ -44,6 +44,8 @@ def accelerate(
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
 
+    An argument that is None is not given, and has the default named here.
+
     Important arguments:
         interval: the whole U-Net runs at steps 0, interval, 2 * interval, ...; the steps between run only its shallow
             part. Default 3; 1 gives the original's images bit for bit (fp32; on CUDA with compile=False and
@@ -54,7 +56,7 @@ def accelerate(
             DeepCache's cache_branch_id.
 
     Further arguments:
-        schedule: a `Schedule`, instead of `interval`.
+        schedule: a `Schedule`, instead of `interval`. Default Schedule.uniform(interval).
         predict: the feature in partial steps: "hold" (default), that of the last full step, as in DeepCache; "linear",
             on the line through the last two full steps; a number from -1 to 1 damps that line (0 holds, 1 is linear). A
             pair (mean, difference) damps apart the mean of the two halves of guidance and their difference, conditional
@@ -99,12 +101,12 @@ def accelerate(
         scheduler: the name of the pipe's attribute that holds its scheduler, whose `step` ends a step. Default
             "scheduler", as in diffusers. Raises UnsupportedPipeline, with the names that would do, if there is none.
         preset: "faithful" (interval 2), "balanced" (interval 3) or "fast" (interval 5, guidance "reuse"), each with
-            predict="auto" (presets.py).
+            predict="auto" (presets.py). Leave out interval, branch, schedule, predict and guidance.
         plan: a file of `stepcache calibrate`, or a `Plan`: full steps, branch, prediction and guidance found for one
-            model, scheduler and number of steps. Leave interval, branch, schedule, predict and guidance at their
-            defaults. Another scheduler or U-Net (by its config and a sample of its weights, LoRA counted only if fused)
-            raises InvalidSetting here; another number of steps raises it at a run's first U-Net call. Another guidance
-            scale only warns. Price: up to three buffers of the feature's size.
+            model, scheduler and number of steps. Leave out preset, and all that a preset decides. Another scheduler or
+            U-Net (by its config and a sample of its weights, LoRA counted only if fused) raises InvalidSetting here;
+            another number of steps raises it at a run's first U-Net call. Another guidance scale only warns. Price: up
+            to three buffers of the feature's size.
         adapt: True uses a plan for another model or scheduler unchanged, and stretches its full steps to another number
             of steps, with the plan's damped line instead of its fitted weights. A warning says so. Default False.
         compiled: a folder of packages from `stepcache compile` or `save_compiled`: graphs compiled ahead of time, which

@@ -5,26 +5,28 @@ which imports no torch, and `commands/NAME.py` with `run(args) -> exit status`. 
 are imported, and for its `--help` only the first.
 
 Exit status:
-0 done; also where the reader of a pipe went away (`stepcache ... | head`).
+0 done. A reader that goes away (`stepcache ... | head`) changes no status: the work goes on without it.
 1 a bug: Python's, with a traceback.
-2 arguments that do not parse or cannot be, or a failure; the reason is on stderr. `bench` and `compare` end so, too,
+2 invalid arguments, or a failure; the reason is on stderr. `bench` and `compare` end so, too,
   when nothing could be measured, after they have written and printed the reasons.
-130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM or SIGHUP; one line on stderr, and what was done is kept.
+130, 143, 129 ended by SIGINT (Ctrl-C), SIGTERM or SIGHUP; one line on stderr, and finished work is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from ._version import __version__
+from .bench.command import running
 from .commands.notes import notes
 from .commands.signals import Ending
+from .commands.streams import outlast_readers
 from .errors import StepCacheError
 
 DESCRIPTION = "Makes U-Net diffusion pipelines fast by reusing their deep features between denoising steps."
@@ -49,10 +51,9 @@ SUMMARIES = {name: summary for commands in COMMANDS.values() for name, summary i
 
 STATUSES = {
     "0": "done",
+    "1": "a bug, with a traceback",
     "2": "failed, or nothing could be measured; the reason is on stderr",
-    "130": "interrupted (Ctrl-C); what was done is kept, here and below",
-    "143": "terminated",
-    "129": "hung up",
+    "130, 143, 129": "ended by Ctrl-C, SIGTERM or SIGHUP; finished work is kept",
 }
 
 
@@ -61,21 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argparse itself raises SystemExit(2) for arguments that do not parse, and SystemExit(0) for --help and --version.
 
-    Without `argv`, the arguments are sys.argv's, and the process is the command's: its signals are handled here until
-    it ends (commands/signals.py), and a second one ends it at once. With `argv`, signals stay the caller's.
+    Without `argv`, the arguments are sys.argv's, and the process is the command's: until it ends, its signals are
+    handled here (commands/signals.py), of which a second one ends it at once, and its output outlasts its readers
+    (commands/streams.py). With `argv`, signals and streams stay the caller's.
     """
     ending = Ending()
     if argv is None:
         ending.watch()
+        outlast_readers()
     arguments = list(sys.argv[1:] if argv is None else argv)
     asked = arguments[0] if arguments and arguments[0] in SUMMARIES else None
     args = _parser(asked).parse_args(arguments)
     command = import_module(f".commands.{args.command}", __package__)
     try:
         ending.working = True
-        with notes():
+        with notes(), running(arguments):
             status: int = command.run(args)
-        sys.stdout.flush()
+        _flush()
         ending.working = False
     except BaseException as error:
         ending.working = False
@@ -88,18 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stopped(ending: Ending, error: BaseException | None = None) -> int:
     """Say what ended the command; commands that raise KeyboardInterrupt with a text say what they have kept."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # the terminal was closed, or the reader of a pipe interrupted too
-        _forget_stdout()
+    with suppress(OSError):  # a full disk, or a caller's stream: what ended the command is the news
+        _flush()
     return ending.say(str(error) if isinstance(error, KeyboardInterrupt) else "")
 
 
 def _failed(error: BaseException) -> int:
     """Say why the command failed. Errors that are bugs are raised again, with their traceback."""
-    if isinstance(error, BrokenPipeError):  # `stepcache ... | head` closed the pipe
-        _forget_stdout()
-        return 0
     if isinstance(error, StepCacheError):
         return _fail(str(error))
     if isinstance(error, OSError):
@@ -109,9 +107,9 @@ def _failed(error: BaseException) -> int:
     raise error
 
 
-def _forget_stdout() -> None:
-    """Let go of what could not be written. Without this Python would complain again at shutdown."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush() -> None:
+    if sys.stdout is not None:  # it was closed from the start
+        sys.stdout.flush()
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
@@ -122,6 +120,7 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         description="\n\n".join([textwrap.fill(DESCRIPTION, _width()), *map(_table, COMMANDS, COMMANDS.values())]),
         epilog=f"{_table('exit status', STATUSES)}\n\n`stepcache COMMAND --help` explains a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     # Their list is in the description: argparse has one list of them, without groups.
@@ -129,7 +128,9 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, prog="stepcache", help=argparse.SUPPRESS
     )
     for name, summary in SUMMARIES.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        # In full only: `--variant` of one command is not to be `--variants` of another.
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == asked:
             import_module(f".commands.options.{name}", __package__).add_arguments(command)
     return parser
@@ -137,8 +138,9 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
 
 def _table(title: str, lines: Mapping[str, str]) -> str:
     """As argparse shows a group of options, in the width of the terminal."""
+    column = max(11, *(len(name) + 2 for name in lines))
     wrapped = [
-        textwrap.fill(text, _width(), initial_indent=f"  {name:<11}", subsequent_indent=" " * 13)
+        textwrap.fill(text, _width(), initial_indent=f"  {name:<{column}}", subsequent_indent=" " * (column + 2))
         for name, text in lines.items()
     ]
     return "\n".join([f"{title}:", *wrapped])
@@ -150,5 +152,6 @@ def _width() -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"stepcache: {message}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"stepcache: {message}\n")
     return 2

@@ -15,7 +15,7 @@ BAR = LINE.replace("% ", "%|{bar:10}| ")
 NO_TOTAL = "{n:.0f} {unit} [{elapsed}] {desc}"
 
 PAUSE, NEWS = 30.0, 5.0
-"""Seconds after which a line is written though no tenth is done; NEWS if something else goes on by then."""
+"""Seconds without a line after which one is written; NEWS applies once the description has changed."""
 
 
 def progress(
@@ -42,7 +42,7 @@ def progress(
 
     if suited.display is not tqdm.display:
         return suited(**options)  # a notebook's widget
-    kind, form = (tqdm, BAR) if _draws(sys.stderr) else (Lines, LINE)
+    kind, form = (tqdm, BAR) if _draws(sys.stderr) else (LogLines, LINE)
     return kind(**options, bar_format=NO_TOTAL if total is None else form)
 
 
@@ -61,7 +61,7 @@ def advance(bar: tqdm, what: str, done: float = 1) -> None:
     bar.refresh()
 
 
-class Lines(tqdm):
+class LogLines(tqdm):
     """Whole lines, for pipes, files and logs: at the start, with each tenth, after PAUSE or NEWS, and at the end.
 
     Without a total, a line for each description.

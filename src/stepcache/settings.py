@@ -18,7 +18,7 @@ from .plans.presets import preset_of
 from .reuse.auto import Auto, Loop
 from .reuse.predict import HOLD, Predictor, predictor_of
 from .reuse.schedule import Schedule
-from .values import as_int, as_word, auto_or_bool, is_a, is_one_of, positive_int, shown, true_or_false
+from .values import as_word, auto_or_bool, is_a, is_one_of, positive_int, shown, true_or_false
 
 logger = logging.getLogger("stepcache")
 
@@ -55,15 +55,15 @@ class Settings:
     @classmethod
     def check(
         cls,
-        interval: object,
-        branch: object,
+        interval: object = None,
+        branch: object = None,
         schedule: object = None,
         compile: object = "auto",
         cuda_graphs: object = "auto",
         kernels: object = "auto",
         max_buckets: object = 4,
-        predict: object = "hold",
-        guidance: object = "both",
+        predict: object = None,
+        guidance: object = None,
         vae: object = False,
         plan: object = None,
         adapt: object = False,
@@ -74,14 +74,12 @@ class Settings:
         compiled_only: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
-        chosen: Any = Schedule.uniform(interval)  # type: ignore[arg-type]  # it checks that this is an int
-        if is_a(schedule, Schedule):
-            chosen = schedule
-        elif schedule is not None:
-            raise InvalidSetting(
-                f"schedule must be a stepcache.Schedule, got {shown(schedule)}. "
-                "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
-            )
+        given = {"interval": interval, "branch": branch, "schedule": schedule, "predict": predict, "guidance": guidance}
+        given = {name: value for name, value in given.items() if value is not None}
+        branch = given.get("branch", 0)
+        predict = given.get("predict", "hold")
+        guidance = given.get("guidance", "both")
+        chosen = _schedule(interval, schedule)
         buckets = positive_int("max_buckets", max_buckets, hint="Each bucket is one image size.")
         if not is_one_of(guidance, ("both", "reuse")):
             raise InvalidSetting(f'guidance must be "both" or "reuse", got {shown(guidance)}.')
@@ -95,9 +93,8 @@ class Settings:
                 f'"noise_scheduler", got {shown(scheduler)}. To change the scheduler itself, set that attribute.'
             )
         graphs = GraphSettings(compile, cuda_graphs, kernels, _packages(compiled, compiled_only))
-        given = {"interval": interval, "branch": branch, "schedule": schedule, "predict": predict, "guidance": guidance}
         if plan is not None:
-            _check_defaults("plan", **given, preset=preset)
+            _check_alone("plan", given if preset is None else {**given, "preset": preset})
             found = plan_of(plan)
             reuse = found.guidance == "reuse"
             fit = functools.partial(_of_plan, found, stretch)
@@ -106,7 +103,7 @@ class Settings:
         if stretch:
             raise InvalidSetting("adapt=True is for plan=, which is not given.")
         if preset is not None:
-            _check_defaults("preset", **given)
+            _check_alone("preset", given)
             named = preset_of(preset)
             chosen, branch, predict, guidance = named.schedule, 0, "auto", named.guidance
         predictor = Auto() if as_word(predict) == "auto" else predictor_of(predict)
@@ -154,21 +151,26 @@ def unusable(reason: object, only: bool) -> None:
     logger.warning("Packages are not used, and everything runs as without them: %s.", reason)
 
 
-# The arguments that a plan or a preset decides, with the defaults of `accelerate`, which mean "not given".
-_SETTLED = {"interval": 3, "branch": 0, "schedule": None, "predict": "hold", "guidance": "both", "preset": None}
-
-
-def _check_defaults(what: str, **given: object) -> None:
-    others = [f"{name}={shown(value)}" for name, value in given.items() if not _is(value, _SETTLED[name])]
-    if others:
+def _schedule(interval: Any, schedule: Any) -> Schedule:
+    if schedule is None:
+        return Schedule.uniform(3 if interval is None else interval)
+    if not is_a(schedule, Schedule):
         raise InvalidSetting(
-            f"{what}= and {', '.join(others)}: a {what} has its own full steps, branch, prediction and guidance. "
-            "Give one or the other."
+            f"schedule must be a stepcache.Schedule, got {shown(schedule)}. "
+            "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
         )
+    if interval is not None:
+        raise InvalidSetting(
+            f"schedule= and interval={shown(interval)}: both say which steps are full. Give one or the other."
+        )
+    return schedule
 
 
-def _is(value: object, default: int | str | None) -> bool:
-    """Whether an argument that may be anything is its default: arrays, for one, answer `==` with arrays."""
-    if default is None:
-        return value is None
-    return (as_int(value) if isinstance(default, int) else as_word(value)) == default
+def _check_alone(what: str, given: dict[str, object]) -> None:
+    """Refuse arguments that a plan or a preset decides, also those that are given with their default."""
+    if given:
+        others = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+        raise InvalidSetting(
+            f"{what}= and {others}: a {what} has its own full steps, branch, prediction and guidance. Give one or the "
+            "other."
+        )

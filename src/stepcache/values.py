@@ -97,6 +97,19 @@ def shown(value: object) -> str:
     return _SHOWN.repr(value)
 
 
+def amount(number: int, noun: str) -> str:
+    """ "1 step", "2 steps"; for nouns whose plural has an s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def bytes_in_words(number: int) -> str:
+    """ "64 bytes", "2.5 KiB", "5.0 MiB": in the largest unit of which there is at least one."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return amount(number, "byte")
+
+
 def reason_of(error: BaseException) -> str:
     """The message of an error that is not stepcache's, cut where it has no end."""
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionSAGPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionSAGPipeline
 from support.bench_tiny import spec, tiny_model
 from support.macs import macs_counted_once
 from support.small import ONE_LEVEL, D, U, tiny_pipe
@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from stepcache.bench import cell as cell_module
 from stepcache.bench import grid
-from stepcache.bench.models import Model
+from stepcache.bench import spec as bench_spec
 from stepcache.bench.rows import Rig, read
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.table import COLUMNS, table
 from stepcache.bench.variants import LADDER, Variant
-from stepcache.errors import BranchOutOfRange, InvalidSetting
+from stepcache.errors import BranchOutOfRange, InvalidSetting, UnsupportedPipeline
 from stepcache.images.make import Request
+from stepcache.images.models import Model
 
 EAGER, DEEPCACHE, STEPCACHE = (LADDER[key] for key in ("eager", "deepcache", "stepcache-eager"))
 # As ONE_LEVEL, with the mid block that DeepCache needs.
@@ -32,7 +33,7 @@ WITH_MID = {"block_out_channels": (8,), "down_block_types": (D,), "up_block_type
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
     with pytest.MonkeyPatch.context() as patch, macs_counted_once(grid):
-        patch.setattr(grid, "load", lambda name, device, dtype: tiny_model(**WITH_MID))
+        patch.setattr(grid, "load", lambda *args: tiny_model(**WITH_MID))
         yield
 
 
@@ -78,7 +79,7 @@ def test_what_was_measured_hangs_together(measured):
     rows, _ = measured
     for row in rows:
         if row.variant == LADDER["stepcache-triton"]:
-            assert row.status == "not here: needs CUDA"
+            assert row.status == "not available: needs CUDA"
             assert row.repeats == 0 and row.pipeline_s is row.psnr is row.first_call_s is None
             continue
         assert row.status == "ok" and row.repeats == 2
@@ -128,7 +129,7 @@ def test_every_size_is_compiled_for_itself(tmp_path):
 
 
 def test_rows_are_added_to_a_file_that_is_there(tmp_path):
-    out = tmp_path / "new" / "rows.csv"
+    out = tmp_path / "rows.csv"
     one = spec(variants=["eager"], repeats=1)
     # Without a size it is the model's own.
     rows = [*grid.run_grid(one, out), *grid.run_grid(replace(one, steps=2, sizes=()), out)]
@@ -197,7 +198,7 @@ def test_fewer_steps_compile_for_themselves_where_nothing_else_does(_soon_compil
 def test_without_counts_there_are_no_fewer_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "_counts", lambda *args: {})
     rows = grid.run_grid(spec(variants=["eager", "fewer-steps"], reuse=[(3, 0)]), tmp_path / "rows.csv")
-    assert rows[1].status.startswith("not here: no smaller number of steps") and rows[1].fewer is None
+    assert rows[1].status.startswith("not available: no smaller number of steps") and rows[1].fewer is None
 
 
 def test_fewer_steps_of_two_pairs_and_the_eager_beside_each(tmp_path):
@@ -281,9 +282,10 @@ def test_an_interrupt_keeps_the_repeats_done(tmp_path, monkeypatch):
         return run(call, pipe, clock, steps)
 
     monkeypatch.setattr(cell_module, "timed", interrupted)
+    rows = []
     with pytest.raises(KeyboardInterrupt):
-        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv")
-    rows = read(tmp_path / "rows.csv", BenchRow)
+        grid.run_grid(spec(repeats=5), tmp_path / "rows.csv", rows=rows)
+    assert read(tmp_path / "rows.csv", BenchRow) == rows
     assert [row.variant for row in rows] == [EAGER, DEEPCACHE, STEPCACHE]
     assert all(row.repeats == 1 and row.status == "ok" and row.speedup for row in rows)
 
@@ -329,13 +331,29 @@ def test_images_that_are_not_finite_are_said_to_be(tmp_path, monkeypatch):
         ({"repeats": 0}, "repeats must be"),
         ({"scheduler": "lms"}, "got lms"),
         ({"dtype": "int8"}, "got int8"),
-        ({"device": "tpu"}, "got tpu"),
+        ({"device": "tpu"}, "--device must be cpu, cuda, or one such as cuda:1; got tpu"),
         ({"predict": "magic"}, "magic"),
     ],
 )
 def test_a_spec_is_checked(changes, words):
     with pytest.raises(InvalidSetting, match=words):
         spec(**changes)
+
+
+def test_one_of_several_gpus_is_made_the_current_one(monkeypatch, tmp_path):
+    """Memory and time are those of the current one."""
+    monkeypatch.setattr(bench_spec, "default_device", lambda: "cpu")
+    with pytest.raises(InvalidSetting, match="--device is cuda:1, but torch sees no CUDA device here"):
+        spec(device="cuda:1")
+    monkeypatch.setattr(bench_spec, "default_device", lambda: "cuda")
+    assert (spec(device="cuda:1").where, spec(device=None).where, spec().where) == ("cuda", "cuda", "cpu")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(grid, "load", lambda *args: 1 / 0)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ZeroDivisionError):
+            grid.run_grid(spec(device=device), tmp_path / "rows.csv")
+    assert chosen == ["cuda:1"]
 
 
 def test_what_is_named_twice_is_measured_once():
@@ -356,6 +374,9 @@ def test_what_the_pipeline_cannot_do_is_said_before_anything_runs(tmp_path, monk
         grid.run_grid(spec(), tmp_path / "other.csv")
     with pytest.raises(OSError, match="directory"):
         grid.run_grid(spec(), tmp_path)
+    with pytest.raises(UnsupportedPipeline, match="takes image: bench is for text-to-image pipelines"):
+        monkeypatch.setattr(grid, "load", lambda *args: Model("x", tiny_pipe(StableDiffusionImg2ImgPipeline), "", ()))
+        grid.run_grid(spec(), tmp_path / "rows.csv")
     assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n" and not (tmp_path / "rows.csv").exists()
 
 
@@ -368,7 +389,7 @@ def test_the_table_has_a_line_a_row_and_a_block_a_batch(measured):
     assert len(lines) == len(rows) / 2
     assert " same " in lines[0] and " 1.00x " in lines[0]
     assert lines[1].startswith("DeepCache 0.1.1 ") and f"{of(rows, DEEPCACHE)[0].speedup:.2f}x" in lines[1]
-    assert lines[3].split()[-4:] == ["not", "here:", "needs", "CUDA"]
+    assert lines[3].split()[-4:] == ["not", "available:", "needs", "CUDA"]
     assert max(map(len, lines)) < 160
 
 

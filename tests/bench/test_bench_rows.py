@@ -179,9 +179,11 @@ def test_two_first_writes_at_once_lose_nothing(tmp_path):
 
 
 def test_what_rows_can_be_added_to(tmp_path):
-    path = tmp_path / "new" / "sample.csv"
+    with pytest.raises(FileNotFoundError):
+        check_out(tmp_path / "new" / "sample.csv", Sample)
+    path = tmp_path / "sample.csv"
     check_out(path, Sample)
-    assert list(path.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     for text in ("x", "name,interval\n", "\n"):
         path.write_text(text)
         with pytest.raises(InvalidSetting, match="has other columns"):

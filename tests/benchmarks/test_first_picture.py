@@ -22,7 +22,7 @@ def results(tmp_path):
         row("deepcache", 4.0, (3, 0), psnr=25.0, flop_bound=3.0),
         row("stepcache-eager", 3.75, (3, 0), psnr=30.0, flop_bound=3.0),
         row("stepcache-compiled", 2.5, (3, 0), mode="default", psnr=30.5, flop_bound=3.0),
-        row("stepcache-graphs", None, (3, 0), status="not here: needs CUDA"),
+        row("stepcache-graphs", None, (3, 0), status="not available: needs CUDA"),
     ])  # fmt: skip
     write(tmp_path / "bench_sd21_cpu.csv", [
         row("eager", 20.0, **SD21), row("fewer-steps", 8.0, (3, 0), fewer=7, **SD21),

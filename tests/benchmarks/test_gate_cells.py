@@ -21,7 +21,7 @@ from stepcache.bench.variants import Variant
 @pytest.fixture
 def tiny(monkeypatch):
     """Cells measure a tiny pipeline instead of the demo."""
-    monkeypatch.setattr(grid, "load", lambda name, device, dtype: tiny_model())
+    monkeypatch.setattr(grid, "load", lambda *args: tiny_model())
     with macs_counted_once(grid):
         yield
 
@@ -50,7 +50,7 @@ def test_a_cell_keeps_its_rows_and_says_what_is_missing(tiny, tmp_path, monkeypa
         1, 1, "demo", 64, 1, ("stepcache-eager", "stepcache-graphs"), {"steps": 2, "repeats": 1, "device": "cpu"}
     )
     monkeypatch.setitem(gate_cells.CELLS, "mine", what)
-    with pytest.raises(SystemExit, match="CUDA graphs: not here: needs CUDA"):
+    with pytest.raises(SystemExit, match="CUDA graphs: not available: needs CUDA"):
         gate_cells.run_cell("mine", tmp_path, seconds=100)
     rows = read(tmp_path / gate_cells.FILE, BenchRow)
     # What its variants are compared with is in its table, and so among its rows.
@@ -58,7 +58,7 @@ def test_a_cell_keeps_its_rows_and_says_what_is_missing(tiny, tmp_path, monkeypa
     assert all(row.status == "ok" for row in rows[:3])
     assert rows[2].speedup > 0 and rows[2].speedup_over_deepcache > 0
     assert len(rows) == 4 and rows[3].pipeline_s is None
-    with pytest.raises(SystemExit, match=r"not here: needs CUDA; eager: not run: out of time"):
+    with pytest.raises(SystemExit, match=r"not available: needs CUDA; eager: not run: out of time"):
         gate_cells.run_cell("mine", tmp_path, seconds=0)
     assert len(read(tmp_path / gate_cells.FILE, BenchRow)) == 5  # none for lack of time
     monkeypatch.setitem(gate_cells.CELLS, "mine", replace(what, variants=("stepcache-eager",)))

@@ -27,7 +27,7 @@ def test_each_variant_of_the_model_with_its_time_and_speed_up(tmp_path):
     lines = lines_of(text)
     assert lines[0] == ["", "eager", "10.0", "1.00x"]
     assert ["3, 0", "DeepCache 0.1.1", "4.00", "2.50x"] in lines
-    assert ["3, 0", "stepcache compiled + CUDA graphs", "not here: needs CUDA", ""] in lines
+    assert ["3, 0", "stepcache compiled + CUDA graphs", "not available: needs CUDA", ""] in lines
 
 
 def test_the_caption_names_the_models_own_runs(tmp_path):

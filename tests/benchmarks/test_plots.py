@@ -91,7 +91,7 @@ def test_ladder_shows_every_rung_and_why_one_is_missing(csv):
         "interval 3, branch 0",
         "interval 5, branch 0",
     ]
-    for text in ("eager", "10.0 s, 1.00x", "stepcache compiled, default", "2.50 s, 4.00x", "not here: needs CUDA"):
+    for text in ("eager", "10.0 s, 1.00x", "stepcache compiled, default", "2.50 s, 4.00x", "not available: needs CUDA"):
         assert text in shown
 
 

@@ -105,7 +105,7 @@ def test_headline_has_the_fastest_of_each_way_to_run(results):
         row("compile+fewer-steps", 3.5, (3, 0), mode="default", fewer=8, flop_bound=2.5, psnr=20.5),
         row("stepcache-eager", 3.75, (3, 0), predict="auto", flop_bound=2.4, psnr=30.0),
         row("stepcache-compiled", 2.5, (3, 0), mode="default", predict="auto", flop_bound=2.4, psnr=30.5),
-        row("stepcache-graphs", None, (3, 0), predict="auto", status="not here: needs CUDA"),
+        row("stepcache-graphs", None, (3, 0), predict="auto", status="not available: needs CUDA"),
     )
     lines = headline(results("bench_demo.csv", rows))
     assert list(lines) == ["original", "8 steps instead of 20", "DeepCache 0.1.1", '**stepcache**, `predict="auto"`']
@@ -239,7 +239,7 @@ def test_ladder_has_a_line_for_each_rung_in_its_order(results):
     assert failed["call, s (p20 to p80)"] == "failed: RuntimeError: no luck"
     assert compiled["call, s (p20 to p80)"] == "2.50 (2.25 to 2.75)"
     assert compiled["U-Net, s"] == "2.00" and compiled["first call, s"] == "5.00"
-    assert graphs["call, s (p20 to p80)"] == "not here: needs CUDA" and not graphs["over eager"]
+    assert graphs["call, s (p20 to p80)"] == "not available: needs CUDA" and not graphs["over eager"]
     assert "peak MiB" not in header  # nobody measured it
 
 

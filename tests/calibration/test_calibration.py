@@ -13,7 +13,7 @@ from support.bench_tiny import tiny_pipe
 from support.macs import macs_counted_once
 from support.small import demo_pipe, loop_pipe, state_of
 
-from stepcache import accelerate, last_run, restore
+from stepcache import Schedule, accelerate, last_run, restore
 from stepcache.calibration import _plan, calibrate, laboratory
 from stepcache.calibration.candidates import Candidate
 from stepcache.calibration.images import PromptSet, split
@@ -82,13 +82,19 @@ def test_a_plan_within_the_budget_whose_figures_are_those_of_accelerate(planned,
     assert last_run(pipe).kinds == plan.mask
     figures = plan.figures[0]
     assert figures.psnr == pytest.approx(mean_psnr(images, originals), abs=1e-3)
+    auto = plan.figures[1]
+    assert auto.what == 'even full steps, predict="auto"' and auto.speedup == plan.speedup
+    full = plan.mask.count("F")
+    even = "".join("F" if step in {round(5 * i / full) for i in range(full)} else "P" for step in range(5))
+    accelerate(pipe, branch=plan.branch, guidance=plan.guidance, schedule=Schedule.explicit(even), predict="auto")
+    assert auto.psnr == pytest.approx(mean_psnr(request.make(pipe).images, originals), abs=1e-3)
     restore(pipe)
-    within = plan.figures[1]
+    within = plan.figures[2]
     assert within.what.startswith("DeepCache, interval") and within.speedup >= 2.0
     interval, branch = (int(part.split()[-1]) for part in within.what.split(",")[1:])
     rival = request.make(accelerate(pipe, interval, branch)).images
     assert within.psnr == pytest.approx(mean_psnr(rival, originals), abs=1e-3)
-    assert plan.figures[2].speedup < 2.0
+    assert plan.figures[3].speedup < 2.0
 
 
 def held_out(pipe, steps):

@@ -1,11 +1,12 @@
 """What a laboratory knows of a number of steps: the loop, the masks to begin with, and what fewer steps cost."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from diffusers import HeunDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler, StableDiffusionSAGPipeline
 from support.bench_tiny import tiny_pipe
 from support.macs import macs_counted_once
 
@@ -13,7 +14,7 @@ from stepcache import accelerate, restore
 from stepcache.calibration import laboratory
 from stepcache.calibration.images import split
 from stepcache.calibration.journal import Journal
-from stepcache.calibration.laboratory import Laboratory, Length
+from stepcache.calibration.laboratory import Laboratory, Length, expected_spaces
 from stepcache.calibration.search import Option, Space
 from stepcache.reuse.auto import Auto, Loop
 from stepcache.settings import Settings
@@ -99,3 +100,24 @@ def test_one_table_serves_all_branches_and_budgets():
         list(length.proposals(option, 3.0))
     assert {table[:2] for table in masks.tables} == {(0, False), (0, True)} and len(masks.tables) == 2
     assert all(option.full * longest >= 50 for option in options for _, _, longest in masks.tables)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, HeunDiscreteScheduler])
+def test_spaces_are_what_a_run_finds(scheduler):
+    pipe = tiny_pipe()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    sets = split(PROMPTS, None, 0, 3, {"guidance_scale": 3.0, "height": 32, "width": 48}, 4)
+    run = Laboratory.open(pipe, sets, 2, Journal(None, {}), (2,))
+    found = [length.space for _, length in sorted(run.lengths.items(), reverse=True)]
+    expected = expected_spaces(pipe, (3, 2), 2, 3.0, (32, 48))
+    # The relative number of the most steps' own space is left out.
+    assert [replace(space, most=None) for space in expected] == [replace(space, most=None) for space in found]
+    assert [space.options(1.5) for space in expected] == [space.options(1.5) for space in found]
+
+
+def test_where_only_a_run_can_tell_nothing_is_expected():
+    pipe = tiny_pipe()
+    assert expected_spaces(pipe, (3,), 2, 3.0, None) and not expected_spaces(pipe, (10**9,), 2, 3.0, None)
+    pipe.unet.register_to_config(sample_size=None)
+    assert not expected_spaces(pipe, (3,), 2, 3.0, None) and expected_spaces(pipe, (3,), 2, 3.0, (32, 32))
+    assert not expected_spaces(tiny_pipe(StableDiffusionSAGPipeline), (3,), 2, 3.0, (32, 32))

@@ -164,5 +164,5 @@ def test_a_budget_that_cannot_be_had():
     few = Space(10, SPACE.shares, True, most=20)
     found = search([SPACE, few], 13, 3, 0, lambda candidate, beat: [1.0], uniform_starts)
     assert len(found.mask) == 10
-    with pytest.raises(InvalidSetting, match="No run of 20 steps is 50x cheaper"):
+    with pytest.raises(InvalidSetting, match="No run of 10 steps is 50x cheaper"):
         search([SPACE, few], 50, 3, 0, lambda candidate, beat: [1.0], uniform_starts)

@@ -5,6 +5,7 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from support.commands import run_command
 from support.macs import macs_counted_once
 
@@ -13,6 +14,7 @@ from stepcache.bench import grid
 from stepcache.bench.rows import Rig, read, write
 from stepcache.bench.schema import BenchRow
 from stepcache.bench.spec import LADDER, GridSpec
+from stepcache.images.models import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,8 @@ def test_the_document_has_the_rows_of_the_csv(tmp_path):
     assert status == 0 and "100% 9/9 runs" in errors and "\r" not in errors
     assert list(document) == ["rows", "csv", "rig"] and document["csv"] == str(path)
     assert set(document["rig"]) == {field.name for field in fields(Rig)}
+    assert document["rig"]["command"].startswith("stepcache bench demo --device cpu")
+    assert {rig.command for rig in read(path, Rig)} == {document["rig"]["command"]}
     columns = [field.name for field in fields(BenchRow)]
     assert set(document["rows"][0]) == {*columns, "psnr_db", "identical", "height_px", "width_px"} - {
         "psnr", "height", "width"
@@ -74,7 +78,7 @@ def test_the_document_has_the_rows_of_the_csv(tmp_path):
     eager, reused, missing = document["rows"]
     assert (eager["psnr_db"], eager["identical"]) == (None, True)
     assert reused["psnr_db"] == rows[1].psnr > 0 and reused["identical"] is False
-    assert missing["status"] == "not here: needs CUDA"
+    assert missing["status"] == "not available: needs CUDA"
     assert {missing[name] for name in ("pipeline_s", "speedup", "psnr_db", "identical")} == {None}
 
 
@@ -86,7 +90,7 @@ def test_a_bench_that_measured_nothing_fails(tmp_path):
     """After its rows, with the reasons, are written and printed."""
     options = ("--variants", "stepcache-graphs", "--out", tmp_path / "rows.csv")
     status, document, errors = documented(*options)
-    assert status == 2 and [row["status"] for row in document["rows"]] == ["not here: needs CUDA"]
+    assert status == 2 and [row["status"] for row in document["rows"]] == ["not available: needs CUDA"]
     assert errors.endswith("\nstepcache: No variant was measured. The status of each says why.\n")
     status, output, _ = run_command("bench", "demo", "--device", "cpu", *options)
     assert status == 2 and "needs CUDA" in output and output.endswith(f"Rows: {options[-1]}\n")
@@ -130,15 +134,19 @@ def test_arguments_that_do_not_parse(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "60"], "size must be a multiple of 8 pixels, got 60x60"),
+        (["--size", "60"], "--size must be a multiple of 8 pixels, got 60x60"),
         (["--reuse", "0:0"], "interval must be an integer of at least 1, got 0"),
         (["--reuse", "3:12"], "branch=12 is out of range"),
-        (["--variants", "eager,magic"], "variants must be among eager, fewer-steps"),
-        (["--modes", "fast"], "modes must be among default"),
+        (["--variants", "eager,magic"], "--variants must be among eager, fewer-steps"),
+        (["--modes", "fast"], "--modes must be among default"),
         (["--steps", "2000"], "DDIMScheduler cannot do --steps 2000"),
+        (["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
+        (["--device", "cuda:99"], "--device 'cuda:99' cannot be used here"),
+        (["--device", "meta"], "--device must be cpu, cuda, or one such as cuda:1; got meta"),
         (["--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--out", "."], "Is a directory"),
+        (["--out", "new/sub/rows.csv", "--reuse", "3:99"], "new/sub/rows.csv: No such file or directory"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, monkeypatch, tmp_path, capsys):
@@ -153,25 +161,47 @@ def test_bad_arguments_are_said_before_anything_is_generated(arguments, words, m
 def test_no_model_of_that_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["bench", "no/such/model"]) == 2
-    assert "nothing is downloaded" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "nothing is downloaded" in errors and all(name in errors for name in ARCHITECTURES)
 
 
-def interrupted(rows):
-    def run_grid(spec, out):
-        write(out, rows, append=True)
+def test_weight_files_of_a_variant(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(grid, "load", lambda *args: asked.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["bench", "mine", "--variant", "fp16", "--device", "cpu", "--out", str(tmp_path / "x.csv")])
+    assert asked == [("mine", "cpu", torch.float32, "fp16")]
+
+
+@pytest.fixture
+def done(small_run, monkeypatch):
+    """The rows that are done when the grid is interrupted."""
+    done = read(small_run[-1], BenchRow)[:1]
+
+    def run_grid(spec, out, rows):
+        write(out, done, append=True)
+        rows += done
         raise KeyboardInterrupt
 
-    return run_grid
+    monkeypatch.setattr(grid, "run_grid", run_grid)
+    return done
 
 
-def test_an_interrupt_says_where_the_rows_are(small_run, tmp_path, monkeypatch, capsys):
-    rows = read(small_run[-1], BenchRow)
+def test_an_interrupt_prints_the_rows_done_and_says_where_they_are(done, tmp_path, capsys):
     out = str(tmp_path / "rows.csv")
-    monkeypatch.setattr(grid, "run_grid", interrupted(rows[:1]))
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert capsys.readouterr().err == f"stepcache: interrupted; the rows done are in {out}\n"
-    monkeypatch.setattr(grid, "run_grid", interrupted([]))
+    output, errors = capsys.readouterr()
+    assert errors == f"stepcache: interrupted; the rows done are in {out}\n" and output.endswith(f"Rows: {out}\n")
+    done.clear()
     assert cli.main(["bench", "demo", "--out", out]) == 130
-    assert "no row was done" in capsys.readouterr().err
+    assert capsys.readouterr() == ("", "stepcache: interrupted; no row was done\n")
     with open(out, newline="") as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_an_interrupt_leaves_one_document(done, tmp_path, capsys):
+    for count in (1, 0):
+        assert cli.main(["bench", "demo", "--json", "--out", str(tmp_path / "rows.csv")]) == 130
+        document = json.loads(capsys.readouterr().out)
+        assert len(document["rows"]) == count and document["csv"] == str(tmp_path / "rows.csv")
+        done.clear()

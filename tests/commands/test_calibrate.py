@@ -1,10 +1,15 @@
 """`stepcache calibrate` on the demo pipeline."""
 
+import shlex
+
 import pytest
 from support.macs import macs_counted_once
 
 from stepcache import accelerate, cli
 from stepcache.calibration import laboratory
+from stepcache.calibration.journal import Journal
+from stepcache.commands import calibrate
+from stepcache.images.make import Request
 from stepcache.images.pipelines import load_demo
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.plans.plan import Plan
@@ -20,8 +25,10 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
         assert cli.main([*arguments, "--scheduler", "euler"]) == 0
     printed = capsys.readouterr().out
     plan = Plan.read(out)
+    assert plan.made_with["command"] == shlex.join(["stepcache", *arguments, "--scheduler", "euler"])
     assert plan.made_for.scheduler["class"] == "EulerDiscreteScheduler" and plan.made_for.guidance == 2
     assert plan.mask in printed and f"{plan.figures[0].psnr:.1f} dB" in printed and "DeepCache, interval" in printed
+    assert 'even full steps, predict="auto"' in printed
     assert (tmp_path / "plan.json.trials.jsonl").exists()
     pipe = load_demo("cpu")
     swap_scheduler(pipe, "euler", 4)
@@ -30,6 +37,21 @@ def test_it_writes_a_plan_that_runs_and_prints_a_table(tmp_path, capsys):
     # Once more, with other arguments: what is there is not mixed up with it.
     assert cli.main([*arguments, "--scheduler", "ddim"]) == 2
     assert "not of this calibration (not the same: scheduler)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_interrupt_says_how_to_go_on_if_something_is_measured(measured, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, journal, **options):
+        with Journal(journal, {}) as notes:
+            if measured:
+                notes.add("a", [1.0])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "calibrate", interrupted)
+    out = tmp_path / "plan.json"
+    assert cli.main([*QUICK, "--out", str(out)]) == 130
+    more = f"; run the same command to go on from {out}.trials.jsonl" if measured else ""
+    assert capsys.readouterr().err == f"stepcache: interrupted{more}\n"
 
 
 def test_prompts_of_a_file(tmp_path, capsys):
@@ -54,7 +76,7 @@ def test_prompts_of_a_file(tmp_path, capsys):
         (["--seed", "-1"], "--seed must be"),
         (["--size", "big"], "--size must be"),
         (["--out", "plan.txt"], "ends in .json"),
-        (["--trials", "0"], "trials must be"),
+        (["--trials", "0"], "--trials must be"),
     ],
 )
 def test_what_cannot_be_done(tmp_path, monkeypatch, capsys, arguments, reason):
@@ -74,6 +96,17 @@ def test_of_several_numbers_of_steps_one_is_chosen(tmp_path, capsys):
     assert plan.made_with["steps"] == [8, 4] and own == len(plan.mask) and own in (4, 8)
     assert f"against the run of 8 steps; the plan is for {own} steps" in printed
     assert "fewer steps: 4, all full" in printed
+
+
+@pytest.mark.parametrize(("steps", "guidance", "most"), [("6", "3", "6 steps"), ("6,4", "1", "4 steps")])
+def test_a_budget_out_of_reach_is_said_before_anything_runs(steps, guidance, most, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Request, "make", lambda *args, **kwargs: pytest.fail("made an image"))
+    arguments = ["calibrate", "demo", "--steps", steps, "--guidance", guidance, "--budget", "100", "--device", "cpu"]
+    with macs_counted_once(laboratory):
+        assert cli.main([*arguments, "--out", str(tmp_path / "plan.json")]) == 2
+    errors = capsys.readouterr().err
+    assert f"No run of {most} is 100x cheaper: the most that these branches can save is " in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("steps", ["20,", "20;50", "", "20.5", "x,30"])

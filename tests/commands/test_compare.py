@@ -16,11 +16,11 @@ from support.commands import lines_of, run_command
 from support.comparing import fake_make
 
 from stepcache import cli
-from stepcache.commands import compare, loading
+from stepcache.commands import compare
 from stepcache.comparison import runs
 from stepcache.comparison.page import write_page
 from stepcache.comparison.summary import summaries
-from stepcache.images import fidelity
+from stepcache.images import fidelity, pipelines
 from stepcache.images.make import Request
 from stepcache.images.prompts import Prompt
 
@@ -64,7 +64,7 @@ def test_fewer_steps_are_said_before_and_after(small_run):
     share = 0.240  # `stepcache inspect demo`, branch 1
     words = (
         "2 prompts are too few to tell whether interval 3, branch 1 or 2 of 4 steps at no higher cost (2.0 full U-Net "
-        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original."
+        f"calls, against {2 + 2 * share:.1f} with reuse) come closer to the original; at least 4 are needed."
     )
     assert words in output and words in page
     assert output.index("fewer steps: 2 of 4") < output.index(words)
@@ -186,12 +186,14 @@ def test_the_bundled_prompts_fit_the_pipeline(monkeypatch, tmp_path):
         (["demo", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
         (["demo", "--clip", "nowhere"], "--clip 'nowhere' is not the directory of a CLIP model"),
         (["demo", "--out", "no/such/place.html"], "no/such/place.html: No such file or directory"),
+        (["demo", "--out", "taken.html"], "taken_files is no folder, and the pictures of taken.html may need one"),
         (["demo", "--out", "page.png"], "--out must be a file name that ends in .html, got 'page.png'"),
         (["demo", "--sheet", "sheet.jpg"], "--sheet must be a file name that ends in .png, got 'sheet.jpg'"),
     ],
 )
 def test_bad_arguments_are_said_before_anything_is_made(arguments, words, monkeypatch, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "taken_files").touch()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"promt": "x"}\n')
     there = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
@@ -222,7 +224,7 @@ def test_directories_that_are_no_pipeline_with_a_unet(tmp_path):
 
 
 def test_pipelines_that_start_from_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
+    monkeypatch.setattr(pipelines, "load_demo", lambda *args: small.demo_pipe(StableDiffusionImg2ImgPipeline))
     status, _, errors = run_command("compare", "demo", "--out", tmp_path / "x.html")
     assert status == 2
     assert "StableDiffusionImg2ImgPipeline takes image: compare is for text-to-image" in errors
@@ -235,9 +237,10 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path):
         "compare", "demo", "--interval", "2", "--steps", "2", "--drift", "0", "--out", tmp_path / "x.html"
     )
     assert status == 130
-    assert "Interrupted after 1 of 12 prompts." in output
+    assert "Interrupted after 1 of 12 prompts. The figures are over the prompts done." in output
     assert re.search(r"^fewer steps: 1 of 2 .*14\.0 dB", output, re.MULTILINE)
-    assert "Interrupted after 1 of 12 prompts." in (tmp_path / "x.html").read_text()
+    page = (tmp_path / "x.html").read_text()
+    assert "Interrupted after 1 of 12 prompts." in page and ">1 of 12 prompts (interrupted), 2 steps of DDIM" in page
     assert (tmp_path / "x.png").exists()
 
 
@@ -288,7 +291,18 @@ def test_the_document_has_what_the_table_has(monkeypatch, tmp_path):
     assert (document["prompts"], document["prompts_asked"], document["steps"]) == (1, 12, 2)
     assert (document["page"], document["pictures"], document["sheet"]) == (str(page), None, str(tmp_path / "x.png"))
     assert page.exists() and document["facts"]["Scheduler"] == "DDIMScheduler"
-    assert "Interrupted after 1 of 12 prompts." in document["notes"]
+    assert "Interrupted after 1 of 12 prompts. The figures are over the prompts done." in document["notes"]
+    assert document["summary"].startswith("1 of 12 prompts (interrupted), 2 steps of DDIMScheduler")
+
+
+def test_the_help_names_the_document_s_keys(monkeypatch, tmp_path, capsys):
+    _, document, _, _ = documented(monkeypatch, tmp_path / "x.html", 0.1, 0.5, 0.5, 0.7, 0.5, None)
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    text = capsys.readouterr().out
+    named = set(re.findall(r"[a-z_]+", text[text.index("  --json") :]))
+    ranges = {"speedup_min", "speedup_max", "worst_psnr_db", "worst_ssim", "worst_lpips"}
+    assert set(document) | set(SETTING) - ranges <= named
 
 
 def test_a_comparison_without_any_image_compared_fails(monkeypatch, tmp_path):

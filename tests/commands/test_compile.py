@@ -69,7 +69,7 @@ def test_options_are_those_of_accelerate(pipeline, compiler, tmp_path):
         (("--predict", "2"), "predict must be"),
         (("--batch", "0"), "--batch"),
         (("--preset", "fast", "--branch", "1"), "preset="),
-        (("--size", "63"), "63"),
+        (("--size", "64,60"), "--size must be a multiple of 8 pixels and at least 16, got 60"),
         (("--device", "moon"), "moon"),
     ],
 )

@@ -1,15 +1,20 @@
 import argparse
+import contextlib
+import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.commands import lines_of, run_command
+from support.small import demo_pipe
 
 from stepcache import cli
 from stepcache.commands import demo
+from stepcache.commands.options import demo as options
 from stepcache.commands.quiet import quiet
 from stepcache.images.make import Made, Request
+from stepcache.images.prompts import bundled_prompts
 from stepcache.images.sheet import SheetRow, contact_sheet
 
 
@@ -59,6 +64,32 @@ def test_the_picture_has_a_row_a_setting_and_a_column_a_prompt(small_run):
     assert abs(pixels.shape[0] - blank.height) < 200 and pixels.shape[1] == blank.width
     assert (pixels[0] == 255).all() and (pixels[-1] == 255).all()
     assert ((pixels[..., 0] > 150) & (pixels[..., 1] < 90)).mean() > 0.01  # apples and foxes are red
+
+
+def test_names_that_the_pipeline_does_not_know_are_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run_all", lambda *args: 1 / 0)
+    said = io.StringIO()
+    prompts = [f"--prompt={name}" for name in ("red apple", "Tiger  face", "foo", "a car")]
+    with contextlib.redirect_stderr(said), pytest.raises(ZeroDivisionError):
+        cli.main(["demo", *prompts, "--out", str(tmp_path / "x.png")])
+    (line,) = (line for line in said.getvalue().splitlines() if line.startswith("stepcache: "))
+    assert "does not know 'foo', 'a car', so" in line and "`stepcache demo --names` prints the 354 names" in line
+
+
+def test_the_names_fit_the_pipeline(capsys):
+    assert cli.main(["demo", "--names"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) == len(set(names)) == 354
+    assert {*options.PROMPTS, *(prompt.text for prompt in bundled_prompts("demo"))} <= set(names)
+    demo.check_length(demo_pipe(), names)
+
+
+def test_one_image_of_one_step_is_singular(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run_all", lambda *args: 1 / 0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(ZeroDivisionError):
+        cli.main(["demo", "--prompt", "fox face", "--steps", "1", "--out", str(tmp_path / "x.png")])
+    assert said.getvalue().startswith("1 image of 64x64 px, 1 step of DDIMScheduler, ")
 
 
 def test_progress_is_shown_and_libraries_are_not_heard(small_run):

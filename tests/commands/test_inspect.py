@@ -30,6 +30,8 @@ def pipeline(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(TINY))
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [4] * 4}))
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def test_stable_diffusion_15(capsys, monkeypatch):
     status, output, errors = inspect(capsys, "sd15")
     assert (status, errors) == (0, "")
     assert "860 M parameters" in output
-    assert "latents of 64x64, for an image of 512x512 px" in output
+    assert "latents of 64x64, for an image of 512x512 px.\n" in output
     assert "Full step: 401.6 GMACs." in output
     assert line_of(output, 0) == (
         "0 31.6 7.9 % 1.85x 2.59x 3.80x 320x64x64 2.62 conv_in; up 3: resnet 2, attention 2; conv_out"
@@ -128,7 +130,7 @@ def test_the_words_are_what_a_partial_step_runs(kind, branch):
 def test_size_batch_and_intervals(pipeline, capsys):
     status, output, _ = inspect(capsys, pipeline, "--size", "128x64", "--batch", "2", "--interval", "4,2")
     assert status == 0
-    assert "batch 2 on latents of 16x8, for an image of 128x64 px" in output
+    assert "batch 2 on latents of 16x8, for an image of 128x64 px.\n" in output
     assert re.search(r"I=4\s+I=2", output) and "I=3" not in output
     assert "8x16x8" in line_of(output, 0)
 
@@ -183,20 +185,42 @@ def test_the_document_of_a_folder_of_packages(packages, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_configs_are_read_and_have_a_size(name):
-    height, width = latent_size(None, read_config(name))
+    height, width = latent_size(None, read_config(name), 8)
     assert height == width == {"sd15": 64, "sd21": 96, "sdxl": 128, "sdxl-refiner": 128}[name]
 
 
 @pytest.mark.parametrize(
     ("size", "latents"), [("512", (64, 64)), ("512x768", (64, 96)), ("768X512", (96, 64)), ("8", (1, 1))]
 )
-def test_size_is_eight_times_the_latents(size, latents):
-    assert latent_size(size, {}) == latents
+def test_size_is_a_multiple_of_the_latents(size, latents):
+    assert latent_size(size, {}, 8) == latents
+    assert latent_size(size, {}, 4) == tuple(2 * side for side in latents)
+    assert latent_size(size, {}, 1) == tuple(8 * side for side in latents)
 
 
 @pytest.mark.parametrize(("sample_size", "latents"), [(32, (32, 32)), ([32, 48], (32, 48))])
 def test_size_defaults_to_the_config(sample_size, latents):
-    assert latent_size(None, {"sample_size": sample_size}) == latents
+    assert latent_size(None, {"sample_size": sample_size}, 4) == latents
+
+
+def test_the_demo_and_its_own_vae(capsys):
+    status, output, _ = inspect(capsys, "demo")
+    assert status == 0 and output.startswith("demo: UNet2DConditionModel, ")
+    assert "batch 1 on latents of 16x16, for an image of 64x64 px.\n" in output
+    assert " 96x2x2 0.000768 + down 3: resnet 1" in line_of(output, 11)  # a feature of 768 bytes
+
+
+def test_a_pipeline_without_a_vae_works_on_pixels(pipeline, capsys):
+    shutil.rmtree(pipeline / "vae")
+    assert "batch 1 on an image of 8x8 px.\n" in inspect(capsys, pipeline)[1]
+    assert document_of(capsys, pipeline, "--size", "16")["latent_height"] == 16
+
+
+def test_a_config_without_its_pipeline(pipeline, capsys):
+    config = shutil.copy(pipeline / "unet" / "config.json", pipeline / "mine.json")
+    for name in (pipeline / "unet", pipeline / "unet" / "config.json"):
+        assert "for an image of 64x64 px.\n" in inspect(capsys, name)[1]
+    assert "of 8x8, for an image of 64x64 px if the VAE's factor is 8.\n" in inspect(capsys, config)[1]
 
 
 @pytest.mark.parametrize("size", ["500", "0", "-8", "8x8x8", "512x", "big", "512.0", "512x4"])

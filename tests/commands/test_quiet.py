@@ -28,3 +28,18 @@ def test_quiet_puts_everything_back_even_after_an_error():
         for library, (verbosity, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
             library.enable_progress_bar() if bars else library.disable_progress_bar()
+
+
+def test_a_library_that_is_not_there_leaves_the_others_as_they_were():
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        with pytest.raises(ModuleNotFoundError), quiet("diffusers", "no_such_library"):
+            pass
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before[0])
+        logging.enable_progress_bar() if before[1] else logging.disable_progress_bar()

@@ -80,6 +80,8 @@ def test_calibrate_keeps_its_journal(sent, status, word, tmp_path):
     arguments = ["calibrate", "demo", "--steps", "4", "--trials", "60", "--out", "plan.json"]
     got, line = signalled(tmp_path, arguments, sent, r"\b([3-9]|[1-4]\d)/60 ")
     assert got in expected(status, sent) and line.startswith(f"stepcache: {word}")
+    if len(sent) == 1:
+        assert line == f"stepcache: {word}; run the same command to go on from plan.json.trials.jsonl"
     lines = (tmp_path / "plan.json.trials.jsonl").read_text().splitlines()
     assert len(lines) > 2 and all(json.loads(line) for line in lines)
     assert not (tmp_path / "plan.json").exists()

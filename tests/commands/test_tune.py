@@ -54,6 +54,14 @@ def test_every_join_of_every_size_is_measured_once(judge, capsys):
     assert judge.timer.timed == 2 * len(judge.seen)
 
 
+def test_weight_files_of_a_variant(judge, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stepcache.images.models.load", lambda *args: asked.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tune.measure(arguments("mine", "--variant", "fp16", "--dtype", "float32"), "cpu", judge)
+    assert asked == [("mine", "cpu", torch.float32, "fp16")]
+
+
 def test_settings_that_change_joins(judge):
     options = ("--predict", "linear", "--reuse-guidance", "--branch", "1", "--dtype", "float32")
     tune.measure(arguments("demo", "--size", "64", *options), "cpu", judge)
@@ -73,6 +81,19 @@ def test_the_table_says_who_is_faster(judge, monkeypatch):
     assert small and all(line.endswith(" 20.0        10.0  Inductor") for line in small)
     unknown = next(iter(judge.seen))._replace(batch=9)
     assert tune.table([unknown], judge.verdicts).endswith("Inductor (could not be measured)")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--size", "64,60"), "--size must be a multiple of 8 pixels and at least 16, got 60"),
+        (("--batch", "1,0"), "--batch must be an integer of at least 1, got 0"),
+    ],
+)
+def test_shapes_that_cannot_be_are_said_before_any_is_measured(options, words, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "usable_device", lambda name: pytest.fail("began"))
+    assert main(["tune", "demo", *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

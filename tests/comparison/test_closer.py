@@ -62,7 +62,8 @@ def test_fewer_than_four_prompts_are_too_few():
     for count, words in ((3, "3 prompts are too few to tell"), (1, "1 prompt is too few to tell")):
         (line,) = closer(comparison([(30.0, 20.0)] * count, SETTINGS[:2]))
         assert line == (
-            f"{words} whether interval 2, branch 0 or 16 of 30 steps at no higher cost come closer to the original."
+            f"{words} whether interval 2, branch 0 or 16 of 30 steps at no higher cost come closer to the original; at "
+            "least 4 are needed."
         )
 
 

@@ -29,6 +29,7 @@ def test_fewer_steps_are_a_row_below_those_they_cost_as_much_as(monkeypatch):
     assert rows[2].notes[0] == "branch 1"
     assert rows[3].notes == ["for the cost of the 2 rows above", "speed-up 2.00x, 2.00 s", "PSNR 20.0 dB"]
     assert rows[3].steps == "F" and "Fewer steps: the original pipeline" in subheading
+    assert "Figures are over 1 prompt." in subheading
     comparison.settings, comparison.results[0].shots[:] = comparison.variants, shots[:2]
     draw(comparison)
     assert "Fewer steps" not in seen[1][1]

@@ -13,8 +13,9 @@ from PIL import Image
 from support.disks import full_disk
 
 from stepcache.comparison import page
-from stepcache.comparison.page import write_page
+from stepcache.comparison.page import check_pictures, write_page
 from stepcache.comparison.results import Compared, Comparison, Shot, Variant
+from stepcache.errors import InvalidSetting
 from stepcache.images.make import Request
 
 PIXEL = Image.new("RGB", (8, 8))
@@ -75,6 +76,18 @@ def test_pictures_that_only_the_old_page_had_are_removed_and_nothing_else(tmp_pa
     (folder / "mine.webp").unlink()
     write_page(comparison(1), path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_where_pictures_cannot_be_is_said_before(tmp_path):
+    path, folder = tmp_path / "a.html", tmp_path / "a_files"
+    check_pictures(path)
+    folder.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InvalidSetting, match=r"a_files is no folder"):
+        check_pictures(path)
+    folder.unlink()
+    folder.mkdir()
+    check_pictures(path)
+    assert list(tmp_path.rglob("*")) == [folder]
 
 
 def test_on_a_full_disk_the_old_page_stays_with_its_pictures(tmp_path, monkeypatch):

@@ -162,3 +162,15 @@ def test_fewer_steps_have_a_row_and_images_and_say_whose_cost_they_have():
     assert "Fewer steps: the original pipeline with the most steps that cost no more" in page.text
     without = Page(html_report(comparison())).text
     assert "steps" not in without and "full calls" not in without and "too few" not in without
+
+
+@pytest.mark.parametrize(("predict", "predicts"), [("hold", False), (0.0, False), ("auto", True), ((1.0, 0.0), True)])
+def test_what_a_partial_step_takes(predict, predicts):
+    predicted = comparison()
+    predicted.settings = [Variant(2, 0, predict), Variant(3, 0, predict)]
+    predicted.drifts = {predicted.settings[0]: [[0.0, 0.1]]}
+    text = Page(html_report(predicted)).text
+    assert ("with a feature predicted from the last full steps" in text) is predicts
+    assert ("with the feature of the last full step" in text) is not predicts
+    taken = "which holding would put in its place" if predicts else "which a partial step takes in its place"
+    assert f"that of the last full step, {taken}:" in text

@@ -31,7 +31,14 @@ def test_fast_reuses_guidance_where_that_is_known():
         accelerate(loop_pipe("least"), preset="fast")
 
 
-@pytest.mark.parametrize("other", [{"interval": 2}, {"branch": 1}, {"predict": "linear"}, {"guidance": "reuse"}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"interval": 2}, {"branch": 1}, {"predict": "linear"}, {"guidance": "reuse"},
+        # With their defaults they are given too.
+        {"interval": 3}, {"branch": 0}, {"predict": "hold"}, {"guidance": "both"},
+    ],
+)  # fmt: skip
 def test_nothing_else_beside_it(other):
     with pytest.raises(InvalidSetting, match=f"preset= and {next(iter(other))}"):
         accelerate(tiny_pipe(), preset="fast", **other)

@@ -323,8 +323,14 @@ def test_warming_up_a_call_that_is_a_generator():
     pipe = captured(streaming(Sized), 3)
     assert warmup(pipe, 128, 128, progress=False).captures == 2
     assert len([*pipe(num_inference_steps=4)]) == 4 and last_run(pipe).captures == 0
-    with pytest.raises(InvalidSetting, match="cannot await the call of a AsynchronousPipe"):
-        warmup(accelerate(streaming(AsynchronousPipe)), 128, 128, progress=False)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cls", [AsynchronousPipe, AsynchronouslyStreamingPipe])
+def test_a_call_that_must_be_awaited_cannot_be_warmed_up_and_leaves_nothing(cls):
+    with pytest.raises(InvalidSetting, match=f"cannot await the call of a {cls.__name__}"):
+        warmup(accelerate(streaming(cls)), 128, 128, progress=False)
+    gc.collect()
 
 
 def test_what_is_sent_to_an_asynchronous_generator_and_its_end():

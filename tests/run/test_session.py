@@ -10,7 +10,7 @@ from diffusers import (
 )
 from support.small import BETAS, LoopPipe, engine_of, generate, loop_pipe, make_inputs, make_unet, tiny_pipe
 
-from stepcache import Schedule, accelerate, denoising, last_run, restore
+from stepcache import RunRecord, Schedule, accelerate, denoising, last_run, restore
 from stepcache.run.session import MAX_SLOTS
 
 
@@ -28,6 +28,12 @@ def test_each_run_starts_with_a_full_step_whatever_its_length():
         pipe(steps)
         assert kinds(pipe) == want
         assert last_run(pipe).steps == steps
+
+
+def test_a_record_in_words():
+    record = RunRecord(list("FPP"), 3, [(2, 4, 16, 16), (1, 4, 8, 8)], 65536)
+    assert str(record) == "FPP: 3 steps, sizes 2x4x16x16, 1x4x8x8, 64.0 KiB of features held"
+    assert str(RunRecord(["F"], 1)) == "F: 1 step, sizes none, 0 bytes of features held"
 
 
 def test_changed_strength_starts_anew():
@@ -248,7 +254,7 @@ def test_a_call_that_wants_gradients_runs_the_stock_forward():
 
 
 def test_a_loop_that_forgot_no_grad_is_told(caplog):
-    """Loaded weights require gradients, so the first output does, and with the latents every later call."""
+    """Loaded weights require gradients."""
     pipe = accelerate(loop_pipe("least"), interval=3)
     pipe.unet.requires_grad_()
 
@@ -260,13 +266,28 @@ def test_a_loop_that_forgot_no_grad_is_told(caplog):
                 latents = pipe.scheduler.step(pipe.unet(latents, t, text).sample, t, latents).prev_sample
         return kinds(pipe)
 
-    assert loop() == "FSSS"
-    assert "3 of 4 U-Net calls in a denoising block required gradients" in caplog.text
+    assert loop() == "SSSS"
+    assert "4 of 4 U-Net calls in a denoising block required gradients" in caplog.text
     assert "torch.no_grad()" in caplog.text
     caplog.clear()
     with torch.no_grad():
         assert loop() == "FPPF"
     assert not caplog.text
+
+
+def test_gradients_of_weights_are_the_stock_forwards():
+    pipe, stock = accelerate(loop_pipe("least"), interval=2), make_unet("least").requires_grad_()
+    pipe.unet.requires_grad_()
+    inputs = make_inputs(stock)
+    pipe.scheduler.set_timesteps(2)
+    with denoising(pipe):
+        for t in pipe.scheduler.timesteps:
+            for unet in (pipe.unet, stock):
+                unet(inputs["sample"], t, inputs["encoder_hidden_states"]).sample.square().sum().backward()
+            pipe.scheduler.step(inputs["sample"], t, inputs["sample"])
+    assert kinds(pipe) == "SS"
+    for (name, mine), its in zip(pipe.unet.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad), name
 
 
 def test_a_gradient_to_the_prompt_runs_the_stock_forward():

@@ -80,6 +80,11 @@ def test_the_bar_says_what_it_does(capsys):
     assert "Loading" not in shown
 
 
+def test_there_is_no_bar_without_stages(capsys):
+    warmup(accelerate(tiny_pipe(), compile=False, cuda_graphs=False), 64, 64)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

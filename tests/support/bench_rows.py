@@ -43,7 +43,7 @@ def ladder(**other: Any) -> list[BenchRow]:
         row("compile+deepcache", None, (3, 0), mode="default", **other),
         row("stepcache-eager", 3.75, (3, 0), **{**lossy, **other}),
         row("stepcache-compiled", 2.5, (3, 0), mode="default", **{**lossy, **other}),
-        row("stepcache-graphs", None, (3, 0), **{**other, "status": "not here: needs CUDA"}),
+        row("stepcache-graphs", None, (3, 0), **{**other, "status": "not available: needs CUDA"}),
         row("deepcache", 3.0, (5, 0), **{**lossy, "flop_bound": 4.0, "psnr": 25.0, **other}),
         row("stepcache-compiled", 2.0, (5, 0), mode="default", **{**lossy, "flop_bound": 4.0, "psnr": 24.5, **other}),
     ]

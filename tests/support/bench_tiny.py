@@ -2,8 +2,8 @@
 
 from support.small import tiny_pipe
 
-from stepcache.bench.models import Model
 from stepcache.bench.spec import GridSpec
+from stepcache.images.models import Model
 
 SPEC = {
     "sizes": [(64, 64)],

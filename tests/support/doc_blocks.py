@@ -178,7 +178,7 @@ def _check_settings(positional: list[ast.expr], keywords: dict[str, ast.expr]) -
             continue
     for name in ("compiled", "compiled_only", "plan", "adapt"):
         literal.pop(name, None)
-    Settings.check(**{"interval": 3, "branch": 0, **literal})
+    Settings.check(**literal)
 
 
 def _replace_loading(monkeypatch: pytest.MonkeyPatch, demo: Any) -> None:

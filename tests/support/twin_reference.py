@@ -50,7 +50,7 @@ class Wanted:
             schedule = Schedule.uniform(self.interval, **ends) if any(ends.values()) else None
         accelerate(
             pipe,
-            self.interval,
+            self.interval if schedule is None else None,
             self.branch,
             schedule=schedule,
             predict=self.damping,
@@ -141,7 +141,8 @@ class Reference:
 
     def _forward(self, sample: Any, timestep: Any, **inputs: Any) -> Any:
         wanted, run = self.wanted, self.run
-        if torch.is_grad_enabled() and sample.requires_grad:
+        weights = self.unet.parameters()
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (sample, *weights)):
             run.letters += "S"
             return self._stock(sample, timestep, **inputs)
         step, slot = self._step, self._slot

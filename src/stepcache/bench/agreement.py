@@ -58,7 +58,7 @@ def agreements(entries: Sequence[Entry], dtype: str) -> dict[int, Agreement]:
 
     def judge(entry: Entry) -> Agreement:
         if id(entry) not in found:
-            found[id(entry)] = Agreement()  # ends the recursion for an entry that is its own reference
+            found[id(entry)] = Agreement()  # remembers that it has been judged
             other = _reference(entry, entries)
             if other is not None:
                 found[id(entry)] = _compare(entry, other, judge(other), TOLERANCE[dtype])

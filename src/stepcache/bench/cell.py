@@ -53,9 +53,9 @@ class Cell:
         """Start every variant in order, then run all of them `repeats` times, each time starting with another one."""
         for entry in self.entries:
             if missing := entry.variant.missing(self._device):
-                entry.status = f"not here: {missing}"
+                entry.status = f"not available: {missing}"
             elif entry.variant.shortens and entry.steps is None:
-                entry.status = "not here: no smaller number of steps is known to cost no more than interval and branch"
+                entry.status = "not available: no smaller number of steps is known to cost no more than the reuse"
             elif self._late():
                 entry.status = OUT_OF_TIME
             else:

@@ -13,7 +13,8 @@ import torch
 from stepcache.errors import StepCacheError
 from stepcache.forwards import family_of
 from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
-from stepcache.images.make import Request
+from stepcache.images.make import Request, check_text_to_image
+from stepcache.images.models import Model, load
 from stepcache.images.schedulers import swap_scheduler
 from stepcache.progress import progress
 
@@ -21,11 +22,13 @@ from .cell import RUNS, Cell
 from .cell_rows import rows_of
 from .fewer import fewer_steps
 from .heap import keep_heap
-from .models import Model, load
 from .rows import check_out, write
 from .schema import BenchRow
 from .spec import GridSpec
 from .variants import Variant, ladder
+
+# Arguments that a pipeline's call must take.
+NEEDED = {"prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator", "output_type"}
 
 
 class _CellSpec(NamedTuple):
@@ -52,35 +55,41 @@ def _cells(spec: GridSpec, sizes: Sequence[tuple[int, int]]) -> Iterator[_CellSp
                 yield _CellSpec(size, batch, pair, variants)
 
 
-def run_grid(spec: GridSpec, out: Path, deadline: float | None = None) -> list[BenchRow]:
+def run_grid(
+    spec: GridSpec, out: Path, deadline: float | None = None, rows: list[BenchRow] | None = None
+) -> list[BenchRow]:
     """Measure the grid cell by cell, add each cell's rows to the CSV `out`, and return all of them.
 
     A variant that fails, runs out of memory or cannot run here is a row with the reason. deadline: of time.monotonic;
     variants that have not started by then are rows that say so, and a running cell ends after its current repeat, but
-    not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file.
+    not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file. rows: a list that
+    each cell's are added to, for callers that go on from an interrupt.
 
     On a CPU, for the rest of the process, glibc keeps its heap (heap.py) and denormals, which random weights drift
     into, are flushed to zero. After each cell, everything that torch has compiled in this process is dropped. Raises
     StepCacheError before measuring for a file with other columns, a branch that the U-Net does not have, or a
-    directory without a pipeline.
+    directory without a text-to-image pipeline.
     """
     check_out(out, BenchRow)
     if spec.where == "cpu":
         keep_heap()
         torch.set_flush_denormal(True)
-    model = load(spec.model, spec.where, spec.precision)
+    elif spec.device is not None and ":" in spec.device:
+        torch.cuda.set_device(spec.device)  # for the rest of the process: memory and events are the current device's
+    model = load(spec.model, spec.where, spec.precision, spec.variant)
+    check_text_to_image(model.pipe, NEEDED, "bench")
     swap_scheduler(model.pipe, spec.scheduler, spec.steps)
     layout = family_of(model.pipe.unet).layout(model.pipe.unet)
     for _, branch in spec.reuse:
         layout.cut(branch)
     cells = list(_cells(spec, spec.sizes or [model.size()]))
     runs = sum(len(cell.variants) for cell in cells) * (RUNS + spec.repeats)
-    rows: list[BenchRow] = []
+    rows = [] if rows is None else rows
     with progress("warm-up", runs, "runs") as bar:
         _warm_up(model.pipe, _request(spec, model, *cells[0][:2]))
         for i, (size, batch, (interval, branch), variants) in enumerate(cells):
             again = i > 0 and cells[i - 1][:2] == (size, batch)
-            counts = _counts(model.pipe, size, [branch for _, branch in spec.reuse])
+            counts = _counts(model, size, [branch for _, branch in spec.reuse])
             cell = Cell(
                 model.pipe,
                 _request(spec, model, size, batch),
@@ -131,9 +140,9 @@ def _warm_up(pipe: Any, request: Request) -> None:
         request.make(pipe, steps=min(2, request.steps), allow_nan=True)
 
 
-def _counts(pipe: Any, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
+def _counts(model: Model, size: tuple[int, int], branches: Sequence[int]) -> Mapping[int, BranchMacs]:
     """MACs by branch; empty if they cannot be counted."""
-    factor, unet = pipe.vae_scale_factor, pipe.unet
+    factor, unet = model.pixels_per_latent, model.pipe.unet
     try:
         rows = branch_macs(meta_unet(unet.config), size[0] // factor, size[1] // factor, 2, dict.fromkeys(branches))
         return {row.branch: row for row in rows}

@@ -17,8 +17,6 @@ import io
 import logging
 import os
 import platform
-import shlex
-import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -34,6 +32,7 @@ from ..errors import InvalidSetting
 from ..files.lines import Lines, OtherHeader
 from ..files.reading import read_text
 from ..files.replacing import check_replaceable, write_text
+from .command import command_line
 from .commit import CHECKOUT, commit_of
 
 logger = logging.getLogger("stepcache")
@@ -72,7 +71,7 @@ class Rig:
             triton=_version("triton"),
             stepcache=__version__,
             commit=commit_of(CHECKOUT),
-            command=_command(),
+            command=command_line(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -105,8 +104,10 @@ def write(path: Path, rows: Iterable[object], *, append: bool = False) -> None:
 
 
 def check_out(path: Path, kind: type) -> None:
-    """What `write` with `append` would raise for rows of this kind. Changes nothing, but makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """What `write` with `append` would raise for rows of this kind, and OSError without a folder. Changes nothing.
+
+    For the start of a run: a folder that is not there is a slip of the hand then. `write` makes it, to lose no rows.
+    """
     check_replaceable(path)
     text = read_text(path) if path.exists() else ""
     header = _columns(kind)
@@ -184,14 +185,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _command() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None:  # python -m
-        return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
-    script = Path(sys.argv[0]).resolve()
-    if script.parent.name in ("bin", "Scripts"):  # an installed command, wherever its environment is
-        return shlex.join([script.stem, *sys.argv[1:]])
-    name = str(script.relative_to(CHECKOUT)) if script.is_relative_to(CHECKOUT) else script.name
-    return shlex.join(["python", name, *sys.argv[1:]])

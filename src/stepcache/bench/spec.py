@@ -5,6 +5,7 @@ Imports no torch before a spec is made, so that `stepcache bench --help` answers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,9 @@ class GridSpec:
     model: "demo", "sd15", "sd21", "sdxl", or a local pipeline's directory. sizes: (height, width) in pixels; empty: the
     model's own. reuse: (interval, branch) pairs. variants: keys of `LADDER`, the most important first, in case the run
     is cut short. modes: of torch.compile, for variants that have them. guidance: 1 is none. predict: as in
-    `accelerate`, of stepcache's variants. dtype: "auto" is float16 on CUDA, float32 on a CPU. seed: of a call's first
-    image. backend: of torch.compile.
+    `accelerate`, of stepcache's variants. dtype: None is float16 on CUDA, float32 on a CPU. device: "cpu", "cuda",
+    "cuda:1"; None is the GPU if there is one. seed: of a call's first image. variant: of a directory's weight files.
+    backend: of torch.compile. Errors name them as the command's options.
     """
 
     model: str = "demo"
@@ -60,9 +62,10 @@ class GridSpec:
     repeats: int = 5
     scheduler: str = "ddim"
     predict: Predict = "hold"
-    dtype: str = "auto"
-    device: str = "auto"
+    dtype: str | None = None
+    device: str | None = None
     seed: int = 0
+    variant: str | None = None
     backend: str = "inductor"
 
     def __post_init__(self) -> None:
@@ -73,35 +76,37 @@ class GridSpec:
                 raise InvalidSetting(f"The grid has no {name}: name at least one.")
         for height, width in self.sizes:
             for pixels in (height, width):
-                if positive_int("size", pixels, at_least=2 * _PIXELS) % _PIXELS:
-                    raise InvalidSetting(f"size must be a multiple of {_PIXELS} pixels, got {height}x{width}.")
+                if positive_int("--size", pixels, at_least=2 * _PIXELS) % _PIXELS:
+                    raise InvalidSetting(f"--size must be a multiple of {_PIXELS} pixels, got {height}x{width}.")
         for batch in self.batches:
-            positive_int("batch", batch)
+            positive_int("--batch", batch)
         for interval, _ in self.reuse:
             Schedule.uniform(interval)
         from stepcache.settings import Settings
 
         Settings.check(3, 0, predict=self.predict)
-        positive_int("steps", self.steps)
-        positive_int("repeats", self.repeats)
-        _known("variants", self.variants, LADDER)
-        _known("modes", self.modes, MODES)
-        _known("scheduler", [self.scheduler], SCHEDULERS)
-        _known("dtype", [self.dtype], ("auto", *DTYPES))
-        _known("device", [self.device], ("auto", "cuda", "cpu"))
-        if self.device == "cuda" and default_device() != "cuda":
-            raise InvalidSetting("device is cuda, but torch sees no CUDA device here. Use auto or cpu.")
+        positive_int("--steps", self.steps)
+        positive_int("--repeats", self.repeats)
+        _known("--variants", self.variants, LADDER)
+        _known("--modes", self.modes, MODES)
+        _known("--scheduler", [self.scheduler], SCHEDULERS)
+        if self.dtype is not None:
+            _known("--dtype", [self.dtype], DTYPES)
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise InvalidSetting(f"--device must be cpu, cuda, or one such as cuda:1; got {self.device}.")
+        if self.where == "cuda" and default_device() != "cuda":
+            raise InvalidSetting(f"--device is {self.device}, but torch sees no CUDA device here. Use cpu.")
 
     @property
     def where(self) -> str:
-        """The device, "cuda" or "cpu"."""
-        return default_device() if self.device == "auto" else self.device
+        """The kind of device, "cuda" or "cpu"."""
+        return (self.device or default_device()).partition(":")[0]
 
     @property
     def precision(self) -> torch.dtype:
         """The dtype of the whole pipeline."""
         auto = "float16" if self.where == "cuda" else "float32"
-        return dtype_named(auto if self.dtype == "auto" else self.dtype)
+        return dtype_named(self.dtype or auto)
 
 
 def _known(name: str, values: Sequence[str], known: Any) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from stepcache.values import amount
+
 from .schema import BenchRow
 
 # Heading -> text of a row's cell, empty if it was not measured.
@@ -57,10 +59,9 @@ def _lines(rows: Sequence[BenchRow]) -> str:
 def _head(row: BenchRow) -> str:
     weights = ", random weights: images mean nothing" if row.weights == "random" else ""
     guidance = f"guidance {row.guidance:g}" if row.guidance > 1 else "no guidance"
-    steps = f"{row.steps} step" + "s" * (row.steps > 1)
     return (
-        f"{row.model}, {row.height}x{row.width}, batch {row.batch}, {steps} of {row.scheduler}, {guidance}, "
-        f"{row.dtype} on {row.device}{weights}"
+        f"{row.model}, {row.height}x{row.width}, batch {row.batch}, {amount(row.steps, 'step')} of {row.scheduler}, "
+        f"{guidance}, {row.dtype} on {row.device}{weights}"
     )
 
 

@@ -26,8 +26,8 @@ from ..values import as_entries, positive_int
 from .candidates import Candidate
 from .images import HEATS, HELD_OUT, NEEDED, PromptSet, score, split
 from .journal import Journal
-from .laboratory import Laboratory
-from .search import search
+from .laboratory import Laboratory, expected_spaces
+from .search import options_within, search
 
 
 def calibrate(
@@ -63,14 +63,16 @@ def calibrate(
     Price: the original once over all prompts, other numbers of steps over half of them. For each number of steps
     and kind of guidance that may fit, a table of segments on at most twice `batch` images (SegmentMeter.table).
     For each budget at most `trials` runs at its cost over half of the prompts (candidates that are clearly worse on a
-    quarter stop there), and up to 2 * `branches` + 2 over the other half, for figures. Budgets share the original's
+    quarter stop there), and up to 2 * `branches` + 3 over the other half, for figures. Budgets share the original's
     runs and all measurements. Everything runs eager. Main memory holds the features of the table's images, for each
     number of steps: with SDXL at 1024 px in float16 and 3 branches 84 MB an image and step, so 67 GB for 16 images of
     50 steps, and 8 GB with batch=1.
 
-    Figures in a plan: the plan's, then those of DeepCache's algorithm at the most steps (last feature held, both
-    halves of guidance, full steps at regular intervals, the best of these branches) within the budget, and at the next
-    higher cost; for several numbers of steps, then of the most steps that fit the budget, all full.
+    Figures in a plan: the plan's; then those of predict="auto", which needs no calibration, with its number of full
+    steps, evenly spaced, its branch and its guidance; then those of DeepCache's algorithm at the most steps (last
+    feature held, both halves of guidance, full steps at regular intervals, the best of these branches) within the
+    budget, and at the next higher cost; for several numbers of steps, then of the most steps that fit the budget, all
+    full.
 
     InvalidSetting for invalid arguments; UnsupportedUNet and UnsupportedPipeline as in `accelerate`.
     """
@@ -83,6 +85,9 @@ def calibrate(
     if size is not None:
         call["height"], call["width"] = size
     sets = split(prompts, negatives, seed, counts[0], call, batch)
+    if spaces := expected_spaces(pipe, counts, branches, guidance, size):
+        for budget in budgets:
+            options_within(spaces, budget)  # raises, before hours of work, if it cannot be reached
     made_for = MadeFor.of(pipe, guidance)
     header = _header(made_for, sets, counts, size, branches)
     header |= {"dtype": str(pipe.unet.dtype), "device": pipe.unet.device.type}
@@ -140,7 +145,7 @@ def _plan(laboratory: Laboratory, budget: float, best: Candidate, made_for: Made
         line.mean if isinstance(line, Apart) else line.damping,
         best.table(length.collector.grams[best.branch]),
         length.space.speedup(best),
-        (laboratory.figures("plan", best), *laboratory.rivals(budget)),
+        (laboratory.figures("plan", best), *laboratory.rivals(budget, best)),
         made_with,
         isinstance(line, Apart),
         line.difference if isinstance(line, Apart) else 0.0,

@@ -13,11 +13,11 @@ from ..errors import InvalidSetting
 from ..graphs.settings import GraphSettings
 from ..images import fidelity
 from ..images.make import Request
+from ..reuse.predict import Predictor
 from ..reuse.schedule import Schedule
 from ..run.attach import attach, detach
 from ..settings import Settings
 from .candidates import Candidate
-from .grams import Grams
 
 # Arguments that a pipeline's call must take.
 NEEDED = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
@@ -59,14 +59,14 @@ class PromptSet:
         """All images, [N, H, W, C] in 0..1."""
         return np.concatenate([request.make(pipe).images for request in self.requests()])
 
-    def under(self, pipe: Any, candidate: Candidate, grams: Grams) -> np.ndarray:
-        """All images, accelerated (eager) as `accelerate` would do it with the candidate's plan."""
+    def under(self, pipe: Any, candidate: Candidate, predictor: Predictor) -> np.ndarray:
+        """All images, accelerated (eager) as `accelerate` would do it with the candidate's plan, but this predictor."""
         settings = Settings(
             Schedule.explicit(candidate.mask),
             candidate.branch,
             GraphSettings(compile=False, cuda_graphs=False, kernels=False),
             max_buckets=2,
-            predictor=candidate.predictor(grams),
+            predictor=predictor,
             reuse_guidance=candidate.reuse,
             channels_last=False,
         )

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedPipeline
+from ..errors import StepCacheError, UnsupportedPipeline
 from ..forwards import family_of
 from ..forwards.macs import branch_macs, meta_unet
 from ..images.fidelity import mean_of
 from ..images.make import Request
-from ..pipes.batches import guided
+from ..pipes.batches import guided, shows_halves
 from ..pipes.solvers import is_first_order, unet_calls
 from ..plans.plan import Figures
 from ..reuse.auto import Auto, Loop
 from ..reuse.predict import HOLD, Apart, Line
-from .candidates import Candidate, most_full_steps, speedup, uniform
+from .candidates import Candidate, most_full_steps, speedup, uniform, warped
 from .grams import Collector
 from .images import HEATS, HELD_OUT, Closeness, PromptSet, counted, score
 from .journal import Journal
@@ -68,6 +68,30 @@ class Length:
 def longest_of(steps: int, full: int) -> int:
     """The longest segment to measure for masks of `full` full steps: half as long again as even ones, and one more."""
     return min(steps, -(-3 * steps // (2 * full)) + 1)
+
+
+def expected_spaces(
+    pipe: Any, steps: Sequence[int], branches: int, guidance: float, size: tuple[int, int] | None
+) -> list[Space]:
+    """What candidates will be able to choose, at best, without a run. Empty if only runs can tell.
+
+    steps: their numbers, most first. size: (height, width) in pixels; None: the U-Net's own.
+    """
+    sample, factor = pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", 8)
+    iterations = [unet_calls(pipe.scheduler, count) for count in steps]
+    # In a loop that is not known, a step may call the U-Net more than once.
+    if not shows_halves(pipe) or None in iterations or (size is None and sample is None):
+        return []
+    own = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+    height, width = own if size is None else (pixels // factor for pixels in size)
+    try:
+        unet = meta_unet(pipe.unet.config)
+        joins = len(family_of(unet).layout(unet).joins)
+        macs = list(branch_macs(unet, height, width, 1, range(min(branches, joins))))
+    except StepCacheError:  # the run says why
+        return []
+    shares = {each.branch: each.share for each in macs}
+    return [Space(calls, shares, guidance > 1, iterations[0]) for calls in iterations if calls is not None]
 
 
 @dataclass
@@ -128,8 +152,8 @@ class Laboratory:
     def measure(self, candidate: Candidate, name: str) -> Closeness:
         """Closeness on one of the sets; from the notes, if known."""
         length = self.of(candidate)
-        grams = length.collector.grams[candidate.branch]
-        return self._noted(name, candidate.key, lambda: length.sets[name].under(self.pipe, candidate, grams))
+        predictor = candidate.predictor(length.collector.grams[candidate.branch])
+        return self._noted(name, candidate.key, lambda: length.sets[name].under(self.pipe, candidate, predictor))
 
     def images(self, candidate: Candidate, beat: Candidate | None = None) -> tuple[float, ...]:
         """PSNR of each calibration image (images.counted); none if half of them are clearly below those of `beat`."""
@@ -154,11 +178,12 @@ class Laboratory:
         close = self.measure(candidate, HELD_OUT)
         return Figures(what, self.of(candidate).space.speedup(candidate), mean_of(close.psnr), close.ssim)
 
-    def rivals(self, budget: float) -> list[Figures]:
-        """What else costs as much.
+    def rivals(self, budget: float, found: Candidate) -> list[Figures]:
+        """What else costs as much as the candidate `found`.
 
-        DeepCache's algorithm at the most steps: the best within the budget, and the best with the next smaller
-        interval. Where several numbers of steps are searched, then also the most steps that fit the budget, all full.
+        predict="auto", which needs no calibration, with as many full steps, evenly spaced. DeepCache's algorithm at the
+        most steps: the best within the budget, and the best with the next smaller interval. Where several numbers of
+        steps are searched, then also the most steps that fit the budget, all full.
         """
         space = self.original.space
         within, over = [], []
@@ -170,8 +195,18 @@ class Laboratory:
             if fits[:1] != [2]:
                 over.append((fits[0] - 1 if fits else space.steps, branch))
         sides = [[self._deepcache(*each) for each in side] for side in (within, over) if side]
-        found = [max(side, key=lambda figures: figures.psnr) for side in sides]
-        return found if len(self.lengths) == 1 else [*found, self._fewer_steps(budget)]
+        best = [max(side, key=lambda figures: figures.psnr) for side in sides]
+        auto = [self._auto(found)] if "P" in found.mask else []
+        return [*auto, *best, *([self._fewer_steps(budget)] if len(self.lengths) > 1 else [])]
+
+    def _auto(self, found: Candidate) -> Figures:
+        """The same cost without a calibration."""
+        length = self.of(found)
+        even = Candidate(warped(len(found.mask), found.mask.count("F")), found.branch, found.reuse)
+        auto = Auto(length.loop)
+        close = self._noted(HELD_OUT, f"{even.key}, auto", lambda: length.sets[HELD_OUT].under(self.pipe, even, auto))
+        name = 'even full steps, predict="auto"'
+        return Figures(name, length.space.speedup(even), mean_of(close.psnr), close.ssim)
 
     def _deepcache(self, interval: int, branch: int) -> Figures:
         name = f"DeepCache, interval {interval}, branch {branch}"

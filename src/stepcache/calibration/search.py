@@ -96,7 +96,7 @@ def search(
     the best start with partial steps is improved all the same, unless all are clearly worse.
     """
     climb = _Climb(trials, measure)
-    options = _options(spaces, budget)
+    options = options_within(spaces, budget)
     starts = {option: list(dict.fromkeys(propose(option))) for option in options}
     climb.over((tries[0] for tries in starts.values()), surely=0.0)
     first = climb.best
@@ -120,7 +120,8 @@ def search(
     return climb.best
 
 
-def _options(spaces: Sequence[Space], budget: float) -> list[Option]:
+def options_within(spaces: Sequence[Space], budget: float) -> list[Option]:
+    """What to try of all numbers of steps; InvalidSetting if nothing fits."""
     found, errors = [], []
     for space in spaces:
         try:
@@ -128,7 +129,7 @@ def _options(spaces: Sequence[Space], budget: float) -> list[Option]:
         except InvalidSetting as error:
             errors.append(error)
     if not found:
-        raise errors[0]
+        raise errors[-1]  # of the fewest steps, which can save the most
     return found
 
 

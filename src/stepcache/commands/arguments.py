@@ -44,7 +44,7 @@ def pixels_of(size: str) -> tuple[int, int]:
 
 
 def image_size(size: str | None) -> tuple[int, int] | None:
-    """`pixels_of` the size of an image, which pipelines can make. None without a --size."""
+    """(height, width) of --size, checked to be one that pipelines can make. None without a --size."""
     if size is None:
         return None
     height, width = pixels_of(size)
@@ -120,7 +120,7 @@ def add_json(parser: argparse.ArgumentParser, keys: str) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser, random: str) -> None:
-    """PIPELINE, of which names with random weights are enough. random: what of them."""
+    """PIPELINE, of which names with random weights are enough. random: a clause about these weights, for the help."""
     parser.add_argument(
         "pipeline",
         metavar="PIPELINE",
@@ -169,6 +169,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """--device, --dtype and --variant."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="data type (default: float16 on a GPU, else float32)")
+    add_variant(parser)
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """--variant."""
     parser.add_argument("--variant", help="fp16 for a directory whose weight files are named *.fp16.safetensors")
 
 

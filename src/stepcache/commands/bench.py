@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     StepCacheError too, after all is written and printed, if no variant was measured: a job that runs this fails then.
 
-    A KeyboardInterrupt is passed on once the rows done are in the file, with a text that says so.
+    A KeyboardInterrupt is passed on once the rows done are written and printed, with a text that says where they are.
     """
     check_guidance(args.guidance)
     check_seed(args.seed)
@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
         from stepcache.bench.grid import run_grid
         from stepcache.bench.spec import GridSpec
         from stepcache.bench.table import table
+
+        from .loading import usable_device
 
         spec = GridSpec(
             model=args.pipeline,
@@ -47,19 +49,22 @@ def run(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
             predict=args.predict,
             dtype=args.dtype,
-            device=args.device,
+            device=usable_device(args.device),
             seed=args.seed,
+            variant=args.variant,
         )
-        before = _length(args.out)
+        rows: list[BenchRow] = []
+        kept = None
         try:
-            rows = run_grid(spec, args.out)
+            run_grid(spec, args.out, rows=rows)
         except KeyboardInterrupt:
-            kept = f"the rows done are in {args.out}" if _length(args.out) > before else "no row was done"
-            raise KeyboardInterrupt(kept) from None
+            kept = f"the rows done are in {args.out}" if rows else "no row was done"
     if args.json:
         print_document(document(rows, args.out))
-    else:
+    elif rows:
         print(f"{table(rows)}\n\nRows: {args.out}")
+    if kept is not None:
+        raise KeyboardInterrupt(kept)
     if all(row.pipeline_s is None for row in rows):
         raise StepCacheError("No variant was measured. The status of each says why.")
     return 0
@@ -81,7 +86,3 @@ def document(rows: Sequence[BenchRow], out: Path) -> dict[str, Any]:
         "csv": str(out),
         "rig": asdict(Rig.now()),
     }
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -9,21 +9,22 @@ eager.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from ..bench.command import command_line
 from ..calibration import calibrate
 from ..calibration.images import NEEDED
 from ..errors import InvalidSetting
 from ..images.fidelity import in_words
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.schedulers import swap_scheduler
 from ..plans.plan import Plan
 from ..values import positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -38,29 +39,30 @@ def run(args: argparse.Namespace) -> int:
         )
     size = image_size(args.size)
     steps = [positive_int("--steps", count, at_least=2) for count in distinct(args.steps, (50,))]
+    trials, batch = positive_int("--trials", args.trials), positive_int("--batch", args.batch)
     check_guidance(args.guidance)
     check_seed(args.seed)
     check_writable(args.out, ".json")
     device, dtype = device_and_dtype(args)
 
     with quiet("diffusers", "transformers"), one_thread(args.pipeline == DEMO and device == "cpu"):
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         check_text_to_image(pipe, NEEDED, "calibration")
         for count in steps:
             swap_scheduler(pipe, args.scheduler, count)
-        (plan,) = calibrate(
+        (plan,) = _calibrated(
             pipe,
             [prompt.text for prompt in prompts],
             steps=steps,
             guidance=guidance_of(args, pipe),
             budgets=[args.budget],
             seed=args.seed,
-            trials=args.trials,
+            trials=trials,
             negatives=[prompt.negative or "" for prompt in prompts],
             size=size,
-            batch=args.batch,
+            batch=batch,
             journal=args.out.with_name(f"{args.out.name}.trials.jsonl"),
-            command=shlex.join(["stepcache", *sys.argv[1:]]),
+            command=command_line(),
         )
     plan.write(args.out)
     print(f"\n{table([plan])}\n\nFigures are those of the held-out prompts; the cost is the U-Net's, in MACs.")
@@ -69,6 +71,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"PSNR and SSIM are against the run of {max(steps)} steps; the plan is for {found} steps.")
     print(f'{plan.mask}, branch {plan.branch}, guidance "{plan.guidance}"\nPlan: {args.out}')
     return 0
+
+
+def _calibrated(*args: Any, journal: Path, **options: Any) -> list[Plan]:
+    """`calibrate`. A KeyboardInterrupt is passed on with how to go on, if there is something to go on from."""
+    try:
+        return calibrate(*args, journal=journal, **options)
+    except KeyboardInterrupt:
+        if not journal.is_file() or journal.read_bytes().count(b"\n") < 2:  # the first line is not a measurement
+            raise
+        raise KeyboardInterrupt(f"run the same command to go on from {journal}") from None
 
 
 def table(plans: Sequence[Plan]) -> str:

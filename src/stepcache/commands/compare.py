@@ -25,7 +25,7 @@ from ..bench.rows import Rig
 from ..comparison.closer import closer
 from ..comparison.cost import Latents, count
 from ..comparison.fewer_steps import announced, dearer, with_fewer_steps
-from ..comparison.page import write_page
+from ..comparison.page import check_pictures, write_page
 from ..comparison.results import Comparison, FewerSteps, Variant
 from ..comparison.runs import EAGER, Scores, make_all, requests_of, try_sizes
 from ..comparison.sheet import draw
@@ -33,16 +33,16 @@ from ..comparison.summary import Summary, summaries, table
 from ..errors import StepCacheError, UnsupportedUNet
 from ..files.replacing import write_bytes
 from ..images.make import check_text_to_image
-from ..images.pipelines import DEMO
+from ..images.pipelines import DEMO, load_pipeline
 from ..images.prompts import Prompt, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.scores import ClipScore, Lpips, missing_for_lpips
 from ..images.sheet import png
 from ..settings import Settings
-from ..values import positive_int
+from ..values import amount, positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct, image_size
 from .document import decibels, print_document
-from .loading import device_and_dtype, guidance_of, load, prompts_of
+from .loading import device_and_dtype, guidance_of, prompts_of
 from .quiet import quiet
 from .threads import one_thread
 
@@ -69,18 +69,19 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
     sheet = args.sheet or args.out.with_suffix(".png")
     check_writable(args.out, ".html")
+    check_pictures(args.out)
     check_writable(sheet, ".png", "--sheet")
 
     with quiet("diffusers", "transformers"), one_thread(demo and device == "cpu"):
         scores, missing = _scores(args.clip, device)
-        pipe = load(args, device, dtype)
+        pipe = load_pipeline(args.pipeline, device, dtype, args.variant)
         _check_pipe(pipe, variants)
         swap_scheduler(pipe, args.scheduler, steps)
         guidance = guidance_of(args, pipe)
         facts = _facts(args, pipe, len(prompts), guidance, dtype, device)
         comparison = Comparison(
             model="The bundled demo pipeline" if demo else Path(args.pipeline).resolve().name,
-            summary=_summary(len(prompts), steps, guidance, dict(facts)),
+            summary=_summary(amount(len(prompts), "prompt"), steps, guidance, dict(facts)),
             settings=variants,
             facts=facts,
             missing=missing,
@@ -95,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     unfair = dearer(comparison)
     comparison.notes += unfair
     if not done:
-        comparison.notes.append(f"Interrupted after {len(comparison.results)} of {_count(len(prompts), 'prompt')}.")
+        part = f"{len(comparison.results)} of {amount(len(prompts), 'prompt')}"
+        comparison.summary = _summary(f"{part} (interrupted)", steps, guidance, dict(facts))
+        comparison.notes.append(f"Interrupted after {part}. The figures are over the prompts done.")
     folder = write_page(comparison, args.out)
     write_bytes(sheet, png(draw(comparison)))
     rows = summaries(comparison)
@@ -110,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = f", with its pictures in {folder}: move both" if folder else ""
         print(f"\nPage: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB{pictures}\nContact sheet: {sheet}")
     if not done:
-        raise KeyboardInterrupt(f"the page has {len(comparison.results)} of {_count(len(prompts), 'prompt')}")
+        raise KeyboardInterrupt(f"the page has {part}")
     if all(row.psnr is None for row in rows):
         raise StepCacheError("No image was compared: the pipeline's safety checker replaced each, or its original.")
     return 0
@@ -205,12 +208,8 @@ def _too_long(pipe: Any, prompts: Sequence[Prompt]) -> list[str]:
         return []
     limit = pipe.tokenizer.model_max_length - 2
     return [
-        f"{_count(len(cut), 'prompt')} of more than {limit} tokens, which the pipeline cuts off: {cut[0][0]:.60}..."
+        f"{amount(len(cut), 'prompt')} of more than {limit} tokens, which the pipeline cuts off: {cut[0][0]:.60}..."
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _facts(
@@ -227,7 +226,7 @@ def _facts(
         ("Seeds", f"from {args.seed} on, unless a prompt has its own"),
         ("Data type", str(dtype).removeprefix("torch.")),
         ("Device", torch.cuda.get_device_name(device) if device.startswith("cuda") else device),
-        ("CPU", f"{rig.cpu}, {_count(rig.cores, 'core')}, {_count(rig.threads, 'thread')}"),
+        ("CPU", f"{rig.cpu}, {amount(rig.cores, 'core')}, {amount(rig.threads, 'thread')}"),
         ("stepcache", __version__ + (f", commit {rig.commit}" if rig.commit else "")),
         ("torch", rig.torch),
         ("diffusers", rig.diffusers),
@@ -236,9 +235,9 @@ def _facts(
     ]
 
 
-def _summary(prompts: int, steps: int, guidance: float, facts: dict[str, str]) -> str:
+def _summary(prompts: str, steps: int, guidance: float, facts: dict[str, str]) -> str:
     where = facts["CPU"] if facts["Device"] == "cpu" else facts["Device"]
     return (
-        f"{_count(prompts, 'prompt')}, {steps} steps of {facts['Scheduler']}, guidance {guidance:g}, "
+        f"{prompts}, {amount(steps, 'step')} of {facts['Scheduler']}, guidance {guidance:g}, "
         f"{facts['Data type']}, on {where}."
     )

@@ -5,34 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..values import positive_int
 from .listing import described
 from .loading import device_and_dtype
 from .quiet import quiet
+from .shapes import check_shapes, shapes_of, warm_up
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the pipeline eager for two steps at each size, compile what ran, print what is in the folder."""
-    batches = [positive_int("--batch", batch) for batch in args.batch]
+    check_shapes(args)
     settings = _settings(args)
     device, dtype = device_and_dtype(args)
     with quiet("diffusers", "transformers"):
-        import torch
-
-        from stepcache.bench.models import load
-
-        from ..api import save_compiled, warmup
+        from ..api import save_compiled
+        from ..images.models import load
         from ..run.attach import attach
         from ..settings import Settings
 
         model = load(args.pipeline, device, dtype, args.variant)
-        wanted = [(height, width, batch) for height, width in args.size or [model.size()] for batch in batches]
+        shapes = shapes_of(args, model)
         eager = {"compile": False, "cuda_graphs": False, "kernels": _kernels(device)}
-        checked = Settings.check(3, settings.pop("branch"), max_buckets=len(wanted), vae=args.vae, **settings, **eager)
+        checked = Settings.check(max_buckets=len(shapes), vae=args.vae, **settings, **eager)
         attach(model.pipe, checked)
-        with torch.inference_mode():
-            for height, width, batch in wanted:
-                warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
+        warm_up(model, shapes, guidance=not args.no_guidance)
         save_compiled(model.pipe, args.out)
     print(described(args.out))
     return 0
@@ -41,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `accelerate` that graphs depend on."""
     given = {name: getattr(args, name) for name in ("branch", "guidance", "predict", "preset", "plan")}
-    settings = {name: value for name, value in given.items() if value is not None}
-    return {"branch": 0, **settings}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _kernels(device: str) -> Any:

@@ -7,6 +7,7 @@ Times are seconds of whole pipeline calls, text encoder and VAE included.
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,14 +25,16 @@ from ..images.make import Request
 from ..images.pictures import eight_bit
 from ..images.pipelines import load_demo
 from ..images.progress import image_bar
-from ..images.prompts import check_text, cut_off
+from ..images.prompts import bundled_prompts, check_text, cut_off
 from ..images.schedulers import swap_scheduler
 from ..images.sheet import SheetRow, contact_sheet, png
-from ..values import positive_int
+from ..values import amount, positive_int
 from .arguments import check_guidance, check_seed, check_writable, distinct
 from .options.demo import PROMPTS
 from .quiet import quiet
 from .threads import one_thread
+
+logger = logging.getLogger("stepcache")
 
 # Each setting is timed this often, and its best time counts, since other work on the machine can only add to it. No
 # further round begins after SECONDS, so that the demo takes less than a minute.
@@ -56,6 +59,9 @@ class Result:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, draw, print. StepCacheError or OSError, before the first image, for invalid arguments."""
+    if args.names:
+        print("\n".join(known_names()))
+        return 0
     prompts, steps = _checked_prompts(args), positive_int("--steps", args.steps)
     check_guidance(args.guidance, " 3 looks best here.")
     check_seed(args.seed)
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     with quiet("diffusers", "transformers"), one_thread():
         pipe = load_demo()
         check_length(pipe, prompts)
+        warn_of_unknown(prompts)
         swap_scheduler(pipe, args.scheduler, steps)
         pipes = {"original": pipe}
         # Eager like the original, on a GPU too: reuse alone is compared, and nobody waits for Inductor.
@@ -72,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
             for interval in intervals:
                 pipes[f"interval {interval}, branch {branch}"] = accelerate(twin(pipe), interval, branch, **settings)
         where = torch.cuda.get_device_name() if pipe.device.type == "cuda" else "one CPU thread"
-        how = f"{steps} steps of {type(pipe.scheduler).__name__}, guidance {args.guidance:g}, predict={args.predict}"
-        print(f"{len(prompts)} images of 64x64 px, {how}, on {where}.", flush=True)
+        sampled = f"{amount(steps, 'step')} of {type(pipe.scheduler).__name__}"
+        how = f"{sampled}, guidance {args.guidance:g}, predict={args.predict}"
+        print(f"{amount(len(prompts), 'image')} of 64x64 px, {how}, on {where}.", flush=True)
         seeds = range(args.seed, args.seed + len(prompts))
         request = Request(prompts, seeds, steps, {"guidance_scale": args.guidance})
         original, *results = run_all(pipes, request)
@@ -98,6 +106,26 @@ def _checked_prompts(args: argparse.Namespace) -> list[str]:
             raise InvalidSetting(f"--prompt {prompt!r} is empty: name an emoji, such as 'tiger face'.")
         check_text(prompt, "--prompt")
     return prompts
+
+
+def known_names() -> list[str]:
+    """What the pipeline was trained on."""
+    return [prompt.text for prompt in bundled_prompts("demo_names")]
+
+
+def warn_of_unknown(prompts: Sequence[str]) -> None:
+    """The images of other prompts are of nothing, and the figures beside them look as good as any."""
+    known = set(known_names())
+    unknown = [
+        prompt for prompt in prompts if " ".join(prompt.lower().split()) not in known
+    ]  # as the tokenizer sees it
+    if unknown:
+        logger.warning(
+            "The demo pipeline does not know %s, so its image shows nothing. `stepcache demo --names` prints the %d "
+            "names that it knows.",
+            ", ".join(map(repr, unknown)),
+            len(known),
+        )
 
 
 def twin(pipe: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
-from ..images.unet_configs import PIXELS, read_config
+from ..images.unet_configs import PIXELS, pixels_per_latent, read_config
 from ..packages.manifest import NAME as MANIFEST
 from ..reuse.cut import Layout
 from ..reuse.schedule import Schedule
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.unet)
     with quiet("diffusers"):
         unet = meta_unet(config)
-    height, width = latent_size(args.size, config)
+    factor = pixels_per_latent(args.unet)
+    height, width = latent_size(args.size, config, factor or PIXELS)
     layout = family_of(unet).layout(unet)
     rows = branch_macs(unet, height, width, batch)
 
@@ -59,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(
         f"{args.unet}: {type(unet).__name__}, {parameters / 1e6:.0f} M parameters\n"
-        f"One U-Net call of batch {batch} on latents of {height}x{width}, for an image of "
-        f"{PIXELS * height}x{PIXELS * width} px if the VAE's factor is {PIXELS}."
+        f"One U-Net call of batch {batch} on {sizes(height, width, factor)}."
     )
     bounds = "".join(f"{f'I={interval}':>7}" for interval in intervals)
     unit, name = 1e9, "GMACs"
@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
             if row.full_macs < 10e9:
                 unit, name = 1e6, "MMACs"
             print(f"Full step: {row.full_macs / unit:.1f} {name}.\n")
-            print(f"{'':7}{'partial step':>21}  {'speed-up bound at':^{len(bounds)}}  {'cached, in fp16':>21}")
-            print(f"{'branch':7}{name:>10}{'of full':>11}  {bounds}  {'CxHxW':>13}{'MB':>8}  a partial step runs")
+            print(f"{'':7}{'partial step':>21}  {'speed-up bound at':^{len(bounds)}}  {'cached, in fp16':>23}")
+            print(f"{'branch':7}{name:>10}{'of full':>11}  {bounds}  {'CxHxW':>13}{'MB':>10}  a partial step runs")
         _, *shape = row.feature_shape
         print(
             f"{row.branch:<7}{row.partial_macs / unit:10.1f}{100 * row.share:9.1f} %  "
             + "".join(f"{row.bound(interval):6.2f}x" for interval in intervals)
-            + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:8.3g}  "
+            + f"  {'x'.join(map(str, shape)):>13}{row.feature_bytes() / 1e6:10.3g}  "
             + what_runs(unet, layout, row.branch),
             flush=True,
         )
@@ -100,8 +100,20 @@ def branch(row: BranchMacs, adds: Sequence[str], intervals: Sequence[int]) -> di
     }
 
 
-def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the latents for `size` in pixels, "512" or "512x768". None: the config's sample_size."""
+def sizes(height: int, width: int, factor: int | None) -> str:
+    """Those of the U-Net's input and of the image, in words. factor: pixels to a latent, None if it is not known."""
+    if factor == 1:
+        return f"an image of {height}x{width} px"
+    pixels = factor or PIXELS
+    image = f"latents of {height}x{width}, for an image of {pixels * height}x{pixels * width} px"
+    return image if factor else f"{image} if the VAE's factor is {PIXELS}"
+
+
+def latent_size(size: str | None, config: dict[str, Any], factor: int) -> tuple[int, int]:
+    """(height, width) of the latents for `size` in pixels, "512" or "512x768". None: the config's sample_size.
+
+    factor: pixels to a latent.
+    """
     if size is None:
         sample = config.get("sample_size")
         if sample is None:
@@ -109,11 +121,11 @@ def latent_size(size: str | None, config: dict[str, Any]) -> tuple[int, int]:
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         return positive_int("sample_size", height), positive_int("sample_size", width)
     pixels = pixels_of(size)
-    if any(n < PIXELS or n % PIXELS for n in pixels):
+    if any(n < factor or n % factor for n in pixels):
         raise InvalidSetting(
-            f"--size must be multiples of {PIXELS} over 0, since a latent is {PIXELS}x{PIXELS} pixels; got {size!r}."
+            f"--size must be multiples of {factor} over 0, since a latent is {factor}x{factor} pixels; got {size!r}."
         )
-    return pixels[0] // PIXELS, pixels[1] // PIXELS
+    return pixels[0] // factor, pixels[1] // factor
 
 
 def what_runs(unet: Any, layout: Layout, branch: int) -> str:

@@ -1,15 +1,14 @@
-"""The pipeline, prompts, device and dtype that a command line asks for."""
+"""The prompts, device, dtype and guidance that a command line asks for."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InvalidSetting
-from ..images.pipelines import DEMO, default_device, default_guidance, dtype_named, load_demo, load_directory
+from ..images.pipelines import DEMO, default_device, default_guidance, dtype_named
 from ..images.prompts import Prompt, bundled_prompts, read_prompts
 
 
@@ -35,13 +34,6 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[str, torch.dtype]:
     """What `add_loading`'s arguments ask for. InvalidSetting if the device cannot be used."""
     device = usable_device(args.device)
     return device, dtype_named(args.dtype or ("float32" if device == "cpu" else "float16"))
-
-
-def load(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Any:
-    """The pipeline `args.pipeline`: the bundled demo, or a directory. Errors as in `load_directory`."""
-    if args.pipeline == DEMO:
-        return load_demo(device, dtype)
-    return load_directory(Path(args.pipeline), device, dtype, args.variant)
 
 
 def guidance_of(args: argparse.Namespace, pipe: Any) -> float:

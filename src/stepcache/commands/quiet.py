@@ -14,12 +14,12 @@ def quiet(*libraries: str) -> Iterator[None]:
     Both are reset afterwards. Import from those libraries inside the block, since they warn on import.
     """
     before = []
-    for library in libraries:
-        logging = import_module(f"{library}.utils.logging")
-        before.append((logging, logging.get_verbosity(), logging.is_progress_bar_enabled()))
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
     try:
+        for library in libraries:
+            logging = import_module(f"{library}.utils.logging")
+            before.append((logging, logging.get_verbosity(), logging.is_progress_bar_enabled()))
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
         yield
     finally:
         for logging, verbosity, bars in before:

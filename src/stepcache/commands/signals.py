@@ -19,7 +19,7 @@ WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"} 
 STATUS = 128
 """Exit status of signal 0: that of others is as much higher, as shells have it."""
 PATIENCE = 1.0
-"""Seconds that an import has to end, in the middle of a subcommand's work, before the process is ended without it."""
+"""Seconds that a signal waits for a running import before the process is ended anyway."""
 
 
 class Ending:

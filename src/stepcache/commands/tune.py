@@ -10,6 +10,7 @@ from ..errors import InvalidSetting
 from ..images.pipelines import dtype_named
 from .loading import usable_device
 from .quiet import quiet
+from .shapes import check_shapes, shapes_of, warm_up
 
 if TYPE_CHECKING:
     from ..forwards.join_shape import JoinShape
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print. InvalidSetting without a GPU, and for sizes that the pipeline cannot make."""
+    check_shapes(args)
     device = usable_device(args.device or "cuda")
     if not device.startswith("cuda"):
         raise InvalidSetting(f"--device {device}: the Triton kernels run on GPUs only, so there is nothing to measure.")
@@ -36,23 +38,16 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace, device: str, judge: Judge) -> None:
     """Run warm-ups at all sizes and batches asked for, in which `judge` measures the joins."""
-    import torch
-
-    from stepcache.bench.models import load
-
-    from ..api import warmup
+    from ..images.models import load
     from ..run.attach import attach
     from ..settings import Settings
 
-    model = load(args.pipeline, device, dtype_named(args.dtype))
+    model = load(args.pipeline, device, dtype_named(args.dtype), args.variant)
     # Eager: only joins are compiled here, each by itself.
     eager = {"compile": False, "cuda_graphs": False, "kernels": judge}
     guidance = args.guidance or "both"
     attach(model.pipe, Settings.check(2, args.branch, predict=args.predict, guidance=guidance, **eager))
-    with torch.inference_mode():
-        for height, width in args.size or [model.size()]:
-            for batch in args.batch:
-                warmup(model.pipe, height, width, batch, guidance=not args.no_guidance)
+    warm_up(model, shapes_of(args, model), guidance=not args.no_guidance)
 
 
 def table(shapes: Iterable[JoinShape], verdicts: Verdicts) -> str:

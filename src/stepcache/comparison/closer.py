@@ -45,7 +45,9 @@ def _sentence(name: str, fewer: str, cost: str, differences: Sequence[float]) ->
     count = len(differences)
     if count < FEWEST:
         few = f"{count} prompt{' is' if count == 1 else 's are'} too few" if count else "There is no prompt"
-        return f"{few} to tell whether {name} or {fewer}{cost} come closer to the original."
+        return (
+            f"{few} to tell whether {name} or {fewer}{cost} come closer to the original; at least {FEWEST} are needed."
+        )
     mean, low, high = bootstrap(np.array(differences)[:, None])
     if low <= 0 <= high:
         mean, low, high = (round(value, 1) + 0.0 for value in (mean, low, high))  # no "-0.0"

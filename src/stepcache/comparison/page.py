@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from ..files.replacing import write_bytes, write_text
+from ..errors import InvalidSetting
+from ..files.replacing import check_replaceable, write_bytes, write_text
 from .report import html_report
 from .results import Comparison
 
@@ -20,6 +22,21 @@ INSIDE = 20_000_000
 _OURS = re.compile(r"[0-9a-f]{16}\.webp")
 
 
+def check_pictures(path: Path) -> None:
+    """OSError or InvalidSetting if `write_page` could not put pictures beside `path`. Leaves everything as it is.
+
+    For the start of a run: only at its end it is known whether they fit inside.
+    """
+    folder = _folder(path)
+    if folder.is_dir():
+        check_replaceable(folder / "0.webp")  # whatever their names
+    elif os.path.lexists(folder):
+        raise InvalidSetting(
+            f"{folder} is no folder, and the pictures of {path} may need one of that name: move it away, or name "
+            "another page."
+        )
+
+
 def write_page(comparison: Comparison, path: Path) -> Path | None:
     """Write the page; returns the folder `NAME_files` beside it that its pictures are in, None if they are inside.
 
@@ -27,7 +44,7 @@ def write_page(comparison: Comparison, path: Path) -> Path | None:
     `path` is at any moment one of the two pages, with its pictures. OSError, with file and reason, if one cannot be
     written.
     """
-    folder = path.with_name(f"{path.stem}_files")
+    folder = _folder(path)
     names: dict[str, str] = {}
     if sum(len(uri) * 3 // 4 for uri in _pictures(comparison)) > INSIDE:
         folder.mkdir(exist_ok=True)
@@ -38,6 +55,10 @@ def write_page(comparison: Comparison, path: Path) -> Path | None:
         write_text(path, html_report(comparison))
     _clean(folder, set(names.values()))
     return folder if names else None
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_files")
 
 
 def _pictures(comparison: Comparison) -> Iterator[str]:

@@ -36,6 +36,7 @@ def html_report(comparison: Comparison, source: Callable[[str], str] | None = No
         comparison=comparison,
         closer=closer(comparison),
         fewer=[isinstance(setting, FewerSteps) for setting in comparison.settings],
+        predicts=not all(variant.holds for variant in comparison.variants),
         summaries=rows,
         has_lpips=any(row.lpips is not None for row in rows),
         has_clip=any(row.clip is not None for row in rows),

@@ -29,6 +29,11 @@ class Variant:
         return f"interval {self.interval}, {self.detail}"
 
     @property
+    def holds(self) -> bool:
+        """Whether partial steps take the feature of the last full step as it is."""
+        return self.predict in ("hold", 0, (0, 0))
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Those of `accelerate`."""
         return {"interval": self.interval, "branch": self.branch, "predict": self.predict}

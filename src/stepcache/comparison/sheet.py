@@ -6,11 +6,12 @@ from PIL import Image
 
 from ..images.fidelity import in_words
 from ..images.sheet import SheetRow, contact_sheet
+from ..values import amount
 from .results import Comparison, FewerSteps
 from .summary import Summary, summaries
 
 COLUMNS = 8  # prompts beside each other
-LEGEND = "Each bar is a U-Net call: dark ran all of it, light its shallow part. Figures are over all prompts."
+LEGEND = "Each bar is a U-Net call: dark ran all of it, light its shallow part."
 FEWER = "Fewer steps: the original pipeline, with the most steps that should cost no more than the rows above it."
 
 
@@ -18,7 +19,9 @@ def draw(comparison: Comparison) -> Image.Image:
     """At most COLUMNS prompts beside each other, and the next ones below."""
     results = comparison.results
     rows = summaries(comparison)
-    legend = f"{LEGEND} {FEWER}" if any(isinstance(row.setting, FewerSteps) for row in rows) else LEGEND
+    legend = f"{LEGEND} Figures are over {amount(len(results), 'prompt')}."
+    if any(isinstance(row.setting, FewerSteps) for row in rows):
+        legend += f" {FEWER}"
     parts = []
     for first in range(0, len(results), COLUMNS):
         some = results[first : first + COLUMNS]

@@ -36,8 +36,10 @@ def default_device() -> str:
 
 
 def load_demo(device: str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The bundled StableDiffusionPipeline without its own progress bar; device None: the GPU if
-    there is one. dtype None: float32."""
+    """The bundled StableDiffusionPipeline, without its own progress bar.
+
+    device: None is the GPU if there is one. dtype: None is float32.
+    """
     from diffusers import StableDiffusionPipeline
 
     with as_file(files("stepcache") / "assets" / "demo") as path:
@@ -45,6 +47,11 @@ def load_demo(device: str | None = None, dtype: torch.dtype | None = None) -> An
     pipe.set_progress_bar_config(disable=True)
     # The weights are stored in fp16, and the text encoder is loaded as it is stored.
     return pipe.to(device or default_device(), dtype or dtype_named("float32"))
+
+
+def load_pipeline(name: str, device: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The bundled demo if that is the name, else the pipeline of the directory, as in `load_directory`."""
+    return load_demo(device, dtype) if name == DEMO else load_directory(Path(name), device, dtype, variant)
 
 
 def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | None = None) -> Any:
@@ -59,7 +66,8 @@ def load_directory(path: Path, device: str, dtype: torch.dtype, variant: str | N
     if not index.is_file():
         raise InvalidSetting(
             f"{str(path)!r} is not a pipeline: there is no {index}. Give the directory of a downloaded pipeline, or "
-            "'demo' for the bundled one; nothing is downloaded."
+            "'demo' for the bundled one; bench, compile and tune also take sd15, sd21 and sdxl, with random weights; "
+            "nothing is downloaded."
         )
     try:
         parts = parsed(read_text(index))

@@ -1,4 +1,4 @@
-"""Prompt files (text with a prompt a line, or JSONL), and the two bundled sets."""
+"""Prompt files (text with a prompt a line, or JSONL), and the bundled sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = {"prompt": "text", "negative_prompt": "negative", "seed": "seed", "height
 
 
 def bundled_prompts(name: str) -> list[Prompt]:
-    """A bundled set: "general" (24 prompts) or "demo" (12 names that the demo pipeline knows)."""
+    """A bundled set: "general" (24 prompts), "demo_names" (all that the demo pipeline knows) or "demo" (12 of them)."""
     text = (files("stepcache") / "assets" / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return parse_prompts(text, f"{name}.txt")
 

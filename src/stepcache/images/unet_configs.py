@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InvalidSetting, StepCacheError, UnsupportedPipeline, UnsupportedUNet
 from ..files.reading import NotJson, parsed, path_of, read_text
+from .pipelines import DEMO
 
 # Bundled configs by name.
 BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
@@ -15,33 +16,78 @@ BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
 # Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
 PIXELS = 8
 
+# What pipelines call their VAE.
+_VAES = ("vae", "vqvae", "movq")
+
 
 def read_config(name: str) -> dict[str, Any]:
     """The config of a U-Net. name: of a bundled one, of a file, or of the directory of a pipeline or U-Net.
 
     StepCacheError, with path and reason, if there is none, or none that can be read.
     """
-    path = path_of(name, "The U-Net's config")
-    if name in BUNDLED:
-        text = (files("stepcache") / "assets" / "unets" / f"{name}.json").read_text(encoding="utf-8")
-    else:
-        if path.name == "model_index.json":
-            path = path.parent
-        if path.is_dir():
-            path = _config_in(path)
-        if not path.exists():
-            raise InvalidSetting(
-                f"{name!r} does not exist. Give the directory of a downloaded pipeline, a U-Net's config.json, or "
-                f"one of {', '.join(BUNDLED)}; nothing is downloaded."
-            )
-        text = read_text(path)
-    try:
-        config = parsed(text)
-    except NotJson as error:
-        raise StepCacheError(f"{path} is not JSON: {error}.") from error
+    path = _path(name)
+    config = _read(path)
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UnsupportedUNet(f"{path} is not the config of a diffusers model: it has no _class_name.")
     return config
+
+
+def pixels_per_latent(name: str) -> int | None:
+    """Along a side, by the VAE of the pipeline that the U-Net of `read_config` is from; 1 for a pipeline without one.
+
+    None if the U-Net's config is there alone.
+    """
+    if name in BUNDLED:
+        return PIXELS
+    path = _path(name).absolute()  # not resolved: in Hugging Face's cache, files are links to another folder
+    if path.parent.name != "unet":
+        return None
+    pipeline = path.parent.parent
+    for vae in _VAES:
+        if (pipeline / vae / "config.json").is_file():
+            return _factor(_read(pipeline / vae / "config.json"))
+    index = _read(pipeline / "model_index.json") if (pipeline / "model_index.json").is_file() else None
+    if not isinstance(index, dict) or any(_is_named(index.get(vae)) for vae in _VAES):
+        return None  # not downloaded
+    return 1
+
+
+def _factor(vae: Any) -> int | None:
+    """As diffusers' pipelines compute it: each of a VAE's blocks but one halves the size."""
+    channels = vae.get("block_out_channels") if isinstance(vae, dict) else None
+    return 2 ** (len(channels) - 1) if isinstance(channels, list) and channels else None
+
+
+def _is_named(part: object) -> bool:
+    """Whether a model_index.json has this part: a part that is left out is [null, null] there."""
+    return isinstance(part, list) and any(part)
+
+
+def _path(name: str) -> Path:
+    """The file that `name` means; StepCacheError if there is none."""
+    path = path_of(name, "The U-Net's config")
+    assets = Path(str(files("stepcache") / "assets"))
+    if name in BUNDLED:
+        return assets / "unets" / f"{name}.json"
+    if name == DEMO:
+        path = assets / "demo"
+    if path.name == "model_index.json":
+        path = path.parent
+    if path.is_dir():
+        path = _config_in(path)
+    if not path.exists():
+        raise InvalidSetting(
+            f"{name!r} does not exist. Give the directory of a downloaded pipeline, a U-Net's config.json, or one of "
+            f"{', '.join((DEMO, *BUNDLED))}; nothing is downloaded."
+        )
+    return path
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parsed(read_text(path))
+    except NotJson as error:
+        raise StepCacheError(f"{path} is not JSON: {error}.") from error
 
 
 def _config_in(directory: Path) -> Path:

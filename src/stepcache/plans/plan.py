@@ -107,9 +107,9 @@ class Plan:
     weights (predict.Fitted); with an empty table the line alone predicts. damping: the line's, from -1 to 1, for steps
     that the table lacks. apart: whether the mean of the guidance halves and their difference are predicted apart, by
     values 0 and 1 of the table; `damping` is then the mean's, and `difference` that of the difference. speedup: MACs of
-    the run that the figures compare with over the plan's, in the U-Net. figures: on held-out prompts, first this
-    plan's, then those of DeepCache's algorithm at the same or lower cost, then (if any) at the next higher cost.
-    made_with: versions, date, prompts, seeds, command.
+    the run that the figures compare with over the plan's, in the U-Net. figures: on held-out prompts, this plan's,
+    those of predict="auto" with as many full steps, evenly spaced, then those of DeepCache's algorithm at the same or
+    lower cost, and (if any) at the next higher cost. made_with: versions, date, prompts, seeds, command.
 
     Raises InvalidSetting, with the key and the value, for what no run could use: another type, a number that is not
     finite, a weight over 1,000 (weights.HEAVIEST), or one for a step outside of the mask or for full steps after it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, aclosing
+from inspect import getcoroutinelocals, iscoroutine
 from typing import Any
 
 # Makes the run in which the loop is to run. generator: the frame of the generator that it belongs to.
@@ -40,6 +41,17 @@ async def _advanced_async(generator: AsyncGenerator[Any, Any], run: Run) -> Asyn
                     raise  # `aclosing` closes it
                 except BaseException as error:
                     advance = generator.athrow(error)
+
+
+def dismiss(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Close a coroutine that was never awaited, with the pipeline's own one if `later` has wrapped it.
+
+    Closing the wrapper alone does not run its `await`, so Python would warn of the other one.
+    """
+    inner = getcoroutinelocals(coroutine).get("coroutine") if iscoroutine(coroutine) else None
+    if isinstance(inner, Coroutine):
+        inner.close()
+    coroutine.close()
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any], run: Run) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..values import amount, bytes_in_words
+
 
 @dataclass
 class RunRecord:
@@ -36,4 +38,5 @@ class RunRecord:
 
     def __str__(self) -> str:
         sizes = ", ".join("x".join(map(str, size)) for size in self.buckets)
-        return f"{self.kinds}: {self.steps} steps, sizes {sizes or 'none'}, {self.buffer_bytes} bytes of features held"
+        held = bytes_in_words(self.buffer_bytes)
+        return f"{self.kinds}: {amount(self.steps, 'step')}, sizes {sizes or 'none'}, {held} of features held"

@@ -106,8 +106,10 @@ class Session:
         self._counter.call(args[1] if len(args) > 1 else kwargs.get("timestep"))
         if self._counter.slot == 0:
             self._begin_step()
-        # A gradient through a partial step would miss the deep layers.
-        gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(inputs))
+        # A gradient through a partial step, of inputs or of weights, would miss the deep layers.
+        gradients = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (*tensors_of(inputs), *self.unet.parameters())
+        )
         self.gradients += gradients
         if self._keeps_maps or gradients or self._counting.counts:
             self.record.letters.append("S")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting
 from ..graphs.progress import listener
@@ -15,7 +16,11 @@ from ..values import positive_int, true_or_false
 from .attach import Attachment, warm_up_schedule
 from .bars import hidden_bars
 from .guiders import kept_guider
+from .later import dismiss
 from .record import RunRecord
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _IMAGES = ("image", "mask_image")
 
@@ -44,9 +49,13 @@ def warm_up(
     from ..progress import advance, progress
 
     shapes = f"{height}x{width}, batch {batch_size}"
-    with progress(f"warm-up at {shapes}", unit="stages", shown=bar) as stages:
+    with ExitStack() as shown:
+        stages: tqdm | None = None
 
         def tell(text: str) -> None:
+            nonlocal stages
+            if stages is None:  # nothing to show where nothing is compiled, captured or measured
+                stages = shown.enter_context(progress(f"warm-up at {shapes}", unit="stages", shown=bar))
             advance(stages, text)
 
         tokens = listener.set(tell), warm_up_schedule.set(Schedule.uniform(2)), tuning_wanted.set(tune)
@@ -57,7 +66,8 @@ def warm_up(
             listener.reset(tokens[0])
             warm_up_schedule.reset(tokens[1])
             tuning_wanted.reset(tokens[2])
-        stages.set_description_str(f"warm at {shapes}", refresh=False)  # the last line, which closing writes
+        if stages is not None:
+            stages.set_description_str(f"warm at {shapes}", refresh=False)  # the last line, which closing writes
     assert attachment.last is not None
     return attachment.last
 
@@ -69,7 +79,7 @@ def _finish(result: Any, name: str) -> None:
             pass
     elif isinstance(result, (Coroutine, AsyncGenerator)):
         if isinstance(result, Coroutine):
-            result.close()
+            dismiss(result)
         raise InvalidSetting(f"warmup() cannot await the call of a {name}: await two steps of that size yourself.")
 
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from ...bench.spec import LADDER, MODES, GridSpec
-from ...images.pipelines import DTYPES
 from ...images.schedulers import SCHEDULERS
-from ..arguments import add_json, add_predict, add_weights, integers, sizes
+from ..arguments import add_json, add_loading, add_predict, add_weights, integers, sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scheduler", choices=SCHEDULERS, default=default.scheduler, help="sampler (default %(default)s)"
     )
     add_predict(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="data type (default auto: float16 on a GPU, else float32)",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default auto: cuda if there is a GPU"
-    )
+    add_loading(parser)
     parser.add_argument(
         "--seed",
         type=int,

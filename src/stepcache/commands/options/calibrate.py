@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=budget,
         default=2.5,
-        help="how many times fewer multiply-accumulates the U-Net is to take than in the run of the most --steps, such "
-        "as 2.5x (default)",
+        help="speed-up to reach, in multiply-accumulates of the U-Net, over the run with the most --steps (default "
+        "2.5x)",
     )
     parser.add_argument("--trials", type=int, default=60, help="candidates to try (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images and of the search (default 0)")

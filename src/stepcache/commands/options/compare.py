@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="FILE",
         type=Path,
-        help="text: a prompt a line, and # begins a comment. Or, if the name ends in .jsonl, an object a line: "
-        '{"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first optional '
-        "(default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
+        help="text: a prompt a line; lines that begin with # are comments. Or, if the name ends in .jsonl, an object a "
+        'line: {"prompt": ..., "negative_prompt": ..., "seed": ..., "height": ..., "width": ...}, all but the first '
+        "optional (default: 24 bundled prompts; for the demo 12 of the emoji that it knows)",
     )
     add_reuse(parser, "; several with commas, or repeated (default 0)")
     add_predict(parser)
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(
         parser,
         "settings has the table's rows: name, kind, interval, branch, predict, steps, kinds, seconds, cost_full_calls, "
-        "speedup, psnr_db, identical, ssim, lpips, clip, and the range or worst of some; then what was run, and page, "
-        "pictures and sheet",
+        "speedup, psnr_db, identical, ssim, lpips, clip, and the range or worst of some; closer says for each setting "
+        "whether reuse or fewer steps come closer to the original; then model, summary, notes, missing (scores), "
+        "prompts (done), prompts_asked, steps, rig, facts, page, pictures and sheet",
     )
     parser.epilog = "Ctrl-C keeps the prompts done. Exit status 2 if no image could be compared with its original."

@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an emoji's name in lower case, such as 'tiger face' (the pipeline knows 354 of them and nothing else); "
         f"may be repeated (default: {', '.join(PROMPTS)})",
     )
+    parser.add_argument(
+        "--names", action="store_true", help="print the names that the pipeline knows, and nothing else"
+    )
     shown = "The picture shows the first, the table all"
     add_reuse(parser, f", 0 to 11; several with commas, or repeated. {shown} (default 0,1)")
     add_predict(parser, "auto")

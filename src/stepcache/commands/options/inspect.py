@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ...images.pipelines import DEMO
 from ...images.unet_configs import BUNDLED, PIXELS
 from ..arguments import add_json, integers
 
@@ -14,20 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "unet",
         metavar="UNET",
         help="a pipeline's directory, a U-Net's config.json, or one of the bundled ones: "
-        + ", ".join(BUNDLED)
+        + ", ".join((DEMO, *BUNDLED))
         + "; or a folder of packages, for which the other options mean nothing",
     )
     parser.add_argument(
         "--size",
         metavar="PIXELS",
-        help=f"image size, HEIGHTxWIDTH or one number: {PIXELS} times that of the latents, even if the pipeline's VAE "
-        f"differs (default: {PIXELS} times the config's sample_size)",
+        help="image size, HEIGHTxWIDTH or one number (default: that of the config's sample_size). A U-Net's "
+        f"config.json without its pipeline does not tell the VAE's factor: {PIXELS} pixels to a latent are assumed",
     )
     parser.add_argument(
         "--batch",
         type=int,
         default=1,
-        help="batch of the U-Net call (default 1); guidance doubles the number of images",
+        help="batch of the U-Net call: the number of images, doubled by guidance (default 1)",
     )
     parser.add_argument(
         "--interval",

@@ -1,4 +1,4 @@
-"""Loads what is measured: the bundled demo, a local pipeline, or the architecture of SD 1.5, SD 2.1 or SDXL.
+"""Models by name: the bundled demo, a local pipeline, or the architecture of SD 1.5, SD 2.1 or SDXL.
 
 The architectures have random weights: times are those of the real model, images mean nothing. They use the demo's
 tokenizer, whose ids are within every vocabulary. Nothing is downloaded.
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from stepcache.images.pipelines import load_demo, load_directory
-from stepcache.images.unet_configs import read_config
+from ..errors import InvalidSetting
+from .pipelines import DEMO, load_pipeline
+from .unet_configs import read_config
 
 EMOJI = ("tiger face", "cherry blossom", "hamburger", "red apple", "fox face", "grinning face")
 PROMPTS = (
@@ -61,7 +62,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline to measure. `weights`: "trained" or "random"."""
+    """A pipeline to measure or to compile. `weights`: "trained" or "random"."""
 
     name: str
     pipe: Any
@@ -69,10 +70,17 @@ class Model:
     prompts: tuple[str, ...]
 
     def size(self) -> tuple[int, int]:
-        """The U-Net's own (height, width) in pixels."""
-        sample, factor = self.pipe.unet.config.sample_size, self.pipe.vae_scale_factor
+        """The U-Net's own (height, width) in pixels. InvalidSetting if its config has none."""
+        sample, factor = self.pipe.unet.config.sample_size, self.pixels_per_latent
+        if sample is None:
+            raise InvalidSetting(f"The U-Net of {self.name} has no sample_size: give the size, --size 512 or 512x768.")
         height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
         return height * factor, width * factor
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Along a side; 1 where the U-Net works on the pixels themselves."""
+        return int(getattr(self.pipe, "vae_scale_factor", 1))
 
 
 def load(name: str, device: str, dtype: torch.dtype, variant: str | None = None) -> Model:
@@ -81,11 +89,11 @@ def load(name: str, device: str, dtype: torch.dtype, variant: str | None = None)
     variant: of a directory's weight files, as in `load_directory`. StepCacheError for a directory without a pipeline
     with a U-Net, or one that diffusers cannot load.
     """
-    if name == "demo":
-        return Model(name, load_demo(device, dtype), "trained", EMOJI)
     if name in ARCHITECTURES:
         return Model(name, _random_pipe(name, device, dtype), "random", PROMPTS)
-    pipe = load_directory(Path(name), device, dtype, variant)
+    pipe = load_pipeline(name, device, dtype, variant)
+    if name == DEMO:
+        return Model(name, pipe, "trained", EMOJI)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None  # images that it blackens say nothing about fidelity
     return Model(Path(name).resolve().name, pipe, "trained", PROMPTS)

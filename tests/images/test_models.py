@@ -1,12 +1,13 @@
-"""The published architectures without weights, the demo, and local directories."""
+"""The published architectures without weights, the demo, and local directories; and their sizes."""
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from support.small import UNETS, tiny_pipe
 
-from stepcache.bench import models
-from stepcache.errors import StepCacheError
+from stepcache.errors import InvalidSetting, StepCacheError
+from stepcache.images import models
 from stepcache.images.make import Request
 
 # Millions of parameters of the published weights.
@@ -63,3 +64,15 @@ def test_a_local_directory(tmp_path):
 def test_what_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(StepCacheError, match="nothing is downloaded"):
         models.load("runwayml/stable-diffusion-v1-5", "cpu", torch.float32)
+
+
+def test_a_model_without_a_size_of_its_own_asks_for_one():
+    pipe = tiny_pipe()
+    pipe.unet.register_to_config(sample_size=None)
+    with pytest.raises(InvalidSetting, match=r"U-Net of mine has no sample_size.* --size 512 or 512x768"):
+        models.Model("mine", pipe, "trained", ("fox face",)).size()
+
+
+def test_without_a_vae_the_size_is_that_of_the_unet():
+    model = models.Model("mine", DDPMPipeline(tiny_pipe(unet={"sample_size": 32}).unet, DDPMScheduler()), "trained", ())
+    assert model.size() == (32, 32)
