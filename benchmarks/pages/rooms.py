@@ -19,7 +19,7 @@ from stepcache.files.replacing import write_text
 
 SOURCE = ROOT / "src" / "stepcache"
 KERNELS = ROOT / "csrc_triton"
-LEFT_OUT = {"errors", "cli", "_version", "__init__"}
+LEFT_OUT = {"errors", "cli", "_version", "__init__", "__main__"}
 
 # Pixels.
 ROW, BOX, ROOM, LINE, MARGIN = 102, 66, 192, 14, 8

@@ -39,7 +39,7 @@ def test_all_sizes_and_batches_once(pipeline, compiler, tmp_path):
         for program in ("full", "partial")
         for shape in ("2x4x16x16", "2x4x16x8", "4x4x16x16", "4x4x16x8")
     )
-    assert "warm at 64x32, batch 2\n" in errors and "100% 8/8 packages" in errors
+    assert "stages" not in errors and "100% 8/8 packages" in errors  # a warm-up on a CPU has nothing to show
     assert "8 packages" in output and "partial graph 2x4x16x8" in output
     written = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     status, output, errors = run_command(*command)

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepcache import Schedule
-
+from ..reuse.schedule import Schedule
 from .entries import Entry
 
 TOLERANCE = {"float32": 0.05, "float16": 0.05, "bfloat16": 0.2}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.images.make import Request
+from ..images.make import Request
 
 
 @dataclass(frozen=True)

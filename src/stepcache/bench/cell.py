@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from stepcache import RunRecord, last_run
-from stepcache.images.make import Request
-
+from ..api import last_run
+from ..images.make import Request
+from ..run.record import RunRecord
 from .calls import Timed, UNetClock, timed
 from .entries import Entry
 from .variants import Variant

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from stepcache.forwards.macs import BranchMacs
-from stepcache.images import fidelity
-
+from ..forwards.macs import BranchMacs
+from ..images import fidelity
+from ..reuse.predict import as_option
 from .agreement import agreements
 from .entries import Entry
 from .repeats import Spread
 from .schema import BenchRow
-from .spec import Predict
 
 
 def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: Mapping[str, Any]) -> list[BenchRow]:
@@ -32,7 +31,7 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
         variant = entry.variant
         values: dict[str, Any] = {**dict.fromkeys(_MEASURED), "status": entry.status, "kinds": "", "repeats": 0}
         values |= {"interval": variant.interval, "branch": variant.branch, "mode": variant.mode}
-        values |= {"predict": _text(variant.predict), "fewer": entry.steps}
+        values |= {"predict": as_option(variant.predict), "fewer": entry.steps}
         if entry.measured:
             agreement = agreed[id(entry)]
             values |= {"repeats": len(entry.repeats), "kinds": entry.kinds}
@@ -44,11 +43,6 @@ def rows_of(entries: Sequence[Entry], counts: Mapping[int, BranchMacs], where: M
         return BenchRow(variant=variant.name, **where, **values)
 
     return [row(entry) for entry in entries if entry.status or entry.measured]
-
-
-def _text(predict: Predict) -> str:
-    """As `--predict` takes it: "auto", "0.5", "1,-0.25"."""
-    return ",".join(f"{number:g}" for number in predict) if isinstance(predict, tuple) else str(predict)
 
 
 _MEASURED = (

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcache import Schedule
-from stepcache.forwards.macs import BranchMacs
-
+from ..forwards.macs import BranchMacs
+from ..reuse.schedule import Schedule
 from .calls import Timed, UNetClock
 from .variants import Variant
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepcache.forwards.macs import BranchMacs
-from stepcache.pipes.solvers import most_steps, unet_calls
-from stepcache.reuse.schedule import Schedule
+from ..forwards.macs import BranchMacs
+from ..pipes.solvers import most_steps, unet_calls
+from ..reuse.schedule import Schedule
 
 
 def fewer_steps(scheduler: Any, steps: int, interval: int, macs: BranchMacs | None) -> int | None:

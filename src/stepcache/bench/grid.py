@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stepcache.errors import StepCacheError
-from stepcache.forwards import family_of
-from stepcache.forwards.macs import BranchMacs, branch_macs, meta_unet
-from stepcache.images.make import Request, check_text_to_image
-from stepcache.images.models import Model, load
-from stepcache.images.schedulers import swap_scheduler
-from stepcache.progress import progress
-
+from ..errors import StepCacheError
+from ..forwards import family_of
+from ..forwards.macs import BranchMacs, branch_macs, meta_unet
+from ..images.make import Request, check_text_to_image
+from ..images.models import Model, load
+from ..images.schedulers import swap_scheduler
+from ..progress import progress
 from .cell import RUNS, Cell
 from .cell_rows import rows_of
 from .fewer import fewer_steps

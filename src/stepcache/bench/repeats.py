@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from stepcache.progress import progress
+from ..progress import progress
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")

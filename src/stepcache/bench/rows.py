@@ -26,8 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from stepcache import __version__
-
+from .._version import __version__
 from ..errors import InvalidSetting
 from ..files.lines import Lines, OtherHeader
 from ..files.reading import read_text

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepcache.errors import InvalidSetting
-from stepcache.images.pipelines import DTYPES, default_device, dtype_named
-from stepcache.images.schedulers import SCHEDULERS
-from stepcache.reuse.schedule import Schedule
-from stepcache.values import positive_int
+from ..errors import InvalidSetting
+from ..images.pipelines import DTYPES, default_device, dtype_named
+from ..images.schedulers import SCHEDULERS
+from ..reuse.schedule import Schedule
+from ..values import positive_int
 
 if TYPE_CHECKING:
     import torch
 
-Predict = str | float | tuple[float, float]
+    from ..reuse.predict import Predict
+
 
 # Name of a variant in `GridSpec.variants` and on the command line -> name in the rows.
 LADDER = {
@@ -82,7 +83,7 @@ class GridSpec:
             positive_int("--batch", batch)
         for interval, _ in self.reuse:
             Schedule.uniform(interval)
-        from stepcache.settings import Settings
+        from ..settings import Settings
 
         Settings.check(3, 0, predict=self.predict)
         positive_int("--steps", self.steps)

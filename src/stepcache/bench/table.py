@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from stepcache.values import amount
-
+from ..values import amount
 from .schema import BenchRow
 
 # Heading -> text of a row's cell, empty if it was not measured.

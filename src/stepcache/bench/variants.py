@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepcache import accelerate
-
-from .spec import LADDER, Predict
+from ..api import accelerate
+from ..reuse.predict import Predict
+from .spec import LADDER
 
 _EACH_MODE = ("compile", "compile+fewer-steps", "stepcache-compiled")
 _ALONE = ("eager", "compile")  # whose work does not depend on interval and branch

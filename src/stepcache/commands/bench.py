@@ -17,7 +17,7 @@ from .document import decibels, print_document
 from .quiet import quiet
 
 if TYPE_CHECKING:
-    from stepcache.bench.schema import BenchRow
+    from ..bench.schema import BenchRow
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,10 +30,9 @@ def run(args: argparse.Namespace) -> int:
     check_guidance(args.guidance)
     check_seed(args.seed)
     with quiet("diffusers", "transformers"):
-        from stepcache.bench.grid import run_grid
-        from stepcache.bench.spec import GridSpec
-        from stepcache.bench.table import table
-
+        from ..bench.grid import run_grid
+        from ..bench.spec import GridSpec
+        from ..bench.table import table
         from .loading import usable_device
 
         spec = GridSpec(
@@ -75,7 +74,7 @@ def document(rows: Sequence[BenchRow], out: Path) -> dict[str, Any]:
 
     Names that lack their unit get it: psnr_db, height_px, width_px. `identical` stands for an infinite PSNR.
     """
-    from stepcache.bench.rows import Rig
+    from ..bench.rows import Rig
 
     units = {"height": "height_px", "width": "width_px"}
     return {

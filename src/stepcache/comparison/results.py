@@ -9,10 +9,9 @@ from typing import Any
 from PIL import Image
 
 from ..images.make import Request
+from ..reuse.predict import Predict, as_option
 from ..reuse.schedule import Schedule
 from .cost import Cost
-
-Predict = str | float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ class Variant:
         """The name without its interval."""
         if self.predict == "hold":
             return f"branch {self.branch}"
-        numbers = self.predict if isinstance(self.predict, tuple) else (self.predict,)
-        predict = ",".join(each if isinstance(each, str) else f"{each:g}" for each in numbers)
-        return f"branch {self.branch}, predict {predict}"
+        return f"branch {self.branch}, predict {as_option(self.predict)}"
 
     @property
     def schedule(self) -> Schedule:

@@ -15,6 +15,9 @@ from ..values import as_entries, as_number, as_word, is_a, is_one_of, shown
 
 Weights = tuple[float, ...]
 
+Predict = str | float | tuple[float, float]
+"""As `accelerate(predict=...)` takes it."""
+
 
 class Predictor(Protocol):
     """How a value at one step follows from its values at earlier full steps."""
@@ -153,6 +156,12 @@ def predictor_of(predict: object) -> Line | Apart:
         'predict must be "hold", "linear", "auto", a damping from -1 to 1 (0 holds, 1 is linear), or two of them, for '
         f"the mean of the guidance halves and for their difference, got {shown(predict)}{hint}."
     )
+
+
+def as_option(predict: Predict) -> str:
+    """As `--predict` takes it: "auto", "0.5", "1,-0.25"."""
+    numbers = predict if isinstance(predict, tuple) else (predict,)
+    return ",".join(each if isinstance(each, str) else f"{each:g}" for each in numbers)
 
 
 def _damping(value: object) -> float | None:
