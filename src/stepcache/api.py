@@ -15,7 +15,7 @@ from .run.attach import attach, detach, require, scheduled_steps
 from .run.current import generator_of_caller
 from .run.record import RunRecord
 from .run.session import Session
-from .settings import Settings
+from .settings import BRANCH, GUIDANCE, INTERVAL, PREDICT, Settings
 from .values import positive_int, true_or_false
 
 Pipe = TypeVar("Pipe")
@@ -23,12 +23,12 @@ Pipe = TypeVar("Pipe")
 
 def accelerate(
     pipe: Pipe,
-    interval: int | None = None,
-    branch: int | None = None,
+    interval: int = INTERVAL,
+    branch: int = BRANCH,
     *,
     schedule: Schedule | None = None,
-    predict: str | float | tuple[float, float] | None = None,
-    guidance: str | None = None,
+    predict: str | float | tuple[float, float] = PREDICT,
+    guidance: str = GUIDANCE,
     compile: bool | str | dict[str, Any] = "auto",
     cuda_graphs: bool | str | Callable[[], Any] = "auto",
     kernels: bool | str = "auto",
@@ -44,8 +44,6 @@ def accelerate(
 ) -> Pipe:
     """Make a U-Net diffusion pipeline reuse its deep features between steps, in place; returns the same pipe.
 
-    An argument that is None is not given, and has the default named here.
-
     Important arguments:
         interval: the whole U-Net runs at steps 0, interval, 2 * interval, ...; the steps between run only its shallow
             part. Default 3; 1 gives the original's images bit for bit (fp32; on CUDA with compile=False and
@@ -56,7 +54,7 @@ def accelerate(
             DeepCache's cache_branch_id.
 
     Further arguments:
-        schedule: a `Schedule`, instead of `interval`. Default Schedule.uniform(interval).
+        schedule: a `Schedule`, instead of `interval`.
         predict: the feature in partial steps: "hold" (default), that of the last full step, as in DeepCache; "linear",
             on the line through the last two full steps; a number from -1 to 1 damps that line (0 holds, 1 is linear). A
             pair (mean, difference) damps apart the mean of the two halves of guidance and their difference, conditional
@@ -235,7 +233,8 @@ def denoising(pipe: object, steps: int | None = None) -> Iterator[Session]:
 
         with torch.no_grad(), denoising(pipe):
             for t in pipe.scheduler.timesteps:
-                noise = pipe.unet(latents, t, encoder_hidden_states=text).sample
+                scaled = pipe.scheduler.scale_model_input(latents, t)
+                noise = pipe.unet(scaled, t, encoder_hidden_states=text).sample
                 latents = pipe.scheduler.step(noise, t, latents).prev_sample
 
     One block is one run; its first step is full, and so is the first step of each further pass over the timesteps. Each

@@ -23,6 +23,19 @@ from .values import as_word, auto_or_bool, is_a, is_one_of, positive_int, shown,
 logger = logging.getLogger("stepcache")
 
 
+class _Int(int):
+    """See `INTERVAL`."""
+
+
+class _Str(str):
+    """See `INTERVAL`."""
+
+
+INTERVAL, BRANCH, PREDICT, GUIDANCE = _Int(3), _Int(0), _Str("hold"), _Str("both")
+"""The defaults of what a preset or a plan decides. They are objects of their own, so a 3 that is given is not taken for
+one that is not, which a preset would silently replace."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The arguments of `accelerate`, checked as far as possible without a U-Net.
@@ -55,15 +68,15 @@ class Settings:
     @classmethod
     def check(
         cls,
-        interval: object = None,
-        branch: object = None,
+        interval: object = INTERVAL,
+        branch: object = BRANCH,
         schedule: object = None,
         compile: object = "auto",
         cuda_graphs: object = "auto",
         kernels: object = "auto",
         max_buckets: object = 4,
-        predict: object = None,
-        guidance: object = None,
+        predict: object = PREDICT,
+        guidance: object = GUIDANCE,
         vae: object = False,
         plan: object = None,
         adapt: object = False,
@@ -74,11 +87,14 @@ class Settings:
         compiled_only: object = False,
     ) -> Settings:
         """Settings from `accelerate`'s arguments. Raises InvalidSetting with the value if no pipeline could use it."""
-        given = {"interval": interval, "branch": branch, "schedule": schedule, "predict": predict, "guidance": guidance}
-        given = {name: value for name, value in given.items() if value is not None}
-        branch = given.get("branch", 0)
-        predict = given.get("predict", "hold")
-        guidance = given.get("guidance", "both")
+        decided = {
+            "interval": (interval, INTERVAL),
+            "branch": (branch, BRANCH),
+            "schedule": (schedule, None),
+            "predict": (predict, PREDICT),
+            "guidance": (guidance, GUIDANCE),
+        }
+        given = {name: value for name, (value, default) in decided.items() if value is not default}
         chosen = _schedule(interval, schedule)
         buckets = positive_int("max_buckets", max_buckets, hint="Each bucket is one image size.")
         if not is_one_of(guidance, ("both", "reuse")):
@@ -153,13 +169,13 @@ def unusable(reason: object, only: bool) -> None:
 
 def _schedule(interval: Any, schedule: Any) -> Schedule:
     if schedule is None:
-        return Schedule.uniform(3 if interval is None else interval)
+        return Schedule.uniform(interval)
     if not is_a(schedule, Schedule):
         raise InvalidSetting(
             f"schedule must be a stepcache.Schedule, got {shown(schedule)}. "
             "Build one with Schedule.uniform, Schedule.nonuniform or Schedule.explicit."
         )
-    if interval is not None:
+    if interval is not INTERVAL:
         raise InvalidSetting(
             f"schedule= and interval={shown(interval)}: both say which steps are full. Give one or the other."
         )

@@ -25,7 +25,7 @@ def test_every_argument_of_accelerate_is_an_item_and_in_the_signature():
     names = list(inspect.signature(stepcache.accelerate).parameters)
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("- ")] == names[1:]
     assert '    kernels: bool | str = "auto",\n' in text and "    *,\n    schedule" in text
-    assert "Further arguments:\n\n- `schedule`: a `Schedule`, instead of `interval`. " in text
+    assert "Further arguments:\n\n- `schedule`: a `Schedule`, instead of `interval`.\n" in text
 
 
 def test_every_field_of_a_record_is_an_item():

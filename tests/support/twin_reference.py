@@ -48,11 +48,11 @@ class Wanted:
             schedule = Schedule.explicit(self.mask, **ends)
         else:
             schedule = Schedule.uniform(self.interval, **ends) if any(ends.values()) else None
+        steps = {"interval": self.interval} if schedule is None else {"schedule": schedule}
         accelerate(
             pipe,
-            self.interval if schedule is None else None,
-            self.branch,
-            schedule=schedule,
+            **steps,
+            branch=self.branch,
             predict=self.damping,
             guidance="reuse" if self.reuse else "both",
             max_buckets=self.limit,
