@@ -28,7 +28,6 @@ ELSEWHERE = {
     "plans/test_plans_reading.py": "plans/weights",
     "run/test_current.py": "run/later",
     "run/test_decoder.py": "graphs/decoder",
-    "run/test_decoder_in_pipes.py": "pipes/vae",
     "run/test_session.py": "run/record run/steps",
     "run/test_warmup.py": "graphs/progress",
     "test_cli.py": (

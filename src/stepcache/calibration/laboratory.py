@@ -15,6 +15,7 @@ from ..images.fidelity import mean_of
 from ..images.make import Request
 from ..pipes.batches import guided, shows_halves
 from ..pipes.solvers import is_first_order, unet_calls
+from ..pipes.vae import pixels_per_latent
 from ..plans.plan import Figures
 from ..reuse.auto import Auto, Loop
 from ..reuse.predict import HOLD, Apart, Line
@@ -77,7 +78,7 @@ def expected_spaces(
 
     steps: their numbers, most first. size: (height, width) in pixels; None: the U-Net's own.
     """
-    sample, factor = pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", 8)
+    sample, factor = pipe.unet.config.sample_size, pixels_per_latent(pipe)
     iterations = [unet_calls(pipe.scheduler, count) for count in steps]
     # In a loop that is not known, a step may call the U-Net more than once.
     if not shows_halves(pipe) or None in iterations or (size is None and sample is None):

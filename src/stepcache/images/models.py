@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidSetting
+from ..pipes.vae import pixels_per_latent
 from .pipelines import DEMO, load_pipeline
 from .unet_configs import read_config
 
@@ -80,7 +81,7 @@ class Model:
     @property
     def pixels_per_latent(self) -> int:
         """Along a side; 1 where the U-Net works on the pixels themselves."""
-        return int(getattr(self.pipe, "vae_scale_factor", 1))
+        return pixels_per_latent(self.pipe)
 
 
 def load(name: str, device: str, dtype: torch.dtype, variant: str | None = None) -> Model:

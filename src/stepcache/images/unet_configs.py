@@ -16,9 +16,6 @@ BUNDLED = ("sd15", "sd21", "sdxl", "sdxl-refiner")
 # Pixels to a latent, each way, as in Stable Diffusion's VAEs. A U-Net's config does not say.
 PIXELS = 8
 
-# What pipelines call their VAE.
-_VAES = ("vae", "vqvae", "movq")
-
 
 def read_config(name: str) -> dict[str, Any]:
     """The config of a U-Net. name: of a bundled one, of a file, or of the directory of a pipeline or U-Net.
@@ -42,20 +39,17 @@ def pixels_per_latent(name: str) -> int | None:
     path = _path(name).absolute()  # not resolved: in Hugging Face's cache, files are links to another folder
     if path.parent.name != "unet":
         return None
+    from ..pipes.vae import NAMES, factor_of  # imports torch
+
     pipeline = path.parent.parent
-    for vae in _VAES:
+    for vae in NAMES:
         if (pipeline / vae / "config.json").is_file():
-            return _factor(_read(pipeline / vae / "config.json"))
+            config = _read(pipeline / vae / "config.json")
+            return factor_of(config) if isinstance(config, dict) else None
     index = _read(pipeline / "model_index.json") if (pipeline / "model_index.json").is_file() else None
-    if not isinstance(index, dict) or any(_is_named(index.get(vae)) for vae in _VAES):
+    if not isinstance(index, dict) or any(_is_named(index.get(vae)) for vae in NAMES):
         return None  # not downloaded
     return 1
-
-
-def _factor(vae: Any) -> int | None:
-    """As diffusers' pipelines compute it: each of a VAE's blocks but one halves the size."""
-    channels = vae.get("block_out_channels") if isinstance(vae, dict) else None
-    return 2 ** (len(channels) - 1) if isinstance(channels, list) and channels else None
 
 
 def _is_named(part: object) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from ..errors import AlreadyCached, UnsupportedVAE
@@ -9,6 +12,9 @@ from ..values import is_a
 
 # The attributes that hold a pipeline's VAE (Kandinsky: movq).
 NAMES = ("vae", "movq", "vqvae")
+
+USUAL = 8
+"""Pixels per latent of Stable Diffusion's VAEs."""
 
 # Decoders that are pure functions of tensors, with the VAEs that have them.
 DECODERS = {
@@ -47,6 +53,25 @@ def vae_of(pipe: object) -> tuple[nn.Module, nn.Module]:
             f"{', '.join(DECODERS.values())}. Use vae=False to accelerate only the U-Net."
         )
     return vae, decoder
+
+
+def pixels_per_latent(pipe: object) -> int:
+    """Along a side of an image that the pipeline makes; 1 without a VAE, where the U-Net works on the pixels."""
+    own = getattr(pipe, "vae_scale_factor", None)
+    if own is not None:
+        return int(own)
+    # Kandinsky's have no vae_scale_factor.
+    vae = next((vae for name in NAMES if (vae := getattr(pipe, name, None)) is not None), None)
+    return 1 if vae is None else factor_of(vae.config) or USUAL
+
+
+def factor_of(config: Mapping[str, Any]) -> int | None:
+    """Pixels per latent of a VAE's config, as diffusers computes them: each block but one halves the size.
+
+    None if the config does not tell.
+    """
+    channels = config.get("block_out_channels")
+    return 2 ** (len(channels) - 1) if isinstance(channels, (list, tuple)) and channels else None
 
 
 def _named(value: object) -> str:

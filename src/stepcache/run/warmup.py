@@ -11,6 +11,7 @@ from ..errors import InvalidSetting
 from ..graphs.progress import listener
 from ..graphs.tuning import tuning_wanted
 from ..pipes.modular import inputs_of, is_modular
+from ..pipes.vae import pixels_per_latent
 from ..reuse.schedule import Schedule
 from ..values import positive_int, true_or_false
 from .attach import Attachment, warm_up_schedule
@@ -87,7 +88,7 @@ def _arguments(
     pipe: Any, height: int, width: int, batch_size: int, guidance: bool, decode: bool, call: dict
 ) -> dict[str, Any]:
     """Arguments of a two-step call of that size, with blank images for arguments that take images."""
-    factor = getattr(pipe, "vae_scale_factor", 8)
+    factor = pixels_per_latent(pipe)
     height, width = (positive_int(*each, at_most=MOST) for each in (("height", height), ("width", width)))
     for name, size in (("height", height), ("width", width)):
         if size % factor:
