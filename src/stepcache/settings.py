@@ -32,8 +32,8 @@ class _Str(str):
 
 
 INTERVAL, BRANCH, PREDICT, GUIDANCE = _Int(3), _Int(0), _Str("hold"), _Str("both")
-"""The defaults of what a preset or a plan decides. They are objects of their own, so a 3 that is given is not taken for
-one that is not, which a preset would silently replace."""
+"""The defaults of what a preset or a plan decides. They are objects of their own, to be told from equal values that are
+given: accelerate(preset="fast", interval=3) is refused, and does not silently run another interval."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_names_that_the_pipeline_does_not_know_are_said(monkeypatch, tmp_path):
     with contextlib.redirect_stderr(said), pytest.raises(ZeroDivisionError):
         cli.main(["demo", *prompts, "--out", str(tmp_path / "x.png")])
     (line,) = (line for line in said.getvalue().splitlines() if line.startswith("stepcache: "))
-    assert "does not know 'foo', 'a car', so" in line and "`stepcache demo --names` prints the 354 names" in line
+    assert "does not know 'foo', 'a car': " in line and "`stepcache demo --names` prints the 354 that" in line
 
 
 def test_the_names_fit_the_pipeline(capsys):

@@ -64,17 +64,17 @@ def run_grid(
     not before its first. A KeyboardInterrupt is passed on once the finished repeats are in the file. rows: a list that
     each cell's are added to, for callers that go on from an interrupt.
 
-    On a CPU, for the rest of the process, glibc keeps its heap (heap.py) and denormals, which random weights drift
-    into, are flushed to zero. After each cell, everything that torch has compiled in this process is dropped. Raises
-    StepCacheError before measuring for a file with other columns, a branch that the U-Net does not have, or a
-    directory without a text-to-image pipeline.
+    For the rest of the process: on a CPU, glibc keeps its heap (heap.py) and denormals, which random weights drift
+    into, are flushed to zero; a GPU that the spec names by its number becomes the current one. After each cell,
+    everything that torch has compiled in this process is dropped. Raises StepCacheError before measuring for a file
+    with other columns, a branch that the U-Net does not have, or a directory without a text-to-image pipeline.
     """
     check_out(out, BenchRow)
     if spec.where == "cpu":
         keep_heap()
         torch.set_flush_denormal(True)
     elif spec.device is not None and ":" in spec.device:
-        torch.cuda.set_device(spec.device)  # for the rest of the process: memory and events are the current device's
+        torch.cuda.set_device(spec.device)  # memory and events are the current device's
     model = load(spec.model, spec.where, spec.precision, spec.variant)
     check_text_to_image(model.pipe, NEEDED, "bench")
     swap_scheduler(model.pipe, spec.scheduler, spec.steps)

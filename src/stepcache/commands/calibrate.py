@@ -16,6 +16,7 @@ from typing import Any
 from ..bench.command import command_line
 from ..calibration import calibrate
 from ..calibration.images import NEEDED
+from ..calibration.journal import Journal
 from ..errors import InvalidSetting
 from ..images.fidelity import in_words
 from ..images.make import check_text_to_image
@@ -78,7 +79,7 @@ def _calibrated(*args: Any, journal: Path, **options: Any) -> list[Plan]:
     try:
         return calibrate(*args, journal=journal, **options)
     except KeyboardInterrupt:
-        if not journal.is_file() or journal.read_bytes().count(b"\n") < 2:  # the first line is not a measurement
+        if not Journal.has_any(journal):
             raise
         raise KeyboardInterrupt(f"run the same command to go on from {journal}") from None
 

@@ -114,15 +114,14 @@ def known_names() -> list[str]:
 
 
 def warn_of_unknown(prompts: Sequence[str]) -> None:
-    """The images of other prompts are of nothing, and the figures beside them look as good as any."""
+    """Images of other prompts show nothing, and the figures beside them look as good as any."""
     known = set(known_names())
-    unknown = [
-        prompt for prompt in prompts if " ".join(prompt.lower().split()) not in known
-    ]  # as the tokenizer sees it
+    # As the tokenizer sees them.
+    unknown = [prompt for prompt in prompts if " ".join(prompt.lower().split()) not in known]
     if unknown:
         logger.warning(
-            "The demo pipeline does not know %s, so its image shows nothing. `stepcache demo --names` prints the %d "
-            "names that it knows.",
+            "The demo pipeline does not know %s: images of unknown names show nothing. `stepcache demo --names` prints "
+            "the %d that it knows.",
             ", ".join(map(repr, unknown)),
             len(known),
         )

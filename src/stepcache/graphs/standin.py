@@ -24,7 +24,6 @@ It sees the operations of eager and aot_eager graphs, and a package's run as one
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -32,13 +31,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, UntypedStorage, nn
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from ..forwards.nested import tensors_of
 from ..packages.loaded import watcher
 from .hosttensor import HostTensor
+from .standin_memory import Outside, Place, StandInError
 
 SYNCING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
 # Tensors made from Python numbers; a CUDA graph holds these in its kernels.
@@ -49,10 +48,6 @@ GEMMS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "ma
 
 # Whether resetting a graph frees the workspaces of all streams (torch 2.13) or of none (2.11).
 RESET_CLEARS = True
-
-
-class StandInError(RuntimeError):
-    """Something that a CUDA graph would refuse, or silently get wrong."""
 
 
 class StandInPool:
@@ -122,65 +117,6 @@ class _Process:
 _process = _Process()
 
 
-class _Outside:
-    """Memory outside the pool, by its address. It holds no storage."""
-
-    def __init__(self, storage: UntypedStorage) -> None:
-        self._weak, self._address = StorageWeakRef(storage), storage.data_ptr()
-
-    def storage(self) -> UntypedStorage | None:
-        """What is there now: the storage of the capture or, if it was freed, a weight's. None if neither."""
-        storage = _alive(self._weak)
-        if storage is None:
-            storage = _weight_at(self._address)
-            if storage is not None:
-                self._weak = StorageWeakRef(storage)
-        return storage
-
-
-def _alive(weak: StorageWeakRef | None) -> UntypedStorage | None:
-    return None if weak is None else UntypedStorage._new_with_weak_ptr(weak.cdata)
-
-
-_weights: dict[int, StorageWeakRef] = {}  # by address, as of the last search
-
-
-def _weight_at(address: int) -> UntypedStorage | None:
-    """The storage at that address of a parameter, of any model. Moving one away and back often puts it there again."""
-    storage = _alive(_weights.get(address))
-    if storage is None:
-        _weights.clear()
-        for value in gc.get_objects():  # a third of a second, so all are noted
-            if issubclass(type(value), nn.Parameter) and value.device.type == "cpu":
-                _weights[value.untyped_storage().data_ptr()] = StorageWeakRef(value.untyped_storage())
-        storage = _alive(_weights.get(address))
-    return storage
-
-
-class _Place:
-    """A tensor as a kernel sees it: memory (the graph's n-th allocation, or outside memory) and layout."""
-
-    __slots__ = ("dtype", "memory", "offset", "shape", "strides")
-
-    def __init__(self, tensor: Tensor, memory: int | _Outside | UntypedStorage) -> None:
-        self.memory, self.dtype, self.offset = memory, tensor.dtype, tensor.storage_offset()
-        self.shape, self.strides = tensor.shape, tensor.stride()
-
-    def tensor(self, allocated: dict[int, UntypedStorage]) -> Tensor:
-        """The tensor in that memory now. Raises StandInError if the memory was freed."""
-        storage: Any = self.memory
-        if isinstance(storage, int):
-            storage = allocated[storage]
-        elif isinstance(storage, _Outside):
-            storage = storage.storage()
-            if storage is None:
-                raise StandInError(
-                    f"A tensor {tuple(self.shape)} that the captured graph reads or writes was freed: a CUDA graph "
-                    "would use that memory anyway, with its current contents."
-                )
-        return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.shape, self.strides)
-
-
 class _Operation(NamedTuple):
     """One operation; allocates: pairs of a result's index and the number of the graph's allocation that it is."""
 
@@ -211,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._pool = pool
         self.operations: list[_Operation] = []
-        self.written: dict[int, _Place] = {}  # tensors outside the pool, by storage
+        self.written: dict[int, Place] = {}  # tensors outside the pool, by storage
         self.workspaces: set[_Workspace] = set()
         self.invalid = ""
         # By storage. Holding the storages keeps their keys from being reused during the capture.
@@ -261,11 +197,11 @@ class _Recorder(TorchDispatchMode):
             self.operations.append(_Operation(func, args_as_places, kwargs_as_places, allocates))
         return result
 
-    def _place(self, tensor: Tensor) -> _Place:
+    def _place(self, tensor: Tensor) -> Place:
         key = _key(tensor)
         if key in self._own:
-            return _Place(tensor, self._own[key][0])
-        return _Place(tensor, self._constant.get(key) or _Outside(tensor.untyped_storage()))
+            return Place(tensor, self._own[key][0])
+        return Place(tensor, self._constant.get(key) or Outside(tensor.untyped_storage()))
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> bool:
         arguments = func._schema.arguments
@@ -338,7 +274,7 @@ class StandInGraph:
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
             self._poison()
             for function, args, kwargs, allocates in self._operations:
-                args, kwargs = _mapped(_Place, lambda place: place.tensor(allocated), (args, kwargs))
+                args, kwargs = _mapped(Place, lambda place: place.tensor(allocated), (args, kwargs))
                 results = tensors_of(function(*args, **kwargs))
                 for i, n in allocates:
                     allocated[n] = results[i].untyped_storage()
