@@ -57,3 +57,9 @@ def test_every_module_has_tests(module):
 def test_the_table_is_true():
     assert len(COVERED) == len(set(COVERED)) and set(COVERED) <= set(MODULES)
     assert all((TESTS / file).is_file() for file in ELSEWHERE)
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by name alone: of two, it runs the first and reports an error for the other."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
