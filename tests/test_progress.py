@@ -104,6 +104,14 @@ def test_elsewhere_the_last_line_is_whole_at_an_error_too(error, capsys):
     assert lines(capsys)[-1] == " 25% 1/4 runs [] working"
 
 
+def test_elsewhere_each_tenth_has_a_line_however_fast_they_pass(capsys):
+    with progress("begins", 1000, "images") as bar:
+        for _ in range(1000):
+            bar.update()
+    lines = untimed(capsys.readouterr().err).splitlines()
+    assert [line.split()[1] for line in lines] == [f"{done}/1000" for done in range(0, 1001, 100)]
+
+
 def test_without_a_total_each_description_is_a_line(capsys):
     with progress("warm-up", unit="stages") as bar:
         for what in ("compiling", "compiling", "capturing"):

@@ -42,7 +42,10 @@ def progress(
 
     if suited.display is not tqdm.display:
         return suited(**options)  # a notebook's widget
-    kind, form = (tqdm, BAR) if _draws(sys.stderr) else (LogLines, LINE)
+    drawn = _draws(sys.stderr)
+    if not drawn:
+        options["mininterval"] = 0  # else which tenths get a line depends on the machine's speed
+    kind, form = (tqdm, BAR) if drawn else (LogLines, LINE)
     return kind(**options, bar_format=NO_TOTAL if total is None else form)
 
 
